@@ -1,0 +1,87 @@
+"""Reduced bases of a lattice that depend on the lattice only.
+
+Selling reduction gives short vectors; from these all bases with the smallest rounded lengths, then angle class, then
+rounded angles are kept. A symmetric lattice has several such bases, all of them are returned.
+"""
+
+import itertools
+
+import numpy as np
+
+from .canonical_grid import quantise
+
+
+__all__ = ["lengths_and_angles", "reduced_bases"]
+
+_COMBINATIONS = np.array([v for v in itertools.product((-1, 0, 1), repeat=3) if v > (0, 0, 0)])
+_SIGNED = np.concatenate([_COMBINATIONS, -_COMBINATIONS])
+_PAIRS = tuple(itertools.combinations(range(4), 2))
+
+
+def lengths_and_angles(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths a b c (Å) and angles α β γ (degrees) of metric tensors of shape (..., 3, 3)."""
+    lengths = np.sqrt(np.diagonal(metric, axis1=-2, axis2=-1))
+    products = np.stack([metric[..., 1, 2], metric[..., 0, 2], metric[..., 0, 1]], axis=-1)
+    neighbours = lengths[..., [1, 0, 0]] * lengths[..., [2, 2, 1]]
+    return lengths, np.degrees(np.arccos(np.clip(products / neighbours, -1.0, 1.0)))
+
+
+def reduced_bases(cell: np.ndarray, length_step: float, angle_step: float) -> tuple[np.ndarray, np.ndarray]:
+    """All right-handed reduced bases of the lattice that look the same after rounding.
+
+    Args:
+        cell: Basis vectors as rows, Å, right-handed.
+        length_step: Rounding of lengths, Å.
+        angle_step: Rounding of angles, degrees.
+
+    Returns:
+        Integers of shape (bases, 3, 3), new basis = integers @ `cell`; and the six rounded parameters that all of
+        them share, in steps.
+    """
+    superbase = _selling_superbase(cell)
+    vectors = superbase @ cell
+    order = np.argsort((vectors * vectors).sum(axis=1), kind="stable")[:3]
+    short = _SIGNED @ superbase[order]
+    triples = _shortest_triples(short, short @ cell, length_step)
+    bases = short[triples]
+    bases = bases[np.rint(np.linalg.det(bases)) == 1]
+    realised = bases @ cell
+    lengths, angles = lengths_and_angles(realised @ realised.transpose(0, 2, 1))
+    rounded = quantise(angles, angle_step)
+    right = quantise(90.0, angle_step)
+    angle_class = np.where((rounded <= right).all(axis=1), 0, np.where((rounded >= right).all(axis=1), 1, 2))
+    keys = np.column_stack([angle_class, rounded])
+    best = min(map(tuple, keys.tolist()))
+    tied = (keys == np.array(best)).all(axis=1)
+    parameters = np.concatenate([quantise(lengths[tied][0], length_step), rounded[tied][0]])
+    return bases[tied], parameters
+
+
+def _selling_superbase(cell: np.ndarray) -> np.ndarray:
+    """Four integer rows that sum to 0 and whose vectors, in the basis `cell`, meet at 90° or more (Selling 1874)."""
+    rows = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]])
+    for _ in range(1000):
+        vectors = rows @ cell
+        products = (vectors @ vectors.T).tolist()
+        value, i, j = max((products[i][j], i, j) for i, j in _PAIRS)
+        if value <= 1e-9 * max(products[n][n] for n in range(4)):
+            break
+        # v_i → −v_i and the two others + v_i: the sum stays 0 and the total squared length shrinks by 4 v_i·v_j.
+        for k in range(4):
+            if k not in (i, j):
+                rows[k] += rows[i]
+        rows[i] = -rows[i]
+    return rows
+
+
+def _shortest_triples(short: np.ndarray, vectors: np.ndarray, length_step: float) -> np.ndarray:
+    """Index triples whose rounded lengths are the successive minima of the lattice."""
+    lengths = np.sqrt((vectors * vectors).sum(axis=1))
+    order = np.argsort(lengths, kind="stable").tolist()
+    first = order[0]
+    second = next(i for i in order if np.cross(short[first], short[i]).any())
+    normal = np.cross(short[first], short[second])
+    third = next(i for i in order if short[i] @ normal)
+    rounded = quantise(lengths, length_step)
+    slots = [np.flatnonzero(rounded == rounded[i]) for i in (first, second, third)]
+    return np.stack(np.meshgrid(*slots, indexing="ij"), axis=-1).reshape(-1, 3)
