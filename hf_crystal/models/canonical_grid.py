@@ -40,7 +40,7 @@ _FREE_PARAMETERS = {
 }
 PRESETS = {
     "fine": {"fraction_steps": 10_000, "length_step": 0.001, "angle_step": 0.01},
-    "default": {"fraction_steps": 2_000, "length_step": 0.002, "angle_step": 0.02},
+    "default": {"fraction_steps": 2_000, "length_step": 0.005, "angle_step": 0.05},
     "mid": {"fraction_steps": 1_000, "length_step": 0.005, "angle_step": 0.05},
 }
 
@@ -60,8 +60,8 @@ class CanonicalSettings:
 
     symprec: float = 0.01
     fraction_steps: int = 2_000
-    length_step: float = 0.002
-    angle_step: float = 0.02
+    length_step: float = 0.005
+    angle_step: float = 0.05
     max_strain: float = 1e-3
     max_atoms: int = 512
 
