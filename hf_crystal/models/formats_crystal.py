@@ -61,6 +61,7 @@ _CELL_PARAMETER_KEYS = tuple(f"_cell_length_{axis}" for axis in "abc") + tuple(
     f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma")
 )
 _CIF_MARKS = re.compile(r"^\s*(data_|_cell_length_a|loop_\s*$|_atom_site_)", re.IGNORECASE | re.MULTILINE)
+_EXTRA_COLUMNS = ("_atom_type_oxidation_number", "_atom_site_attached_hydrogens")
 _UNSET = {"", ".", "?"}
 _WATER_SYMBOLS = {"Ow", "Hw"}  # oxygen and hydrogen of water in older CIFs; pymatgen knows them
 
@@ -344,11 +345,23 @@ def _check_cif_sites(block: Any) -> None:
             raise CrystalInputError(f"CIF _atom_site_occupancy of site {label} is unknown ('?'); it must be 1")
 
 
+def _check_cif_hydrogens(block: Any) -> None:
+    """Refuse hydrogens that are counted beside another atom but have no site of their own."""
+    attached = [_cif_number(value) or 0.0 for value in _column(block, "_atom_site_attached_hydrogens")]
+    symbols = _column(block, "_atom_site_type_symbol") or _column(block, "_atom_site_label")
+    if sum(attached) > 0 and not any(re.match(r"[HDT](?![a-z])", symbol) for symbol in symbols):
+        raise CrystalInputError(
+            f"CIF counts {sum(attached):g} attached hydrogens (_atom_site_attached_hydrogens) without positions; "
+            "every atom needs a site"
+        )
+
+
 def _check_cif_block(block: Any) -> None:
     """Reasons that pymatgen would not give."""
     _check_cif_sites(block)
     _check_cif_cell(block)
     _check_cif_symbols(block)
+    _check_cif_hydrogens(block)
 
 
 def _named_group(block: Any) -> list[str]:
@@ -391,6 +404,15 @@ def parse_cif(text: str) -> CrystalRecord:
     return record_from_pymatgen(structure)
 
 
+def _drop_unknown_extras(block: Any) -> bool:
+    """Take optional columns with unknown values ('?') out of a block: they stop pymatgen, and no model reads them."""
+    unknown = {key for key in _EXTRA_COLUMNS if any(_cif_number(value) is None for value in _column(block, key))}
+    for key in unknown:
+        del block.data[key]
+        block.loops = [[name for name in loop if name != key] for loop in block.loops]
+    return bool(unknown)
+
+
 def _one_line(message: str, limit: int = 200) -> str:
     message = " ".join(message.split())
     return message if len(message) <= limit else message[: limit - 1] + "…"
@@ -425,7 +447,7 @@ def _parse_cif_with_pymatgen(text: str) -> Any:
     if len(with_sites) > 1:
         logger.warning(f"CIF holds {len(with_sites)} structures; the first one ({first.header}) is read.")
     # of several blocks only the chosen one goes on: the rest may be broken in ways that do not concern it
-    chosen = text if len(blocks) == 1 else str(first)
+    chosen = str(first) if _drop_unknown_extras(first) or len(blocks) > 1 else text
     parser = CifParser.from_str(chosen, occupancy_tolerance=1.0, check_cif=False)
     _check_expansion(first, parser)
     structures = parser.parse_structures(primitive=False, on_error="raise")
