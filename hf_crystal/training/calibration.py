@@ -19,16 +19,8 @@ def calibrate_model(model: Any, rows: list[Any], collator: Callable[[list[Any]],
     """
     if model.is_calibrated:
         return
-    parameter = next(model.parameters())
-    batch = {name: value for name, value in collator(rows).items() if name != "labels"}
-    batch = {name: _to_model(value, parameter) for name, value in batch.items()}
-    model.calibrate(**batch)
+    device = next(model.parameters()).device
+    model.calibrate({name: value.to(device) for name, value in collator(rows).items()})
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for tensor in model.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
-
-
-def _to_model(value: Any, parameter: torch.Tensor) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)

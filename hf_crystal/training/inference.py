@@ -23,15 +23,11 @@ def predict_rows(model: Any, rows: Any, collator: Any, *, batch_size: int = 64) 
         Predictions and labels, each (rows, targets), physical units, float64; unknown labels are NaN.
     """
     model.eval()
-    parameter = next(model.parameters())
+    device = next(model.parameters()).device
     predictions, labels = [], []
     for start in range(0, len(rows), batch_size):
         batch = collator([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
-        inputs = {
-            name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
-            for name, value in batch.items()
-            if name != "labels"
-        }
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         predictions.append(model(**inputs).logits.double().cpu().numpy())
         labels.append(batch["labels"].double().cpu().numpy())
     return np.concatenate(predictions), np.concatenate(labels)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
 from hf_crystal.training.arguments import CrystalTrainingArguments
@@ -154,6 +155,8 @@ def train_property(
     checkpoints = output_dir / CHECKPOINT_FOLDER
     if not resume and any(checkpoints.glob("checkpoint-*")):
         raise FileExistsError(f"{checkpoints} has checkpoints of another run: resume it or choose another folder")
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # one bar per saved checkpoint would fill a log file
     task = prepare_property_task(recipe)
     trainer = CrystalTrainer(
         model=task.model,

@@ -136,7 +136,12 @@ class CrystalTrainer(Trainer):
         if args.max_atoms_per_batch is not None:
             from hf_crystal.data import AtomBudgetBatchSampler
 
-            return AtomBudgetBatchSampler(self.train_dataset["num_atoms"], args.max_atoms_per_batch, seed=seed)
+            return AtomBudgetBatchSampler(
+                self.train_dataset["num_atoms"],
+                args.max_atoms_per_batch,
+                seed=seed,
+                multiple_of=args.world_size * args.gradient_accumulation_steps,
+            )
         global_batch = self.get_total_train_batch_size(args)
         order = EpochShuffleSampler(
             len(self.train_dataset), seed, multiple_of=global_batch if args.drop_last_train_rows else 1
@@ -145,16 +150,11 @@ class CrystalTrainer(Trainer):
 
     def calibrate(self) -> None:
         """Set the data-dependent scale from the first global batch of epoch 0, if that was not done before."""
+        if self.train_batch_sampler is None:
+            self.train_batch_sampler = self._make_batch_sampler()
         num_batches = self.args.world_size * self.args.gradient_accumulation_steps
         rows = first_rows(self.train_batch_sampler, num_batches)
         calibrate_model(self.model, [self.train_dataset[row] for row in rows], self.data_collator)
-
-    def _prepare_input(self, data: Any) -> Any:
-        # float32 geometry from the collator meets float64 models; integer tensors keep their type
-        data = super()._prepare_input(data)
-        if isinstance(data, torch.Tensor) and data.is_floating_point() and self.model.dtype == torch.float64:
-            return data.double()
-        return data
 
     # -- loss ---------------------------------------------------------------------------------------------------
 
