@@ -263,10 +263,20 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         if numbers.dtype.kind not in "iu" or not np.array_equal(lengths, 3 * counts) or not counts.all():
             return None
         frac = frac.reshape(-1, 3)
-        return (counts, numbers, frac, cells) if self._rows_pass(counts, numbers, frac, cells) else None
+        return (counts, numbers, frac, cells) if self.accepts_rows(counts, numbers, frac, cells) else None
 
-    def _rows_pass(self, counts: np.ndarray, numbers: np.ndarray, frac: np.ndarray, cells: np.ndarray) -> bool:
-        """All checks of `check_record` on a batch of records; False means: look closer."""
+    def accepts_rows(self, counts: np.ndarray, numbers: np.ndarray, frac: np.ndarray, cells: np.ndarray) -> bool:
+        """All checks of one batch of flat records at once.
+
+        Args:
+            counts (`np.ndarray` of shape `(B,)`): atoms of each crystal, none 0.
+            numbers (`np.ndarray` of shape `(T,)`): atomic numbers of all atoms, crystal after crystal.
+            frac (`np.ndarray` of shape `(T, 3)`): their fractional coordinates.
+            cells (`np.ndarray` of shape `(B, 3, 3)`): lattice vectors in rows, Å.
+
+        Returns:
+            `bool`: True if every crystal is good; False means that some may not be: `read` each to find out.
+        """
         if self.max_atoms is not None and counts.max() > self.max_atoms:
             return False
         if not (np.isfinite(frac).all() and np.isfinite(cells).all()):
