@@ -1,0 +1,127 @@
+"""Registration with the Auto classes and the pipelines of transformers.
+
+To add a model: one line in each table that concerns it. Every registration runs right after transformers has
+imported the module that holds the Auto class, so nothing heavy happens on `import hf_crystal`.
+"""
+
+import functools
+import importlib
+from typing import Any
+
+from ._import_hooks import when_imported
+
+# configuration file and class; its model type is an attribute of the class
+CONFIGS = (
+    ("configuration_crystalformer", "CrystalformerConfig"),
+    ("configuration_crystalframer", "CrystalFramerConfig"),
+)
+# Auto class of transformers, configuration class, our file, our class
+CLASSES = (
+    ("AutoModel", "CrystalformerConfig", "modeling_crystalformer", "CrystalformerModel"),
+    ("AutoModel", "CrystalFramerConfig", "modeling_crystalframer", "CrystalFramerModel"),
+    # the property heads under a name that transformers knows, for remote code
+    (
+        "AutoModelForSequenceClassification",
+        "CrystalformerConfig",
+        "modeling_crystalformer",
+        "CrystalformerForPropertyPrediction",
+    ),
+    (
+        "AutoModelForSequenceClassification",
+        "CrystalFramerConfig",
+        "modeling_crystalframer",
+        "CrystalFramerForPropertyPrediction",
+    ),
+    ("AutoFeatureExtractor", "CrystalformerConfig", "feature_extraction_crystal", "CrystalFeatureExtractor"),
+    ("AutoFeatureExtractor", "CrystalFramerConfig", "feature_extraction_crystal", "CrystalFeatureExtractor"),
+)
+# task, our file, our class, our Auto class, embedded checkpoint for `model=None`
+PIPELINES = (
+    (
+        "crystal-property-prediction",
+        "pipeline_crystal_property",
+        "CrystalPropertyPipeline",
+        "AutoModelForCrystalPropertyPrediction",
+        "crystalformer-mp20",
+    ),
+)
+
+# module of transformers that defines an Auto class, where it is not modeling_auto
+_AUTO_MODULES = {"AutoFeatureExtractor": "feature_extraction_auto", "AutoTokenizer": "tokenization_auto"}
+
+
+class _PackagePipelineWins:
+    """`custom_pipelines` of a repository, hidden while this package is installed.
+
+    An exported repository names its own pipeline file in `config.json`, and `pipeline()` then demands
+    `trust_remote_code=True`. Where the package is imported its own classes are used for configuration and model
+    without that flag (transformers' rule), and this does the same for the pipeline.
+    """
+
+    def __get__(self, instance: object, owner: type | None = None) -> dict[str, Any]:
+        return {}
+
+    def __set__(self, instance: object, value: object) -> None:
+        pass
+
+
+def _module(folder: str, file: str) -> str:
+    return f"{__package__}.{folder}.{file}"
+
+
+def _load(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+def config_module(name: str) -> str:
+    """Full name of the module that defines a configuration class."""
+    return _module("models", next(file for file, config_name in CONFIGS if config_name == name))
+
+
+def model_types() -> list[str]:
+    """The `model_type` of every model of this package."""
+    return [_load(_module("models", file), name).model_type for file, name in CONFIGS]
+
+
+def _register_config(name: str) -> None:
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    config_class = _load(config_module(name), name)
+    config_class.custom_pipelines = _PackagePipelineWins()
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+
+
+def _register_class(auto_module: str, auto_name: str, config_name: str, file: str, name: str) -> None:
+    config_class = _load(config_module(config_name), config_name)
+    _load(auto_module, auto_name).register(config_class, _load(_module("models", file), name), exist_ok=True)
+
+
+def _register_pipeline(task: str, file: str, name: str, auto_name: str, checkpoint: str) -> None:
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .checkpoints import checkpoint_folder
+
+    PIPELINE_REGISTRY.register_pipeline(
+        task,
+        pipeline_class=_load(_module("pipelines", file), name),
+        pt_model=_load(f"{__package__}.auto_model", auto_name),
+        default={"model": (str(checkpoint_folder(checkpoint)), "main")},
+    )
+
+
+def register_auto_classes() -> None:
+    """Register every class of this package with transformers: at once where that is loaded, else when it is."""
+    auto = "transformers.models.auto"
+    for file, name in CONFIGS:
+        register = functools.partial(_register_config, name)
+        when_imported(f"{auto}.configuration_auto", [_module("models", file)], register)
+    for auto_name, config_name, file, name in CLASSES:
+        auto_module = f"{auto}.{_AUTO_MODULES.get(auto_name, 'modeling_auto')}"
+        needed = [config_module(config_name), _module("models", file)]
+        when_imported(
+            auto_module, needed, functools.partial(_register_class, auto_module, auto_name, config_name, file, name)
+        )
+    for task, file, name, auto_name, checkpoint in PIPELINES:
+        needed = [_module("pipelines", file), f"{__package__}.auto_model"]
+        register = functools.partial(_register_pipeline, task, file, name, auto_name, checkpoint)
+        when_imported("transformers.pipelines", needed, register)

@@ -1,0 +1,24 @@
+"""The package's own Auto class: any crystal model with a property head."""
+
+from collections import OrderedDict
+from typing import Any
+
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from .models.configuration_crystalformer import CrystalformerConfig
+from .models.configuration_crystalframer import CrystalFramerConfig
+from .models.modeling_crystalformer import CrystalformerForPropertyPrediction
+from .models.modeling_crystalframer import CrystalFramerForPropertyPrediction
+
+MODEL_FOR_CRYSTAL_PROPERTY_PREDICTION_MAPPING = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForCrystalPropertyPrediction(_BaseAutoModelClass):
+    """Loads whichever crystal model with a property head a folder or repository holds."""
+
+    _model_mapping: Any = MODEL_FOR_CRYSTAL_PROPERTY_PREDICTION_MAPPING
+
+
+AutoModelForCrystalPropertyPrediction.register(CrystalformerConfig, CrystalformerForPropertyPrediction, exist_ok=True)
+AutoModelForCrystalPropertyPrediction.register(CrystalFramerConfig, CrystalFramerForPropertyPrediction, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Command line `hf-crystal`; every module imports what is heavy inside its functions, so that `--help` is quick."""

@@ -1,0 +1,78 @@
+"""Entry point of `hf-crystal`: commands, and one line per error."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from . import convert, evaluate, export, info, predict, train
+
+app = typer.Typer(
+    name="hf-crystal",
+    help="Crystal-structure models for Hugging Face transformers.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    # a command line wraps text itself; typer's default width would be that of the terminal
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
+app.command("convert", epilog=convert.EXAMPLE)(convert.convert)
+app.command("export", epilog=export.EXAMPLE)(export.export)
+app.command("info", epilog=info.EXAMPLE)(info.info)
+train_app = typer.Typer(help="Train a model from a recipe.", rich_markup_mode=None)
+train_app.command("property", epilog=train.EXAMPLE)(train.train_property)
+app.add_typer(train_app, name="train")
+evaluate_app = typer.Typer(help="Measure a model.", rich_markup_mode=None)
+evaluate_app.command("property", epilog=evaluate.EXAMPLE)(evaluate.evaluate_property)
+app.add_typer(evaluate_app, name="evaluate")
+
+
+@train_app.callback()
+@evaluate_app.callback()
+def _group() -> None:
+    """Keeps the name of the sub-command where a group has only one."""
+
+
+# ClickException: typer carries its own copy of click from 0.2x on and names this class only through its children
+_CommandLineError: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+
+def _fail(message: str, code: int) -> int:
+    """Print the first line of a message on stderr; the rest of a library's message is advice for programmers."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    print(f"hf-crystal: error: {lines[0] if lines else 'unknown error'}", file=sys.stderr)
+    return code
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: words after `hf-crystal`; by default those of the process.
+
+    Returns:
+        Exit code: 0 done, 1 the input was bad, 2 the command line was bad, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        return int(app(args=words, prog_name="hf-crystal", standalone_mode=False) or 0)
+    except _CommandLineError as error:
+        return _fail(error.format_message(), error.exit_code)
+    except typer.Abort:
+        return 130
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("HF_CRYSTAL_TRACEBACK") == "1":
+            raise
+        return _fail(str(error), 1)
+
+
+def main() -> None:
+    """Console script."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

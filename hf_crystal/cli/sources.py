@@ -1,0 +1,110 @@
+"""Where crystals come from on the command line: files, globs, folders, standard input, parquet tables."""
+
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+_SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json", ".parquet")
+_PREFIXES = ("poscar", "contcar")
+_NAME_COLUMNS = ("material_id", "jid", "id", "name")
+_CRYSTAL_COLUMNS = (("lattice", "frac_coords", "atomic_numbers"), ("cif",), ("structure",), ("atoms",))
+
+
+def _is_crystal_file(path: Path) -> bool:
+    name = path.name.lower().removesuffix(".gz")
+    return path.is_file() and (name.endswith(_SUFFIXES) or name.startswith(_PREFIXES))
+
+
+def find_sources(patterns: Sequence[str]) -> list[str]:
+    """Files that the words of a command line name.
+
+    Args:
+        patterns: files, globs, folders (searched at every depth), `-` for standard input.
+
+    Returns:
+        File names in the order given, sorted within a glob or folder; `-` as it is.
+
+    Raises:
+        ValueError: a word names nothing, or `-` comes twice.
+    """
+    sources: list[str] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if pattern == "-":
+            if "-" in sources:
+                raise ValueError("standard input (-) can be read once")
+            sources.append("-")
+        elif path.is_dir():
+            found = sorted(str(file) for file in path.rglob("*") if _is_crystal_file(file))
+            if not found:
+                raise ValueError(f"no crystal files in folder {pattern}; looked for {', '.join(_SUFFIXES)}")
+            sources += found
+        elif path.exists():
+            sources.append(pattern)
+        else:
+            found = sorted(file for file in glob.glob(pattern, recursive=True) if Path(file).is_file())
+            if not found:
+                raise ValueError(f"no such file: {pattern}")
+            sources += found
+    return sources
+
+
+def _open_parquet(file: str) -> Any:
+    """A parquet file with columns that hold crystals; `ValueError` otherwise."""
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        table = ParquetFile(file)
+    except ArrowInvalid as error:
+        raise ValueError(f"{file} is not a parquet file: {error}") from error
+    names = set(table.schema_arrow.names)
+    if not any(names.issuperset(columns) for columns in _CRYSTAL_COLUMNS):
+        raise ValueError(
+            f"{file} has columns {sorted(names)[:12]}; needed are lattice, frac_coords and atomic_numbers, "
+            "or one of cif, structure, atoms"
+        )
+    return table
+
+
+def _parquet_rows(file: str) -> Iterator[tuple[str, Any]]:
+    table = _open_parquet(file)
+    names = set(table.schema_arrow.names)
+    columns = next(columns for columns in _CRYSTAL_COLUMNS if names.issuperset(columns))
+    label = next((name for name in _NAME_COLUMNS if name in names), None)
+    wanted = [*columns, *([label] if label else [])]
+    number = 0
+    for batch in table.iter_batches(batch_size=1024, columns=wanted):
+        for row in batch.to_pylist():
+            name = row.pop(label) if label else f"{Path(file).name}:{number}"
+            yield str(name), row if len(columns) > 1 else row[columns[0]]
+            number += 1
+
+
+def count_crystals(sources: Sequence[str]) -> int:
+    """How many crystals the sources hold.
+
+    Raises:
+        ValueError: a parquet file cannot be read or has no crystals; so this is called before a model is loaded.
+    """
+    return sum(_open_parquet(file).metadata.num_rows if file.endswith(".parquet") else 1 for file in sources)
+
+
+def read_crystals(sources: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Name and crystal, one after the other; a table is read in pieces.
+
+    Args:
+        sources: what `find_sources` returned.
+
+    Yields:
+        The name for the output, and something that `CrystalFeatureExtractor` reads.
+    """
+    for source in sources:
+        if source == "-":
+            yield "-", sys.stdin.read()
+        elif source.endswith(".parquet"):
+            yield from _parquet_rows(source)
+        else:
+            yield source, Path(source)

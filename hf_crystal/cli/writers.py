@@ -1,0 +1,143 @@
+"""Results as a table, CSV, JSON or parquet, to standard output or a file."""
+
+import contextlib
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, TextIO
+
+Format = Literal["table", "csv", "json", "parquet"]
+
+
+class Writer(Protocol):
+    """Takes rows, then is finished."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Take one row."""
+
+    def finish(self) -> None:
+        """Write what is left."""
+
+
+class _Table:
+    """Aligned columns; keeps all rows until the end to know the widths."""
+
+    def __init__(self, stream: TextIO, columns: Sequence[str]):
+        self.stream = stream
+        self.columns = list(columns)
+        self.rows: list[list[str]] = []
+
+    def write(self, row: dict[str, Any]) -> None:
+        cells = (row.get(column) for column in self.columns)
+        self.rows.append(
+            [f"{cell:.4f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells]
+        )
+
+    def finish(self) -> None:
+        # a column that nothing fills (no errors, no units) is left out
+        used = [index for index in range(len(self.columns)) if any(row[index] for row in self.rows)]
+        lines = [[self.columns[index] for index in used], *([row[index] for index in used] for row in self.rows)]
+        widths = [max(len(line[place]) for line in lines) for place in range(len(used))]
+        lines.insert(1, ["-" * width for width in widths])
+        for line in lines:
+            text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            self.stream.write(text.rstrip() + "\n")
+
+
+class _Csv:
+    def __init__(self, stream: TextIO, columns: Sequence[str]):
+        self.writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
+        self.writer.writeheader()
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.writer.writerow(row)
+
+    def finish(self) -> None:
+        pass
+
+
+class _Json:
+    """One JSON array, written row by row."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.separator = "[\n"
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.stream.write(self.separator + json.dumps(row, ensure_ascii=False))
+        self.separator = ",\n"
+
+    def finish(self) -> None:
+        self.stream.write("[]\n" if self.separator == "[\n" else "\n]\n")
+
+
+class _Parquet:
+    """A parquet file in row groups of 10,000."""
+
+    def __init__(self, path: Path, columns: Sequence[str], types: dict[str, str]):
+        import pyarrow
+        import pyarrow.parquet
+
+        self.schema = pyarrow.schema([(name, pyarrow.type_for_alias(types.get(name, "string"))) for name in columns])
+        self.table = pyarrow.Table
+        self.writer = pyarrow.parquet.ParquetWriter(path, self.schema, compression="zstd")
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if len(self.rows) == 10_000:
+            self._flush()
+
+    def _flush(self) -> None:
+        self.writer.write_table(self.table.from_pylist(self.rows, schema=self.schema))
+        self.rows.clear()
+
+    def finish(self) -> None:
+        self._flush()
+        self.writer.close()
+
+
+@contextlib.contextmanager
+def open_writer(output: Format, path: Path | None, columns: Sequence[str], types: dict[str, str]) -> Iterator[Writer]:
+    """A writer for rows with `columns`; a file appears under its name only when all rows are in it.
+
+    Args:
+        output: the format.
+        path: file, None for standard output.
+        columns: names and order of the fields.
+        types: Arrow type names of the columns that are not text, for parquet.
+
+    Raises:
+        ValueError: parquet without a file, or the folder of the file does not exist.
+    """
+    if path is None:
+        if output == "parquet":
+            raise ValueError("--output parquet needs --output-file")
+        writer = _text_writer(output, sys.stdout, columns)
+        yield writer
+        writer.finish()
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"folder of --output-file does not exist: {path.parent}")
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with contextlib.ExitStack() as stack:
+            if output == "parquet":
+                writer = _Parquet(partial, columns, types)
+            else:
+                stream = stack.enter_context(partial.open("w", encoding="utf-8", newline=""))
+                writer = _text_writer(output, stream, columns)
+            yield writer
+            writer.finish()
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _text_writer(output: Format, stream: TextIO, columns: Sequence[str]) -> Writer:
+    if output == "csv":
+        return _Csv(stream, columns)
+    return _Json(stream) if output == "json" else _Table(stream, columns)

@@ -1,0 +1,69 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""Materials Project 2018.6.1 (the MEGNet set, 69,239 crystals) with the 60000/5000/4239 split of the papers."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .benchmarks import BenchmarkSpec, load_benchmark
+from .downloads import Download
+from .sources import iter_json
+from .tables import CrystalDatasetDict
+
+__all__ = ["MEGNET", "load_materials_project"]
+
+# URL: jarvis-tools, jarvis/db/figshare.py, entry "megnet"; the splits are defined on this file's order
+_SOURCE = Download(
+    url="https://ndownloader.figshare.com/files/26724977",
+    file_name="megnet.json.zip",
+    sha256=None,
+    citation="C. Chen et al., Chem. Mater. 31, 3564 (2019); Materials Project, CC BY 4.0",
+)
+# sizes, and first and last ids of the splits: omron-sinicx/crystalframer, data/check_datasets.py
+MEGNET = BenchmarkSpec(
+    name="megnet-2018.6.1",
+    source=_SOURCE,
+    labels={"e_form": "e_form", "bandgap": "gap pbe"},
+    sizes=(60000, 5000, 4239),
+    boundary_ids=(("mp-569112", "mvc-6917"), ("mp-558851", "mp-542332"), ("mp-554286", "mp-17481")),
+    id_keys=("id", "material_id"),
+    explicit_sizes=True,
+)
+# keys of the same labels in MEGNet's own mp.2018.6.1.json
+_MEGNET_KEYS = {"e_form": "formation_energy_per_atom", "bandgap": "band_gap"}
+
+
+def load_materials_project(
+    property_name: str | None = None,
+    *,
+    path: str | os.PathLike | None = None,
+    spec: BenchmarkSpec | None = None,
+    **options: Any,
+) -> CrystalDatasetDict:
+    """Materials Project 2018.6.1 with the official split.
+
+    Args:
+        property_name: `e_form` (eV/atom) or `bandgap` (eV); both come together.
+        path: local copy of `megnet.json` of JARVIS (or its zip), or of MEGNet's `mp.2018.6.1.json`; the former is
+            downloaded from figshare otherwise. The official split is defined on the order of the JARVIS file; with
+            MEGNet's file the check of the ids decides whether the order is the same.
+        spec: another definition of the benchmark in place of the known one.
+        **options: `sha256`, `official`, `split_file`, `cache_dir`: see `hf_crystal.data.benchmarks.load_benchmark`.
+
+    Returns:
+        `CrystalDatasetDict` with train, validation and test.
+
+    Raises:
+        ValueError: unknown property.
+        BenchmarkError: the file is not the official release, and `official` was not set to False.
+    """
+    chosen = spec or MEGNET
+    if property_name is not None and property_name not in chosen.labels:
+        raise ValueError(f"property_name is {property_name!r}; this benchmark has {', '.join(chosen.labels)}")
+    if path is not None and os.path.isfile(path):
+        first = next(iter_json(Path(path), None), {})
+        if _MEGNET_KEYS["e_form"] in first:
+            keys = {name: _MEGNET_KEYS.get(name, key) for name, key in chosen.labels.items()}
+            chosen = replace(chosen, labels=keys, id_keys=("material_id", "id"))
+    return load_benchmark(chosen, path=path, **options)

@@ -1,0 +1,60 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""Plain Arrow columns of one crystal: readable by any parquet reader without this package."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hf_crystal.models.structures_crystal import structure_to_record
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+__all__ = ["CRYSTAL_COLUMNS", "crystal_features", "has_crystal_columns", "record_row"]
+
+# lattice: 9 floats, vectors in rows, Å; frac_coords: 3n floats; atomic_numbers: n; num_atoms: n, for group_by_length
+CRYSTAL_COLUMNS = ("lattice", "frac_coords", "atomic_numbers", "num_atoms")
+
+
+def crystal_features(labels: Mapping[str, str] | Iterable[str] = ()) -> "Features":
+    """Arrow schema of a table of crystals.
+
+    Args:
+        labels: further columns: names (float64), or a mapping from name to Arrow type name ("string", "float64").
+
+    Returns:
+        `datasets.Features` with `lattice` (9 floats), `frac_coords` (3n floats), `atomic_numbers` (n),
+        `num_atoms` and the further columns.
+    """
+    from datasets import Features, List, Value
+
+    types = dict(labels) if isinstance(labels, Mapping) else dict.fromkeys(labels, "float64")
+    return Features(
+        {
+            "lattice": List(Value("float64"), length=9),
+            "frac_coords": List(Value("float64")),
+            "atomic_numbers": List(Value("int16")),
+            "num_atoms": Value("int32"),
+            **{name: Value(type_name) for name, type_name in types.items()},
+        }
+    )
+
+
+def has_crystal_columns(columns: Iterable[str]) -> bool:
+    """Whether a table already holds crystals as plain columns (`num_atoms` can be added)."""
+    return {"lattice", "frac_coords", "atomic_numbers"} <= set(columns)
+
+
+def record_row(structure: Any, **values: Any) -> dict[str, Any]:
+    """One row of a table of crystals.
+
+    Args:
+        structure: any form that `CrystalFeatureExtractor` accepts.
+        **values: further columns, such as an id and labels.
+
+    Returns:
+        dict of plain Python values, ready for Arrow.
+
+    Raises:
+        CrystalInputError: the crystal cannot be read or used.
+    """
+    return {**structure_to_record(structure), **values}

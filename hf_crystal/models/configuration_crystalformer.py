@@ -1,0 +1,133 @@
+"""Configuration of Crystalformer."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+__all__ = ["CrystalformerConfig"]
+
+
+@strict
+class CrystalformerConfig(PreTrainedConfig):
+    r"""Configuration of [`CrystalformerModel`] (Taniai et al., ICLR 2024, arXiv 2403.11686).
+
+    The defaults are the published four-block model, with images chosen by distance.
+
+    Args:
+        num_elements (`int`): elements 1..num_elements have an embedding (the released models: 98).
+        hidden_size (`int`): width D of an atom's state.
+        num_hidden_layers (`int`): number of attention blocks L.
+        num_attention_heads (`int`): heads H.
+        intermediate_size (`int`): width of the feed-forward layers.
+        domain (`str`): where images are summed. `"real"`; `"reciprocal"`; `"multihead"`: the first half of the heads
+            real, the others reciprocal; `"real-reci"` or `"reci-real"`: blocks alternate.
+        num_radial_basis (`int`): K of the value encoding psi; 0 gives the paper's "simplified" model.
+        radial_cutoff (`float`): r_max, centre of the last radial function, Å.
+        radial_width_scale (`float`): width of a radial function in units of their spacing.
+        real_scale (`float`): r0, Gaussian width at rho = 1 in real space, Å.
+        reciprocal_scale (`float`): the same in reciprocal space, Å.
+        real_lower_bound (`float`): b, lower bound of rho; sigma < r0 / sqrt b.
+        reciprocal_lower_bound (`float`): the same in reciprocal space; there sigma > r0 sqrt b.
+        width_slope (`float`): a, slope of rho at 0.
+        image_selection (`str`): `"radius"`: images within `cutoff_sigmas` times the largest possible sigma,
+            independent of how the unit cell was chosen; `"cells"`: boxes of unit cells as in the papers' code.
+        cutoff_sigmas (`float`): radius rule: cut-off in units of r0 / sqrt b (reciprocal space: of its inverse).
+        cell_range (`int`): cells rule: smallest |n_k| of the box; in reciprocal space the fixed range of m.
+        adaptive_cutoff_sigmas (`float`, *optional*): cells rule: the box covers this many sigma_i; none: fixed box.
+        attention_kernel (`str`): `"fast"` or the plain `"reference"`; equal results.
+        match_release (`bool`): reproduce the released code where it departs from the paper (parity tests, converted
+            checkpoints).
+        pooling (`str`): how atoms are pooled; `"mean"`.
+        head_hidden_size (`int`): hidden width of the property head.
+        target_names (`list[str]`): predicted properties, one output each.
+        target_units (`list[str]`): their units.
+        loss_function (`str`): `"l1"`, `"mse"` or `"smooth_l1"`, on scaled targets.
+    """
+
+    model_type = "crystalformer"
+    keys_to_ignore_at_inference = ["hidden_states", "attentions", "pooler_output"]
+
+    num_elements: int = 118
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 8
+    intermediate_size: int = 512
+    domain: Literal["real", "reciprocal", "multihead", "real-reci", "reci-real"] = "real"
+    num_radial_basis: int = 64
+    radial_cutoff: float | int = 14.0
+    radial_width_scale: float | int = 1.0
+    real_scale: float | int = 1.4
+    reciprocal_scale: float | int = 2.2
+    real_lower_bound: float | int = 0.5
+    reciprocal_lower_bound: float | int = 0.5
+    width_slope: float | int = 0.1
+    image_selection: Literal["radius", "cells"] = "radius"
+    cutoff_sigmas: float | int = 4.5
+    cell_range: int = 2
+    adaptive_cutoff_sigmas: float | int | None = 3.5
+    attention_kernel: Literal["fast", "reference"] = "fast"
+    match_release: bool = False
+    pooling: Literal["mean"] = "mean"
+    head_hidden_size: int = 128
+    target_names: list[str] | None = None
+    target_units: list[str] | None = None
+    loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
+
+    def __post_init__(self, **kwargs):
+        if self.target_names is None:
+            self.target_names = ["target"]
+        if self.target_units is None:
+            self.target_units = [""] * len(self.target_names)
+        # transformers derives num_labels from id2label (two classes unless told otherwise)
+        kwargs.pop("num_labels", None)
+        self.id2label = dict(enumerate(self.target_names))
+        self.label2id = {name: index for index, name in enumerate(self.target_names)}
+        self.problem_type = "regression"
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Checks that fields fit together; raises `ValueError` naming the field and its value."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        if self.domain == "multihead" and self.num_attention_heads % 2:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must be even with domain='multihead': half of the "
+                "heads work in reciprocal space."
+            )
+        names, units = self.target_names or [], self.target_units or []
+        if len(units) != len(names):
+            raise ValueError(f"target_units={units} must have one unit for each of target_names={names}.")
+        if len(set(names)) != len(names):
+            raise ValueError(f"target_names={names} must not repeat a name.")
+        for name in ("real_lower_bound", "reciprocal_lower_bound"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie strictly between 0 and 1.")
+        positive = ["num_elements", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+        positive += ["radial_cutoff", "radial_width_scale", "real_scale", "reciprocal_scale", "width_slope"]
+        positive += ["cutoff_sigmas", "cell_range", "head_hidden_size"]
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        if self.num_radial_basis < 0:
+            raise ValueError(f"num_radial_basis={self.num_radial_basis} must be 0 (simplified model) or positive.")
+        if self.num_elements > 118:
+            raise ValueError(f"num_elements={self.num_elements}: there are 118 elements.")
+
+    @property
+    def largest_real_sigma(self) -> float:
+        """Upper bound of sigma_i in real space, r0 / sqrt b, Å."""
+        return float(self.real_scale) / float(self.real_lower_bound) ** 0.5
+
+    @property
+    def smallest_reciprocal_sigma(self) -> float:
+        """Lower bound of sigma_i in reciprocal space, r0 sqrt b, Å."""
+        return float(self.reciprocal_scale) * float(self.reciprocal_lower_bound) ** 0.5
+
+    def layer_domain(self, layer: int) -> str:
+        """Domain of one block: `"real"`, `"reciprocal"` or `"multihead"`."""
+        if "-" not in self.domain:
+            return self.domain
+        return {"real": "real", "reci": "reciprocal"}[self.domain.split("-")[layer % 2]]

@@ -1,0 +1,678 @@
+"""Crystalformer: a Transformer encoder whose attention sums over all periodic images of a crystal.
+
+Taniai et al., "Crystalformer: Infinitely Connected Attention for Periodic Structure Encoding", ICLR 2024
+(arXiv 2403.11686). Read top to bottom: geometry once per batch, attention, feed-forward, block, encoder, head.
+No layer normalisation and no dropout: initialisation follows T-Fixup (paper, section 4).
+
+Inside the encoder atoms are packed, (T, ...), and images are padded rows per atom; see `ops_periodic_geometry`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput, can_return_tuple, logging
+
+from .configuration_crystalformer import CrystalformerConfig
+from .ops_crystal_frames import FrameAxes
+from .ops_periodic_attention import (
+    PeriodicAttentionOutput,
+    gaussian_widths,
+    pair_attention_matrix,
+    periodic_attention,
+    periodic_attention_reference,
+    radial_basis,
+    reciprocal_attention,
+    reciprocal_log_weights,
+    reciprocal_vectors,
+)
+from .ops_periodic_geometry import (
+    NeighborLayout,
+    PackedAtoms,
+    cells_layout,
+    dense_pair_layout,
+    pack_atoms,
+    plane_spacings,
+    radius_layout,
+    unpack_atoms,
+)
+
+__all__ = [
+    "CrystalEncoderOutput",
+    "CrystalPropertyOutput",
+    "CrystalformerForPropertyPrediction",
+    "CrystalformerModel",
+    "CrystalformerPreTrainedModel",
+]
+
+logger = logging.get_logger(__name__)
+
+BOX_MARGIN = 0.01  # Å, added to the adaptive radius of the `cells` rule by the released code
+LOSSES = {
+    "l1": nn.functional.l1_loss,
+    "mse": nn.functional.mse_loss,
+    "smooth_l1": nn.functional.smooth_l1_loss,
+}
+
+
+@dataclass
+class CrystalEncoderOutput(ModelOutput):
+    """Output of a crystal encoder.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, N, C)`): state of every atom; zero for padding.
+        pooler_output (`torch.FloatTensor` of shape `(B, C)`): mean over the atoms of each crystal.
+        hidden_states (`tuple`, *optional*): embeddings and the output of each block, each `(B, N, C)`.
+        attentions (`tuple`, *optional*): attention weights summed over images, per block `(B, H, N, N)`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class CrystalPropertyOutput(ModelOutput):
+    """Output of a property model.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): mean loss over known labels, on scaled targets.
+        logits (`torch.FloatTensor` of shape `(B, targets)`): predictions in `config.target_units`.
+        hidden_states, attentions: as in [`CrystalEncoderOutput`].
+        pooler_output (`torch.FloatTensor` of shape `(B, C)`): embedding of each crystal.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    pooler_output: torch.Tensor | None = None
+
+
+@dataclass
+class CrystalGeometry:
+    """What all blocks share about a batch of crystals; computed once, in at least float32, never differentiated twice.
+
+    Attributes:
+        atoms (`PackedAtoms`): where packed atoms live in the padded batch.
+        positions (`torch.Tensor` of shape `(T, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
+        layout (`NeighborLayout`, *optional*): periodic images (real-space blocks).
+        box_unit (`torch.Tensor` of shape `(B, 3)`, *optional*): 1 / plane spacing, for the `cells` rule's boxes.
+        radial (`torch.Tensor` of shape `(T, M, K)`, *optional*): radial basis of every image.
+        waves (`tuple`, *optional*): reciprocal vectors and multiplicities.
+        pairs (`tuple`, *optional*): `dense_pair_layout` (reciprocal blocks).
+        unit_vectors (`torch.Tensor` of shape `(T, M, 3)`, *optional*): directions of images (CrystalFramer).
+        static_axes (`FrameAxes`, *optional*): frames that depend on the geometry alone (CrystalFramer).
+    """
+
+    atoms: PackedAtoms
+    positions: torch.Tensor
+    cell: torch.Tensor
+    layout: NeighborLayout | None = None
+    box_unit: torch.Tensor | None = None
+    radial: torch.Tensor | None = None
+    waves: tuple[torch.Tensor, torch.Tensor] | None = None
+    pairs: tuple[torch.Tensor, torch.Tensor] | None = None
+    unit_vectors: torch.Tensor | None = None
+    static_axes: FrameAxes | None = None
+
+
+@torch.compiler.disable  # counts depend on the data
+def build_geometry(
+    config: CrystalformerConfig,
+    positions: torch.Tensor,
+    cell: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    truncate: bool = False,
+) -> CrystalGeometry:
+    """Images, radial basis and reciprocal vectors of a padded batch.
+
+    Args:
+        config (`CrystalformerConfig`): the model's configuration.
+        positions (`torch.Tensor` of shape `(B, N, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
+        attention_mask (`torch.Tensor` of shape `(B, N)`): nonzero for atoms.
+        truncate (`bool`): cut the radial basis as the released CrystalFramer does.
+    """
+    atoms = pack_atoms(attention_mask)
+    empty = (atoms.sizes == 0).nonzero()[:, 0].tolist()
+    if empty:
+        raise ValueError(f"attention_mask has no atom for the crystals at batch positions {empty}; at least one each.")
+    packed = positions[atoms.crystal, atoms.slot]
+    geometry = CrystalGeometry(atoms, packed, cell)
+    if config.domain != "reciprocal":
+        if config.image_selection == "radius":
+            radius = float(config.cutoff_sigmas) * config.largest_real_sigma
+            geometry.layout = radius_layout(packed, cell, atoms, radius)
+        else:
+            geometry.box_unit = 1.0 / plane_spacings(cell)
+            extents = _box_extents(
+                config, torch.full_like(cell[:, 0, 0], config.largest_real_sigma), geometry.box_unit
+            )
+            geometry.layout = cells_layout(packed, cell, atoms, extents)
+        if config.num_radial_basis:
+            # sqrt has no gradient at the atom itself; the lower bound is far below any distance
+            distances = geometry.layout.squared_distances.clamp_min(1e-24).sqrt()
+            geometry.radial = radial_basis(
+                distances,
+                config.num_radial_basis,
+                float(config.radial_cutoff),
+                float(config.radial_width_scale),
+                truncate=truncate,
+            )
+    if config.domain != "real":
+        longest = float(config.cutoff_sigmas) / config.smallest_reciprocal_sigma
+        by_radius = config.image_selection == "radius"
+        geometry.waves = reciprocal_vectors(cell, config.cell_range, longest if by_radius else None)
+        geometry.pairs = dense_pair_layout(atoms)
+    return geometry
+
+
+def _box_extents(config: CrystalformerConfig, sigma: torch.Tensor, box_unit: torch.Tensor) -> torch.Tensor:
+    """R_k = max(range, ceil((c sigma + 0.01 Å) / spacing_k)) of the `cells` rule, shape `(..., 3)`."""
+    if config.adaptive_cutoff_sigmas is None:
+        return torch.full_like(box_unit, config.cell_range).long()
+    reach = (float(config.adaptive_cutoff_sigmas) * sigma + BOX_MARGIN)[..., None] * box_unit
+    return torch.ceil(reach).clamp_min(config.cell_range).long()
+
+
+class CrystalformerAttention(nn.Module):
+    """Infinitely connected multi-head attention of one block.
+
+    Paper symbols: `width_query` w (sigma_i), `width_calibration` its [scale, shift], `value_radial` W^E.
+    """
+
+    width_calibration: torch.Tensor
+    value_radial: nn.Parameter | None
+
+    def __init__(self, config: CrystalformerConfig, layer_index: int):
+        super().__init__()
+        self.config = config
+        self.domain = config.layer_domain(layer_index)
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.num_real_heads = {"real": self.num_heads, "reciprocal": 0, "multihead": self.num_heads // 2}[self.domain]
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.width_query = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
+        self.register_buffer("width_calibration", torch.zeros(2), persistent=True)
+        if config.num_radial_basis and self.num_real_heads:
+            self.value_radial = nn.Parameter(torch.empty(self.num_real_heads, self.head_dim, config.num_radial_basis))
+        else:
+            self.value_radial = None
+
+    def _heads(self, projected: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return projected.view(-1, self.num_heads, self.head_dim).to(dtype)
+
+    @torch.no_grad()
+    def calibrate(self, hidden_states: torch.Tensor) -> None:
+        """Sets scale = 1/std(t) and shift = -mean(t) over all atoms and heads (unbiased std; spec 2.1).
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(T, C)`): input of this block.
+        """
+        query = self._heads(self.q_proj(hidden_states), self.width_query.dtype)
+        raw = (query * self.width_query).sum(-1)
+        self.width_calibration.copy_(torch.stack([1.0 / raw.std(), -raw.mean()]))
+
+    def forward(
+        self, hidden_states: torch.Tensor, geometry: CrystalGeometry, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention of packed states `(T, C)`; second result is `(B, H, N, N)` on request."""
+        dtype = geometry.positions.dtype
+        query = self._heads(self.q_proj(hidden_states), dtype)
+        key = self._heads(self.k_proj(hidden_states), dtype)
+        value = self._heads(self.v_proj(hidden_states), dtype)
+        # exponentials of distances lose everything in half precision
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            mixed, matrices = [], []
+            if self.num_real_heads:
+                heads = slice(0, self.num_real_heads)
+                output, matrix = self._real_space(query, key, value, geometry, heads, output_attentions)
+                mixed.append(output)
+                matrices.append(matrix)
+            if self.num_real_heads < self.num_heads:
+                heads = slice(self.num_real_heads, self.num_heads)
+                output, matrix = self._reciprocal_space(query, key, value, geometry, heads, output_attentions)
+                mixed.append(output)
+                matrices.append(matrix)
+            context = torch.cat(mixed, dim=1).flatten(1)
+        attentions = torch.cat([m for m in matrices if m is not None], dim=1) if output_attentions else None
+        return self.o_proj(context.to(hidden_states.dtype)), attentions
+
+    def _widths(self, query: torch.Tensor, heads: slice, lower_bound: float) -> torch.Tensor:
+        """rho_i of the given heads, shape `(T, heads)`."""
+        width_query = self.width_query[heads].to(query.dtype)
+        calibration = self.width_calibration.to(query.dtype)
+        return gaussian_widths(query, width_query, calibration, float(self.config.width_slope), lower_bound)
+
+    def _edge_mask(self, inverse_variance: torch.Tensor, geometry: CrystalGeometry) -> torch.Tensor:
+        """Images that count: all found ones, or those in the box of each atom and head (`cells` rule)."""
+        layout = geometry.layout
+        if layout is None:
+            raise RuntimeError("real-space attention needs the images of build_geometry")
+        if layout.edge_images is None or geometry.box_unit is None or self.config.adaptive_cutoff_sigmas is None:
+            return layout.edge_mask
+        box_unit = geometry.box_unit[geometry.atoms.crystal][:, None, :]
+        extents = _box_extents(self.config, inverse_variance.detach().rsqrt(), box_unit)  # (T, H, 3)
+        inside = (layout.edge_images.abs()[:, :, None, :] <= extents[:, None, :, :]).all(-1)
+        return layout.edge_mask[..., None] & inside
+
+    def _real_space(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        geometry: CrystalGeometry,
+        heads: slice,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        layout = geometry.layout
+        if layout is None:
+            raise RuntimeError("real-space attention needs the images of build_geometry")
+        widths = self._widths(query[:, heads], heads, float(self.config.real_lower_bound))
+        inverse_variance = widths / float(self.config.real_scale) ** 2
+        edge_mask = self._edge_mask(inverse_variance, geometry)
+        kernel = periodic_attention_reference if self.config.attention_kernel == "reference" else periodic_attention
+        radial_weight = None if self.value_radial is None else self._radial_weight().to(query.dtype)
+        result = kernel(
+            query[:, heads],
+            key[:, heads],
+            value[:, heads],
+            inverse_variance,
+            layout,
+            edge_mask,
+            geometry.radial,
+            radial_weight,
+        )
+        output = self._with_angles(result, edge_mask, geometry)
+        matrix = None
+        if output_attentions:
+            matrix = pair_attention_matrix(result.pair_weights, layout.pair_key, layout.pair_mask, geometry.atoms)
+        return output, matrix
+
+    def _radial_weight(self) -> torch.Tensor:
+        """W^E; frames scale it."""
+        return cast(torch.Tensor, self.value_radial)
+
+    def _with_angles(
+        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor, geometry: CrystalGeometry
+    ) -> torch.Tensor:
+        """Hook of CrystalFramer: adds the angle part of the value encoding."""
+        del edge_mask, geometry
+        return result.output
+
+    def _reciprocal_space(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        geometry: CrystalGeometry,
+        heads: slice,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if geometry.waves is None or geometry.pairs is None:
+            raise RuntimeError("reciprocal-space attention needs the waves of build_geometry")
+        widths = self._widths(query[:, heads], heads, float(self.config.reciprocal_lower_bound))
+        variance = float(self.config.reciprocal_scale) ** 2 * widths
+        pair_key, pair_mask = geometry.pairs
+        log_weights = reciprocal_log_weights(
+            geometry.positions, geometry.cell, geometry.atoms, variance, pair_key, *geometry.waves
+        )
+        output, weights = reciprocal_attention(
+            query[:, heads], key[:, heads], value[:, heads], log_weights, pair_key, pair_mask
+        )
+        matrix = pair_attention_matrix(weights, pair_key, pair_mask, geometry.atoms) if output_attentions else None
+        return output, matrix
+
+
+class CrystalformerMLP(nn.Module):
+    """Feed-forward part of a block: W2 relu(W1 x + b1) + b2."""
+
+    def __init__(self, config: CrystalformerConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """States `(T, C)` to `(T, C)`."""
+        return self.fc2(torch.relu(self.fc1(hidden_states)))
+
+
+class CrystalformerLayer(GradientCheckpointingLayer):
+    """One block: x + attention(x), then x + mlp(x); no normalisation."""
+
+    def __init__(self, config: CrystalformerConfig, layer_index: int):
+        super().__init__()
+        self.attention = CrystalformerAttention(config, layer_index)
+        self.mlp = CrystalformerMLP(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, geometry: CrystalGeometry, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Packed states `(T, C)` to packed states and, on request, attention weights."""
+        attended, attentions = self.attention(hidden_states, geometry, output_attentions)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(hidden_states), attentions
+
+
+class CrystalPropertyHead(nn.Module):
+    """MLP from a crystal's embedding to scaled targets, and the affine map to physical units."""
+
+    target_mean: torch.Tensor
+    target_std: torch.Tensor
+
+    def __init__(self, config: CrystalformerConfig):
+        super().__init__()
+        num_targets = len(config.target_names or [])
+        self.dense = nn.Linear(config.hidden_size, config.head_hidden_size)
+        self.out_proj = nn.Linear(config.head_hidden_size, num_targets)
+        self.register_buffer("target_mean", torch.zeros(num_targets), persistent=True)
+        self.register_buffer("target_std", torch.ones(num_targets), persistent=True)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(B, C)` to scaled targets `(B, targets)`."""
+        return self.out_proj(torch.relu(self.dense(pooled)))
+
+    def to_physical(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Y = scaled · std + mean, in at least float32."""
+        dtype = torch.promote_types(scaled.dtype, self.target_mean.dtype)
+        return scaled.to(dtype) * self.target_std + self.target_mean
+
+    def to_scaled(self, labels: torch.Tensor) -> torch.Tensor:
+        """(y - mean) / std."""
+        return (labels - self.target_mean) / self.target_std
+
+
+class CrystalformerPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and calibration shared by the models."""
+
+    config: CrystalformerConfig
+    config_class = CrystalformerConfig
+    base_model_prefix = "encoder"
+    main_input_name = "atomic_numbers"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over known labels: Trainer must divide by accumulation steps
+    _no_split_modules = ["CrystalformerLayer", "CrystalFramerLayer"]
+    # calibration and units must not be rounded when weights are loaded in half precision
+    _keep_in_fp32_modules_strict = ["width_calibration", "target_mean", "target_std"]
+    _supports_sdpa = False
+    _supports_flash_attn = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """T-Fixup (paper, section 4; spec 3).
+
+        | tensor | distribution |
+        |---|---|
+        | embedding | N(0, D^-1/2 (9 L)^-1/4) |
+        | q, k | xavier uniform |
+        | v, output, feed-forward | xavier uniform times 0.67 L^-1/4 |
+        | width_query | N(0, d^-1/2) |
+        | value_radial, value_angular | xavier uniform of the (H d, K) matrix times K^-1/2 |
+        | property head | PyTorch's default of a linear layer |
+        | biases | 0 (property head: default) |
+        """
+        depth = self.config.num_hidden_layers
+        gain = 0.67 * depth**-0.25
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.hidden_size**-0.5 * (9 * depth) ** -0.25)
+        elif isinstance(module, CrystalformerAttention):
+            for linear, factor in ((module.q_proj, 1.0), (module.k_proj, 1.0), (module.v_proj, gain)):
+                init.xavier_uniform_(linear.weight, gain=factor)
+                init.zeros_(linear.bias)
+            init.xavier_uniform_(module.o_proj.weight, gain=gain)
+            init.zeros_(module.o_proj.bias)
+            init.normal_(module.width_query, std=module.head_dim**-0.5)
+            init.zeros_(module.width_calibration)
+            if module.value_radial is not None:
+                init_value_weight(module.value_radial, self.config.hidden_size)
+        elif isinstance(module, CrystalformerMLP):
+            for linear in (module.fc1, module.fc2):
+                init.xavier_uniform_(linear.weight, gain=gain)
+                init.zeros_(linear.bias)
+        elif isinstance(module, CrystalPropertyHead):
+            for linear in (module.dense, module.out_proj):
+                bound = linear.in_features**-0.5
+                init.uniform_(linear.weight, -bound, bound)
+                init.uniform_(linear.bias, -bound, bound)
+            init.zeros_(module.target_mean)
+            init.ones_(module.target_std)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether every block's Gaussian widths were calibrated (`calibrate`, or a loaded checkpoint)."""
+        layers = [m for m in self.modules() if isinstance(m, CrystalformerAttention)]
+        return all(bool(layer.width_calibration[0] != 0) for layer in layers)
+
+
+def init_value_weight(weight: torch.Tensor, rows: int) -> None:
+    """Xavier uniform of a (rows, K) matrix with gain K^-1/2, whatever the tensor's own shape."""
+    num_basis = weight.shape[-1]
+    bound = num_basis**-0.5 * math.sqrt(6.0 / (rows + num_basis))
+    init.uniform_(weight, -bound, bound)
+
+
+class CrystalformerModel(CrystalformerPreTrainedModel):
+    """The encoder: crystals in, states of atoms and an embedding of each crystal out."""
+
+    layer_class: type[CrystalformerLayer] = CrystalformerLayer
+
+    def __init__(self, config: CrystalformerConfig):
+        super().__init__(config)
+        self.embeddings = nn.Embedding(config.num_elements, config.hidden_size)
+        self.layers = nn.ModuleList([self.layer_class(config, index) for index in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The element embedding; row Z - 1 belongs to element Z."""
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the element embedding."""
+        self.embeddings = cast(nn.Embedding, value)
+
+    def _geometry(self, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor) -> CrystalGeometry:
+        """Geometry in the wider of float32, the input's and the weights' precision."""
+        dtype = torch.promote_types(torch.promote_types(positions.dtype, torch.float32), self.embeddings.weight.dtype)
+        with torch.autocast(positions.device.type, enabled=False):
+            return build_geometry(self.config, positions.to(dtype), cell.to(dtype), attention_mask)
+
+    @torch.compiler.disable  # reads values, to give an error instead of a device assertion
+    def _check_inputs(
+        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor
+    ) -> None:
+        shape = tuple(atomic_numbers.shape)
+        if atomic_numbers.dim() != 2 or positions.shape != (*shape, 3) or cell.shape != (shape[0], 3, 3):
+            raise ValueError(
+                f"atomic_numbers {shape}, positions {tuple(positions.shape)} and cell {tuple(cell.shape)} must have "
+                "shapes (B, N), (B, N, 3) and (B, 3, 3)."
+            )
+        known = (atomic_numbers >= 1) & (atomic_numbers <= self.config.num_elements)
+        wrong = (~known & attention_mask.bool()).nonzero()
+        if wrong.numel():
+            crystal, atom = wrong[0].tolist()
+            raise ValueError(
+                f"atomic_numbers[{crystal}, {atom}] is {int(atomic_numbers[crystal, atom])}; this model knows "
+                f"elements 1 to {self.config.num_elements}."
+            )
+
+    def _start(
+        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, CrystalGeometry]:
+        """Embeddings of packed atoms `(T, C)` and the batch's geometry."""
+        attention_mask = atomic_numbers.ne(0) if mask is None else mask
+        self._check_inputs(atomic_numbers, positions, cell, attention_mask)
+        geometry = self._geometry(positions, cell, attention_mask)
+        atoms = geometry.atoms
+        return self.embeddings(atomic_numbers[atoms.crystal, atoms.slot] - 1), geometry
+
+    @torch.no_grad()
+    def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: Any) -> None:
+        """Sets the data-dependent scale of the Gaussian widths from one batch, block after block (spec 2.1).
+
+        Call it once, on the first training batch. Each block is calibrated with the outputs of the calibrated blocks
+        below it. A model loaded from a checkpoint is calibrated already.
+
+        Args:
+            batch (`Mapping`): `atomic_numbers`, `positions`, `cell`, `attention_mask`; other entries are ignored.
+                They may be given as keywords instead.
+        """
+        given = {**(batch or {}), **inputs}
+        hidden_states, geometry = self._start(
+            given["atomic_numbers"], given["positions"], given["cell"], given.get("attention_mask")
+        )
+        for layer in cast(list[CrystalformerLayer], self.layers):
+            layer.attention.calibrate(hidden_states)
+            hidden_states, _ = layer(hidden_states, geometry)
+
+    @can_return_tuple
+    def forward(
+        self,
+        atomic_numbers: torch.Tensor,
+        positions: torch.Tensor,
+        cell: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> CrystalEncoderOutput:
+        """Encodes a padded batch.
+
+        Args:
+            atomic_numbers (`torch.LongTensor` of shape `(B, N)`): elements, 0 for padding.
+            positions (`torch.FloatTensor` of shape `(B, N, 3)`): Cartesian positions, Å, wrapped or not.
+            cell (`torch.FloatTensor` of shape `(B, 3, 3)`): lattice vectors as rows, Å.
+            attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): nonzero for atoms.
+            output_hidden_states, output_attentions (`bool`, *optional*): return them too.
+            **kwargs: ignored.
+
+        Raises:
+            ValueError: shapes that do not fit, an element the model does not know, a crystal without atoms.
+        """
+        del kwargs
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if self.training and not self.is_calibrated:
+            logger.warning_once(
+                "Training a model whose Gaussian widths are not calibrated: they stay constant. Call "
+                "model.calibrate(batch) on the first training batch (CrystalTrainer does)."
+            )
+        hidden_states, geometry = self._start(atomic_numbers, positions, cell, attention_mask)
+        states, attentions = [hidden_states], []
+        for layer in self.layers:
+            hidden_states, weights = layer(hidden_states, geometry, bool(wants_attentions))
+            states.append(hidden_states)
+            attentions.append(weights)
+        padded = unpack_atoms(hidden_states, geometry.atoms)
+        pooled = padded.sum(dim=1) / geometry.atoms.sizes[:, None].to(padded.dtype)
+        return CrystalEncoderOutput(
+            last_hidden_state=padded,
+            pooler_output=pooled,
+            hidden_states=tuple(unpack_atoms(state, geometry.atoms) for state in states) if wants_states else None,
+            attentions=tuple(attentions) if wants_attentions else None,
+        )
+
+
+class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
+    """The encoder with a head for one or several properties, in physical units."""
+
+    encoder_class: type[CrystalformerModel] = CrystalformerModel
+
+    def __init__(self, config: CrystalformerConfig):
+        super().__init__(config)
+        self.encoder = self.encoder_class(config)
+        self.head = CrystalPropertyHead(config)
+        self.post_init()
+
+    def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: Any) -> None:
+        """See [`CrystalformerModel.calibrate`]."""
+        self.encoder.calibrate(batch, **inputs)
+
+    @torch.no_grad()
+    def set_target_scaling(self, mean: Any, std: Any) -> None:
+        """Stores mean and standard deviation of the training targets, in physical units, one per target.
+
+        Raises:
+            ValueError: a wrong number of values, or a standard deviation that is not positive and finite.
+        """
+        for name, values in (("target_mean", mean), ("target_std", std)):
+            buffer = getattr(self.head, name)
+            tensor = torch.as_tensor(values, dtype=torch.float64).reshape(-1)
+            if tensor.shape != buffer.shape:
+                raise ValueError(
+                    f"{name} has {tensor.numel()} values; the model predicts {self.config.target_names}, one each."
+                )
+            if not torch.isfinite(tensor).all() or (name == "target_std" and (tensor <= 0).any()):
+                raise ValueError(
+                    f"{name}={tensor.tolist()} must be finite{', and positive' * (name == 'target_std')}."
+                )
+            buffer.copy_(tensor)
+
+    @can_return_tuple
+    def forward(
+        self,
+        atomic_numbers: torch.Tensor,
+        positions: torch.Tensor,
+        cell: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> CrystalPropertyOutput:
+        """Predicts properties, and the loss where labels are given.
+
+        Args:
+            atomic_numbers, positions, cell, attention_mask, output_hidden_states, output_attentions: as in
+                [`CrystalformerModel.forward`].
+            labels (`torch.FloatTensor` of shape `(B, targets)` or `(B,)` for one target, *optional*): physical
+                units, NaN where unknown; the loss is the mean over known labels.
+            **kwargs: ignored.
+
+        Raises:
+            ValueError: as the encoder, and for labels of a wrong shape.
+        """
+        del kwargs
+        encoded = self.encoder(
+            atomic_numbers=atomic_numbers,
+            positions=positions,
+            cell=cell,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        scaled = self.head(encoded.pooler_output)
+        loss = None if labels is None else self._loss(scaled, labels)
+        return CrystalPropertyOutput(
+            loss=loss,
+            logits=self.head.to_physical(scaled),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            pooler_output=encoded.pooler_output,
+        )
+
+    def _loss(self, scaled: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if labels.dim() == 1 and scaled.shape[1] == 1:
+            labels = labels[:, None]
+        if labels.shape != scaled.shape:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}; expected {tuple(scaled.shape)}: one column for each of "
+                f"{self.config.target_names}."
+            )
+        scaled = scaled.to(torch.promote_types(scaled.dtype, torch.float32))
+        targets = self.head.to_scaled(labels.to(scaled.dtype))
+        known = torch.isfinite(targets)
+        losses = LOSSES[self.config.loss_function](scaled, targets.where(known, scaled.detach()), reduction="none")
+        return losses.sum() / known.sum().clamp_min(1)

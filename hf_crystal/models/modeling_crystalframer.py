@@ -1,0 +1,243 @@
+"""CrystalFramer: Crystalformer with angles of periodic images in local frames.
+
+Ito et al., "Rethinking the role of frames for SE(3)-invariant crystal structure modeling", ICLR 2025
+(arXiv 2503.02209). The logits are Crystalformer's; the value encoding gains, for each axis e_a of a frame,
+
+    beta_ij = c_dist W^E <b_dist(|r|)> + c_angl sum_a W^a <b_angl(e_a·r / |r|)>,
+
+<.> being the mean over images with the attention's weights. Frames are built for each atom, head and block from the
+attention logits ("dynamic"), or once from the geometry ("static"); they are constants for the gradient.
+Proper rotations change nothing. An improper one maps a crystal to its mirror image, which may be predicted
+differently.
+"""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from .configuration_crystalframer import CrystalFramerConfig
+from .modeling_crystalformer import (
+    CrystalformerAttention,
+    CrystalformerForPropertyPrediction,
+    CrystalformerLayer,
+    CrystalformerModel,
+    CrystalformerPreTrainedModel,
+    CrystalGeometry,
+    build_geometry,
+    init_value_weight,
+)
+from .ops_crystal_frames import (
+    SELF_IMAGE_SQUARED_DISTANCE,
+    FrameAxes,
+    axes_of_frames,
+    eigen_axes,
+    eigen_frames,
+    frame_features,
+    lattice_axes,
+    max_axes,
+    max_frames,
+    spread_axes,
+)
+from .ops_periodic_attention import PeriodicAttentionOutput
+from .ops_periodic_geometry import plane_spacings
+
+__all__ = ["CrystalFramerForPropertyPrediction", "CrystalFramerModel", "CrystalFramerPreTrainedModel"]
+
+
+class CrystalFramerAttention(CrystalformerAttention):
+    """Crystalformer's attention with the angle part of the value encoding; `value_angular` is W^1..W^3."""
+
+    config: CrystalFramerConfig
+
+    def __init__(self, config: CrystalFramerConfig, layer_index: int):
+        super().__init__(config, layer_index)
+        if config.frame_method == "none":
+            self.value_angular = None
+        else:
+            shape = (3, self.num_heads, self.head_dim, config.num_angular_basis)
+            self.value_angular = nn.Parameter(torch.empty(shape))
+
+    def _radial_weight(self) -> torch.Tensor:
+        weight = super()._radial_weight()
+        # the released code ignores c_dist where there are no frames
+        return weight if self.value_angular is None else weight * float(self.config.radial_gain)
+
+    def _with_angles(
+        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor, geometry: CrystalGeometry
+    ) -> torch.Tensor:
+        if self.value_angular is None:
+            return result.output
+        layout = geometry.layout
+        if layout is None or geometry.unit_vectors is None:
+            raise RuntimeError("frames need the directions of CrystalFramerModel's geometry")
+        has_direction = layout.squared_distances > SELF_IMAGE_SQUARED_DISTANCE  # (T, M)
+        axes = geometry.static_axes
+        if axes is None:
+            mask = edge_mask if edge_mask.dim() == 3 else edge_mask[..., None]
+            axes = self._dynamic_axes(result, mask & has_direction[..., None], geometry)
+        features = frame_features(
+            result.edge_weights * has_direction[..., None],
+            geometry.unit_vectors,
+            axes,
+            self.config.num_angular_basis,
+            float(self.config.angular_width_scale),
+            reference=self.config.attention_kernel == "reference" or self.config.match_release,
+            truncate=self.config.match_release,
+        )
+        weight = self.value_angular.to(features.dtype) * float(self.config.angular_gain)
+        return result.output + torch.einsum("thak,ahdk->thd", features, weight)
+
+    def _dynamic_axes(
+        self, result: PeriodicAttentionOutput, candidates: torch.Tensor, geometry: CrystalGeometry
+    ) -> FrameAxes:
+        """Frames from the attention (`max`, `weighted_pca`), or from each head's box (released `max_static`)."""
+        config = self.config
+        tolerance = float(config.frame_tie_tolerance)
+        layout, unit_vectors = geometry.layout, geometry.unit_vectors
+        if layout is None or unit_vectors is None:
+            raise RuntimeError("frames need the directions of CrystalFramerModel's geometry")
+        if config.frame_method == "weighted_pca":
+            vectors = layout.edge_vectors
+            outer = (vectors[..., :, None] * vectors[..., None, :]).flatten(-2)
+            weights = result.edge_weights.detach()
+            tensors = torch.bmm(weights.transpose(1, 2), outer).unflatten(-1, (3, 3))  # (T, H, 3, 3)
+            if self.training or config.match_release:
+                is_release = config.match_release
+                frames = eigen_frames(
+                    tensors, random_signs=self.training and not is_release, identity_if_flat=is_release
+                )
+                return axes_of_frames(frames)
+            return eigen_axes(tensors, tolerance)
+        if config.frame_method == "max_static":  # released code only: the farthest image for the second axis
+            squared = layout.squared_distances[..., None].expand_as(candidates)
+            nearest = (-squared).masked_fill(~candidates, -torch.inf)
+            return axes_of_frames(max_frames(nearest, unit_vectors, squared.masked_fill(~candidates, -torch.inf)))
+        scores = result.edge_logits.detach().masked_fill(~candidates, -torch.inf)
+        if config.match_release:
+            return axes_of_frames(max_frames(scores, unit_vectors))
+        if self.training:
+            return axes_of_frames(max_frames(scores, unit_vectors, noise=tolerance))
+        return max_axes(scores, unit_vectors, tolerance)
+
+
+class CrystalFramerLayer(CrystalformerLayer):
+    """One block of CrystalFramer."""
+
+    def __init__(self, config: CrystalFramerConfig, layer_index: int):
+        super().__init__(config, layer_index)
+        self.attention = CrystalFramerAttention(config, layer_index)
+
+
+class CrystalFramerPreTrainedModel(CrystalformerPreTrainedModel):
+    """Initialisation shared by the CrystalFramer models."""
+
+    config: CrystalFramerConfig
+    config_class = CrystalFramerConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, CrystalFramerAttention) and module.value_angular is not None:
+            init_value_weight(module.value_angular, self.config.hidden_size)
+
+
+class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
+    """The encoder with frames: crystals in, states of atoms and an embedding of each crystal out."""
+
+    layer_class = CrystalFramerLayer
+
+    def _geometry(self, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor) -> CrystalGeometry:
+        has_frames = self.config.frame_method != "none"
+        dtype = torch.promote_types(torch.promote_types(positions.dtype, torch.float32), self.embeddings.weight.dtype)
+        with torch.autocast(positions.device.type, enabled=False):
+            geometry = build_geometry(
+                self.config,
+                positions.to(dtype),
+                cell.to(dtype),
+                attention_mask,
+                truncate=self.config.match_release and has_frames,
+            )
+            if has_frames and geometry.layout is not None:
+                self._add_frames(geometry)
+        return geometry
+
+    @torch.compiler.disable  # the number of tied frames depends on the data
+    @torch.no_grad()
+    def _add_frames(self, geometry: CrystalGeometry) -> None:
+        """Directions of images, and the frames where they depend on the geometry alone."""
+        layout = geometry.layout
+        if layout is None:
+            raise RuntimeError("frames need images in real space")
+        squared = layout.squared_distances
+        geometry.unit_vectors = layout.edge_vectors / squared.clamp_min(1e-12).sqrt()[..., None]
+        config = self.config
+        tolerance, num_heads = float(config.frame_tie_tolerance), config.num_attention_heads
+        if config.frame_method == "lattice":
+            choice: Literal["mean", "first", "random"] = "random" if self.training else "mean"
+            if config.match_release:
+                choice, tolerance = "first", 1e-9
+            axes = lattice_axes(self._lattice_vectors(geometry), tolerance, choice=choice)
+            geometry.static_axes = spread_axes(axes, geometry.atoms.crystal, num_heads)
+        elif config.frame_method == "pca":
+            geometry.static_axes = spread_axes(self._pca_axes(geometry, tolerance), geometry.atoms.crystal, num_heads)
+        elif config.frame_method == "max_static" and not config.match_release:
+            candidates = layout.edge_mask & (squared > SELF_IMAGE_SQUARED_DISTANCE)
+            scores = (-squared).masked_fill(~candidates, -torch.inf)[..., None]
+            if self.training:
+                scores = scores.expand(-1, -1, num_heads)
+                geometry.static_axes = axes_of_frames(max_frames(scores, geometry.unit_vectors, noise=tolerance))
+            else:
+                axes = max_axes(scores, geometry.unit_vectors, tolerance)
+                everyone = torch.arange(squared.shape[0], device=squared.device)
+                geometry.static_axes = spread_axes(axes, everyone, num_heads)
+
+    def _lattice_vectors(self, geometry: CrystalGeometry) -> list[torch.Tensor]:
+        """Nonzero lattice vectors of each crystal: a box (released code), or all up to the cell's longest."""
+        found = []
+        for cell in geometry.cell:
+            longest = cell.norm(dim=-1).max()
+            if self.config.match_release:
+                bounds = [self.config.cell_range] * 3
+            else:
+                bounds = torch.floor(longest / plane_spacings(cell) + 1e-6).long().tolist()
+            axes = [torch.arange(-bound, bound + 1, device=cell.device) for bound in bounds]
+            vectors = torch.cartesian_prod(*axes).reshape(-1, 3).to(cell.dtype) @ cell
+            squared = vectors.square().sum(-1)
+            keep = squared > SELF_IMAGE_SQUARED_DISTANCE
+            if not self.config.match_release:
+                keep &= squared <= longest.square() + float(self.config.frame_tie_tolerance)
+            found.append(vectors[keep])
+        return found
+
+    def _pca_axes(self, geometry: CrystalGeometry, tolerance: float) -> FrameAxes:
+        """Principal axes of each crystal, one row per crystal.
+
+        The released code takes the covariance of the atoms of the unit cell, which changes when an atom is moved by a
+        lattice vector. Here it is that of all image vectors with static weights exp(-|r|² / 2 r0²), averaged over
+        atoms: the same for every description of a crystal, supercells included.
+        """
+        atoms, layout = geometry.atoms, geometry.layout
+        if layout is None:
+            raise RuntimeError("frames need images in real space")
+        num_crystals = geometry.cell.shape[0]
+        if self.config.match_release:
+            zeros = geometry.positions.new_zeros((num_crystals, 3))
+            sizes = atoms.sizes[:, None].to(zeros.dtype)
+            mean = zeros.index_add(0, atoms.crystal, geometry.positions) / sizes
+            centered = geometry.positions - mean[atoms.crystal]
+            per_atom = centered[:, :, None] * centered[:, None, :]
+        else:
+            weights = torch.exp(-0.5 * layout.squared_distances / float(self.config.real_scale) ** 2)
+            vectors = layout.edge_vectors * (weights * layout.edge_mask).sqrt()[..., None]
+            per_atom = vectors.transpose(1, 2) @ vectors / atoms.sizes[atoms.crystal][:, None, None]
+        tensors = per_atom.new_zeros((num_crystals, 3, 3)).index_add(0, atoms.crystal, per_atom)[:, None]
+        if self.training or self.config.match_release:
+            return axes_of_frames(eigen_frames(tensors, random_signs=self.training and not self.config.match_release))
+        return eigen_axes(tensors, tolerance)
+
+
+class CrystalFramerForPropertyPrediction(CrystalFramerPreTrainedModel, CrystalformerForPropertyPrediction):
+    """CrystalFramer with a head for one or several properties, in physical units."""
+
+    encoder_class = CrystalFramerModel

@@ -1,0 +1,343 @@
+"""Infinitely connected attention: sums over all periodic images of a crystal.
+
+Equations of Taniai et al., "Crystalformer", ICLR 2024 (arXiv 2403.11686), for a query atom i, a key atom j, lattice
+images n and r_ijn = p_j - p_i + n·cell:
+
+    alpha_ij = log sum_n exp(-|r_ijn|² / 2 sigma_i²)
+    beta_ij  = W^E [ sum_n exp(-|r_ijn|² / 2 sigma_i² - alpha_ij) b(|r_ijn|) ]
+    y_i      = sum_j softmax_j(q_i·k_j / sqrt d + alpha_ij) (v_j + beta_ij)
+
+`periodic_attention_reference` is this text, term by term. `periodic_attention` is the same function arranged well:
+exp(alpha_ij) cancels, so the weight of an image is one softmax over all images of all keys, and W^E is applied once
+per atom instead of once per pair. Both take the same arguments; a test compares values and gradients.
+
+Axis letters as in `ops_periodic_geometry`; d is the width of a head, K the number of radial basis functions, R the
+number of reciprocal vectors. Everything here is dtype-preserving; callers keep geometry in at least float32.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .ops_periodic_geometry import NeighborLayout, PackedAtoms, cell_volume, reciprocal_cell
+
+__all__ = [
+    "PeriodicAttentionOutput",
+    "gaussian_widths",
+    "pair_attention_matrix",
+    "pair_scores",
+    "periodic_attention",
+    "periodic_attention_reference",
+    "radial_basis",
+    "reciprocal_attention",
+    "reciprocal_log_weights",
+    "reciprocal_vectors",
+    "segment_logsumexp",
+]
+
+
+@dataclass
+class PeriodicAttentionOutput:
+    """Result of one real-space attention.
+
+    Attributes:
+        output (`torch.Tensor` of shape `(T, H, d)`): sum_j A_ij (v_j + beta_ij).
+        edge_weights (`torch.Tensor` of shape `(T, M, H)`): weight of every image, summing to 1 over images.
+        pair_weights (`torch.Tensor` of shape `(T, P, H)`): A_ij, the same summed over the images of a key.
+        edge_logits (`torch.Tensor` of shape `(T, M, H)`): q_i·k_j / sqrt d + phi_ijn, -inf where masked.
+        alpha (`torch.Tensor` of shape `(T, P, H)`, *optional*): alpha_ij (reference only).
+        beta (`torch.Tensor` of shape `(T, P, H, d)`, *optional*): beta_ij (reference only).
+    """
+
+    output: torch.Tensor
+    edge_weights: torch.Tensor
+    pair_weights: torch.Tensor
+    edge_logits: torch.Tensor
+    alpha: torch.Tensor | None = None
+    beta: torch.Tensor | None = None
+
+
+def gaussian_widths(
+    query: torch.Tensor, width_query: torch.Tensor, shift_and_scale: torch.Tensor, slope: float, lower_bound: float
+) -> torch.Tensor:
+    """Query-dependent relative width rho_i = (1-b) ELU(a t_i / (1-b)) + 1, t_i = (q_i·w + shift) scale.
+
+    rho lies in (b, inf) with rho(0) = 1, so that sigma_i² = r0² / rho_i is bounded by r0² / b in real space.
+
+    Args:
+        query (`torch.Tensor` of shape `(T, H, d)`): queries, not divided by sqrt d.
+        width_query (`torch.Tensor` of shape `(H, d)`): w of each head.
+        shift_and_scale (`torch.Tensor` of shape `(2,)`): calibrated [scale, shift] of t.
+        slope (`float`): a.
+        lower_bound (`float`): b, 0 < b < 1.
+
+    Returns:
+        `torch.Tensor` of shape `(T, H)`.
+    """
+    raw = (query * width_query).sum(-1)
+    scaled = (raw + shift_and_scale[1]) * shift_and_scale[0]
+    room = 1.0 - lower_bound
+    return room * torch.nn.functional.elu(scaled * (slope / room)) + 1.0
+
+
+def radial_basis(
+    distances: torch.Tensor, num_basis: int, cutoff: float, width_scale: float, *, truncate: bool = False
+) -> torch.Tensor:
+    """Gaussian radial basis b_k(r) = exp(-(r - mu_k)² / 2 w²), mu_k = k cutoff / K, w = s cutoff / K, k = 1..K.
+
+    Args:
+        distances (`torch.Tensor` of shape `(...)`): r, Å.
+        num_basis (`int`): K.
+        cutoff (`float`): centre of the last function, Å.
+        width_scale (`float`): s.
+        truncate (`bool`): zero all but the 8s + 1 functions nearest to r, as the released CrystalFramer does.
+
+    Returns:
+        `torch.Tensor` of shape `(..., K)`.
+    """
+    spacing = cutoff / num_basis
+    width = spacing * width_scale
+    index = torch.arange(num_basis, device=distances.device, dtype=distances.dtype)
+    basis = torch.exp(-0.5 * ((distances[..., None] - (index + 1.0) * spacing) / width) ** 2)
+    if truncate:
+        count = math.ceil(8 * width_scale + 1)
+        first = torch.trunc((distances - 4 * width) / width - 1).clamp(0, num_basis - count)[..., None]
+        basis = basis * ((index >= first) & (index < first + count))
+    return basis
+
+
+def pair_scores(query: torch.Tensor, key: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
+    """q_i·k_j / sqrt d for the listed keys of each query.
+
+    Args:
+        query, key (`torch.Tensor` of shape `(T, H, d)`).
+        pair_key (`torch.Tensor` of shape `(T, P)`): packed index of the keys.
+
+    Returns:
+        `torch.Tensor` of shape `(T, P, H)`.
+    """
+    keys = key[pair_key].transpose(1, 2)  # (T, H, P, d)
+    scores = torch.matmul(keys, query[..., None])[..., 0]
+    return scores.transpose(1, 2) / math.sqrt(query.shape[-1])
+
+
+def _mix_values(pair_weights: torch.Tensor, value: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
+    """sum_j A_ij v_j, shape (T, H, d)."""
+    values = value[pair_key].transpose(1, 2)  # (T, H, P, d)
+    return torch.matmul(pair_weights.transpose(1, 2)[:, :, None, :], values)[:, :, 0]
+
+
+def _gather_pairs(pair_values: torch.Tensor, edge_pair: torch.Tensor) -> torch.Tensor:
+    """Value of the pair of every image: (T, P, H) -> (T, M, H)."""
+    return pair_values.gather(1, edge_pair[..., None].expand(-1, -1, pair_values.shape[-1]))
+
+
+def _sum_to_pairs(edge_values: torch.Tensor, edge_pair: torch.Tensor, num_pairs: int) -> torch.Tensor:
+    """Sum over the images of each pair: (T, M, H) -> (T, P, H)."""
+    zeros = edge_values.new_zeros((edge_values.shape[0], num_pairs, edge_values.shape[-1]))
+    return zeros.scatter_add(1, edge_pair[..., None].expand_as(edge_values), edge_values)
+
+
+def segment_logsumexp(edge_values: torch.Tensor, edge_pair: torch.Tensor, num_pairs: int) -> torch.Tensor:
+    """Log sum_n exp over the images of each pair, -inf for pairs without images.
+
+    Args:
+        edge_values (`torch.Tensor` of shape `(T, M, H)`): -inf where masked.
+        edge_pair (`torch.Tensor` of shape `(T, M)`): pair of every image.
+        num_pairs (`int`): P.
+
+    Returns:
+        `torch.Tensor` of shape `(T, P, H)`.
+    """
+    index = edge_pair[..., None].expand_as(edge_values)
+    lowest = torch.finfo(edge_values.dtype).min
+    largest = edge_values.new_full((edge_values.shape[0], num_pairs, edge_values.shape[-1]), lowest)
+    largest = largest.scatter_reduce(1, index, edge_values.detach(), "amax", include_self=True)
+    total = _sum_to_pairs(torch.exp(edge_values - _gather_pairs(largest, edge_pair)), edge_pair, num_pairs)
+    return torch.where(total > 0, total.clamp_min(torch.finfo(total.dtype).tiny).log() + largest, -torch.inf)
+
+
+def _masked_edge_logits(
+    squared_distances: torch.Tensor, inverse_variance: torch.Tensor, edge_mask: torch.Tensor
+) -> torch.Tensor:
+    """phi_ijn = -|r_ijn|² / 2 sigma_i², -inf where masked, shape (T, M, H); the mask is (T, M) or (T, M, H)."""
+    logits = -0.5 * squared_distances[..., None] * inverse_variance[:, None, :]
+    mask = edge_mask[..., None] if edge_mask.dim() == 2 else edge_mask
+    return logits.masked_fill(~mask, -torch.inf)
+
+
+def periodic_attention_reference(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    inverse_variance: torch.Tensor,
+    layout: NeighborLayout,
+    edge_mask: torch.Tensor,
+    radial: torch.Tensor | None = None,
+    radial_weight: torch.Tensor | None = None,
+) -> PeriodicAttentionOutput:
+    """Real-space attention exactly as written in the paper (module docstring), one tensor per symbol.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(T, H, d)`).
+        inverse_variance (`torch.Tensor` of shape `(T, H)`): 1/sigma_i², Å⁻².
+        layout (`NeighborLayout`): the images of every atom.
+        edge_mask (`torch.Tensor` of shape `(T, M)` or `(T, M, H)`): the images that count.
+        radial (`torch.Tensor` of shape `(T, M, K)`, *optional*): b(|r|) of every image; none: beta = 0.
+        radial_weight (`torch.Tensor` of shape `(H, d, K)`, *optional*): W^E of each head.
+    """
+    num_pairs = layout.pair_key.shape[1]
+    phi = _masked_edge_logits(layout.squared_distances, inverse_variance, edge_mask)
+    alpha = segment_logsumexp(phi, layout.edge_pair, num_pairs)
+    scores = pair_scores(query, key, layout.pair_key)
+    attention = torch.softmax(scores + alpha, dim=1)
+    image_weights = torch.exp(phi - _gather_pairs(alpha.clamp_min(torch.finfo(alpha.dtype).min), layout.edge_pair))
+    output = _mix_values(attention, value, layout.pair_key)
+    beta = None
+    if radial is not None and radial_weight is not None:
+        index = layout.edge_pair[:, :, None, None]
+        expected = radial.new_zeros((radial.shape[0], num_pairs, image_weights.shape[-1], radial.shape[-1]))
+        per_image = image_weights[..., None] * radial[:, :, None, :]  # (T, M, H, K)
+        expected = expected.scatter_add(1, index.expand_as(per_image), per_image)
+        beta = torch.einsum("tphk,hdk->tphd", expected, radial_weight)
+        output = output + torch.einsum("tph,tphd->thd", attention, beta)
+    edge_weights = image_weights * _gather_pairs(attention, layout.edge_pair)
+    logits = phi + _gather_pairs(scores, layout.edge_pair)
+    return PeriodicAttentionOutput(output, edge_weights, attention, logits, alpha, beta)
+
+
+def periodic_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    inverse_variance: torch.Tensor,
+    layout: NeighborLayout,
+    edge_mask: torch.Tensor,
+    radial: torch.Tensor | None = None,
+    radial_weight: torch.Tensor | None = None,
+) -> PeriodicAttentionOutput:
+    """Same function and arguments as `periodic_attention_reference`, as one softmax over images.
+
+    A_ij exp(phi_ijn - alpha_ij) = softmax_{j,n}(q_i·k_j / sqrt d + phi_ijn), and
+    sum_j A_ij beta_ij = W^E [ sum_{j,n} (that weight) b(|r_ijn|) ]: no tensor of size pairs x images x K is made.
+    """
+    num_pairs = layout.pair_key.shape[1]
+    scores = pair_scores(query, key, layout.pair_key)
+    logits = _masked_edge_logits(layout.squared_distances, inverse_variance, edge_mask)
+    logits = logits + _gather_pairs(scores, layout.edge_pair)
+    edge_weights = torch.softmax(logits, dim=1)
+    pair_weights = _sum_to_pairs(edge_weights, layout.edge_pair, num_pairs)
+    output = _mix_values(pair_weights, value, layout.pair_key)
+    if radial is not None and radial_weight is not None:
+        expected = torch.bmm(edge_weights.transpose(1, 2), radial)  # (T, H, K)
+        output = output + torch.einsum("thk,hdk->thd", expected, radial_weight)
+    return PeriodicAttentionOutput(output, edge_weights, pair_weights, logits)
+
+
+def reciprocal_vectors(
+    cell: torch.Tensor, extent: int, largest: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half of the reciprocal lattice vectors of each crystal, the zero vector first.
+
+    Args:
+        cell (`torch.Tensor` of shape `(B, 3, 3)`): lattice vectors as rows, Å.
+        extent (`int`): with `largest=None`, all integer triples with |m_k| ≤ extent (the papers' rule).
+        largest (`float`, *optional*): all vectors no longer than this, 1/Å, instead: independent of the cell's choice.
+
+    Returns:
+        vectors of shape `(B, R, 3)` (1/Å) and multiplicities of shape `(B, R)`: 1 for zero, 2 for each ±m, 0 padding.
+    """
+    reciprocal = reciprocal_cell(cell)
+    if largest is None:
+        bounds = [extent] * 3
+    else:
+        # |m_k| = |w·l_k| / 2π ≤ |w| |l_k| / 2π
+        bounds = torch.floor(largest * cell.norm(dim=-1) / (2 * math.pi) + 1e-6).long().amax(0).tolist()
+    axes = [torch.arange(-bound, bound + 1, device=cell.device) for bound in bounds]
+    grid = torch.cartesian_prod(*axes).reshape(-1, 3)
+    half = grid[grid.shape[0] // 2 :]  # the grid is symmetric and sorted: its middle is zero, the rest one of each ±m
+    vectors = half.to(cell.dtype) @ reciprocal
+    multiplicity = torch.full(vectors.shape[:2], 2.0, dtype=cell.dtype, device=cell.device)
+    multiplicity[:, 0] = 1.0
+    if largest is not None:
+        inside = vectors.square().sum(-1) <= largest * largest
+        order = torch.argsort((~inside).to(torch.uint8), dim=1, stable=True)[:, : int(inside.sum(1).max())]
+        multiplicity = (multiplicity * inside).gather(1, order)
+        vectors = vectors.gather(1, order[..., None].expand(-1, -1, 3))
+    return vectors, multiplicity
+
+
+def reciprocal_log_weights(
+    positions: torch.Tensor,
+    cell: torch.Tensor,
+    atoms: PackedAtoms,
+    variance: torch.Tensor,
+    pair_key: torch.Tensor,
+    vectors: torch.Tensor,
+    multiplicity: torch.Tensor,
+) -> torch.Tensor:
+    """alpha_ij summed in reciprocal space (Poisson summation of the real-space sum), paper's appendix.
+
+    alpha_ij = log max(1e-6, S_ij) + 1.5 log(2π sigma_i²) - log V,
+    S_ij = sum_m exp(-sigma_i² |w_m|² / 2) cos(w_m·(p_j - p_i)).
+
+    Args:
+        positions (`torch.Tensor` of shape `(T, 3)`): Å.
+        cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
+        atoms (`PackedAtoms`): from `pack_atoms`.
+        variance (`torch.Tensor` of shape `(T, H)`): sigma_i², Å².
+        pair_key (`torch.Tensor` of shape `(T, P)`): keys of every query.
+        vectors, multiplicity: from `reciprocal_vectors`.
+
+    Returns:
+        `torch.Tensor` of shape `(T, P, H)`.
+    """
+    waves, counts = vectors[atoms.crystal], multiplicity[atoms.crystal]  # (T, R, 3), (T, R)
+    difference = positions[pair_key] - positions[:, None, :]
+    cosines = torch.cos(difference @ waves.transpose(1, 2))  # (T, P, R)
+    decay = torch.exp(-0.5 * variance[:, None, :] * waves.square().sum(-1)[..., None]) * counts[..., None]
+    total = torch.bmm(cosines, decay)  # (T, P, H)
+    log_volume = cell_volume(cell).log()[atoms.crystal][:, None, None]
+    return total.clamp_min(1e-6).log() + 1.5 * (2 * math.pi * variance).log()[:, None, :] - log_volume
+
+
+def reciprocal_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_weights: torch.Tensor,
+    pair_key: torch.Tensor,
+    pair_mask: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention with alpha from `reciprocal_log_weights`; the reciprocal sum has no value encoding (beta = 0).
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(T, H, d)`).
+        log_weights (`torch.Tensor` of shape `(T, P, H)`).
+        pair_key, pair_mask (`torch.Tensor` of shape `(T, P)`): from `dense_pair_layout`.
+
+    Returns:
+        output of shape `(T, H, d)` and A of shape `(T, P, H)`.
+    """
+    logits = pair_scores(query, key, pair_key) + log_weights
+    weights = torch.softmax(logits.masked_fill(~pair_mask[..., None], -torch.inf), dim=1)
+    return _mix_values(weights, value, pair_key), weights
+
+
+def pair_attention_matrix(
+    pair_weights: torch.Tensor, pair_key: torch.Tensor, pair_mask: torch.Tensor, atoms: PackedAtoms
+) -> torch.Tensor:
+    """Attention weights as the padded matrix that transformers models return, shape `(B, H, N, N)`.
+
+    Args:
+        pair_weights (`torch.Tensor` of shape `(T, P, H)`).
+        pair_key, pair_mask (`torch.Tensor` of shape `(T, P)`).
+        atoms (`PackedAtoms`): from `pack_atoms`.
+    """
+    size = atoms.max_size
+    matrix = pair_weights.new_zeros((atoms.sizes.shape[0], size, size, pair_weights.shape[-1]))
+    query, column = pair_mask.nonzero(as_tuple=True)
+    key = pair_key[query, column]
+    index = (atoms.crystal[query], atoms.slot[query], atoms.slot[key])
+    return matrix.index_put(index, pair_weights[query, column]).permute(0, 3, 1, 2)

@@ -1,0 +1,357 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""The plain crystal record, its error, and every check on it; needs numpy only.
+
+Convention: `cell[i]` is lattice vector i (rows), Å; `positions = frac_coords @ cell`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+__all__ = [
+    "CHEMICAL_SYMBOLS",
+    "CrystalInputError",
+    "CrystalRecord",
+    "atomic_number_of",
+    "cell_from_parameters",
+    "check_record",
+    "close_pair",
+    "formula_of",
+    "hydrogen_isotope_warning",
+]
+
+logger = logging.get_logger(__name__)
+
+_SYMBOL_TABLE = (
+    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr "
+    "Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu "
+    "Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr "
+    "Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
+)
+# index = atomic number; 0 is padding
+CHEMICAL_SYMBOLS: tuple[str, ...] = tuple(_SYMBOL_TABLE.split())
+_ATOMIC_NUMBERS = {symbol: number for number, symbol in enumerate(CHEMICAL_SYMBOLS) if number}
+_HYDROGEN_ISOTOPES = {"D": 1, "T": 1}
+_CHARGED_SYMBOL = re.compile(r"^([A-Za-z]{1,2})[0-9.]*[+-]?[0-9.]*$")  # Na, Na1+, O2-, Fe+3
+
+
+class CrystalInputError(ValueError):
+    """A crystal that cannot be used, with the reason in words.
+
+    Attributes:
+        reason (`str`): what is wrong: the field, the value received, what is accepted.
+        index (`int`, *optional*): place of the crystal in the list that was given.
+        name (`str`, *optional*): file name, id or formula, where one is known.
+    """
+
+    def __init__(self, reason: str, *, index: int | None = None, name: str | None = None):
+        self.reason = reason
+        self.index = index
+        self.name = name
+        which = "crystal" if index is None else f"crystal {index}"
+        super().__init__(f"{which} ({name}): {reason}" if name else f"{which}: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the default would put the finished message in place of the reason when a worker process sends it back
+        return _rebuild_error, (self.reason, self.index, self.name)
+
+    def located(self, index: int | None, name: str | None) -> "CrystalInputError":
+        """The same error with the place filled in where it was not known yet."""
+        return CrystalInputError(
+            self.reason,
+            index=self.index if index is None else index,
+            name=self.name if self.name is not None else name,
+        )
+
+
+def _rebuild_error(reason: str, index: int | None, name: str | None) -> CrystalInputError:
+    return CrystalInputError(reason, index=index, name=name)
+
+
+@dataclass(frozen=True, eq=False)
+class CrystalRecord:
+    """One ordered crystal as plain arrays; fields can also be read as `record["cell"]`, and `dict(record)` works.
+
+    Attributes:
+        atomic_numbers (`np.ndarray` of shape `(N,)`, int64): 1 to 118, in the order given.
+        frac_coords (`np.ndarray` of shape `(N, 3)`, float64): fractional coordinates as given (not wrapped).
+        cell (`np.ndarray` of shape `(3, 3)`, float64): lattice vectors in rows, Å.
+        name (`str`, *optional*): file name or id, for messages only.
+    """
+
+    atomic_numbers: np.ndarray
+    frac_coords: np.ndarray
+    cell: np.ndarray
+    name: str | None = None
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Cartesian coordinates of shape `(N, 3)`, Å, float64."""
+        return self.frac_coords @ self.cell
+
+    @property
+    def num_atoms(self) -> int:
+        """Atoms in the cell."""
+        return len(self.atomic_numbers)
+
+    @property
+    def formula(self) -> str:
+        """Reduced formula, elements by atomic number: `SrTiO3` reads `O3TiSr`."""
+        return formula_of(self.atomic_numbers)
+
+    @property
+    def volume(self) -> float:
+        """Cell volume, Å³, positive for left-handed cells too."""
+        return float(abs(np.linalg.det(self.cell)))
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the array fields, so that `dict(record)` gives a record dict."""
+        return ("atomic_numbers", "frac_coords", "cell")
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key in ("atomic_numbers", "frac_coords", "cell", "positions"):
+            return getattr(self, key)
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return self.num_atoms
+
+
+def formula_of(atomic_numbers: np.ndarray) -> str:
+    """Reduced formula of a list of atomic numbers, elements by atomic number; `"?"` for unknown numbers."""
+    counts = Counter(int(number) for number in atomic_numbers)
+    if not counts:
+        return ""
+    divisor = int(np.gcd.reduce(list(counts.values())))
+    parts = []
+    for number in sorted(counts):
+        symbol = CHEMICAL_SYMBOLS[number] if 0 < number < len(CHEMICAL_SYMBOLS) else "?"
+        count = counts[number] // divisor
+        parts.append(symbol if count == 1 else f"{symbol}{count}")
+    return "".join(parts)
+
+
+def hydrogen_isotope_warning(symbol: str) -> None:
+    """Say once per process that an isotope of hydrogen is read as hydrogen."""
+    logger.warning_once(f"Hydrogen isotope {symbol} found: deuterium and tritium are read as hydrogen (Z = 1).")
+
+
+def atomic_number_of(symbol: Any) -> int:
+    """Atomic number of a chemical symbol; a charge (`Na1+`) is ignored, D and T are hydrogen.
+
+    Args:
+        symbol: chemical symbol.
+
+    Returns:
+        `int` between 1 and 118.
+
+    Raises:
+        CrystalInputError: dummy or unknown symbol.
+    """
+    text = str(symbol).strip()
+    number = _ATOMIC_NUMBERS.get(text)
+    if number is not None:
+        return number
+    match = _CHARGED_SYMBOL.match(text)
+    letters = match.group(1) if match else text
+    for candidate in (letters, letters.capitalize()):
+        if candidate in _ATOMIC_NUMBERS:
+            return _ATOMIC_NUMBERS[candidate]
+        if candidate in _HYDROGEN_ISOTOPES:
+            hydrogen_isotope_warning(candidate)
+            return _HYDROGEN_ISOTOPES[candidate]
+    raise CrystalInputError(
+        f"unknown element {text!r}; accepted are the symbols H to Og, with D and T read as hydrogen "
+        "(no dummy atoms, no vacancies)"
+    )
+
+
+def cell_from_parameters(a: float, b: float, c: float, alpha: float, beta: float, gamma: float) -> np.ndarray:
+    """Lattice vectors in rows from lengths (Å) and angles (degrees), a along x and b in the xy-plane.
+
+    Returns:
+        `np.ndarray` of shape `(3, 3)`, Å.
+
+    Raises:
+        CrystalInputError: lengths not positive, or angles that no cell can have.
+    """
+    lengths = np.array([a, b, c], dtype=np.float64)
+    angles = np.radians(np.array([alpha, beta, gamma], dtype=np.float64))
+    cosines, sin_gamma = np.cos(angles), np.sin(angles[2])
+    given = f"a, b, c = {a}, {b}, {c} Å and alpha, beta, gamma = {alpha}, {beta}, {gamma}°"
+    if not (np.all(lengths > 0) and np.all(np.sin(angles) > 1e-6)):
+        raise CrystalInputError(f"cell parameters {given} describe no cell; lengths and angles must be positive")
+    x = cosines[1]
+    y = (cosines[0] - cosines[1] * cosines[2]) / sin_gamma
+    z_squared = 1.0 - x * x - y * y
+    if z_squared <= 0:
+        raise CrystalInputError(f"cell parameters {given} describe a flat or impossible cell")
+    directions = np.array([[1.0, 0.0, 0.0], [cosines[2], sin_gamma, 0.0], [x, y, np.sqrt(z_squared)]])
+    return lengths[:, None] * directions
+
+
+def _reach(cell: np.ndarray, distance: float) -> np.ndarray:
+    """Largest fractional difference, per lattice direction, of two points nearer than `distance`; shape `(3,)`."""
+    return distance * np.linalg.norm(np.linalg.inv(cell), axis=0)
+
+
+def _pairwise_reduced(cell: np.ndarray) -> np.ndarray:
+    """Same lattice with each vector made as short as whole multiples of another allow (Lagrange steps)."""
+    cell = cell.copy()
+    for _ in range(1000):  # lengths fall at every step; the bound only guards against rounding cycles
+        gram = cell @ cell.T
+        steps = np.round(gram / np.diag(gram)[None, :])
+        np.fill_diagonal(steps, 0.0)
+        if not steps.any():
+            break
+        i, j = np.unravel_index(int(np.argmax(np.abs(steps))), steps.shape)
+        cell[i] -= steps[i, j] * cell[j]
+    return cell
+
+
+def _candidate_pairs(frac: np.ndarray, width: float, axis: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs (i, j), i before j in sorted order, whose fractional coordinate on `axis` differs by at most `width`.
+
+    Sorting along one axis keeps the work near-linear for big cells, where all pairs would not fit in memory.
+    """
+    num_atoms = len(frac)
+    wrapped = frac[:, axis] - np.floor(frac[:, axis])
+    order = np.argsort(wrapped, kind="stable")
+    sorted_values = wrapped[order]
+    # atoms just above 0 are repeated just above 1, so that pairs across the face are met
+    repeated = np.concatenate([sorted_values, sorted_values + 1.0])
+    ends = np.minimum(np.searchsorted(repeated, sorted_values + width, side="right"), np.arange(num_atoms) + num_atoms)
+    counts = np.maximum(ends - np.arange(1, num_atoms + 1), 0)
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    start = 0
+    while start < num_atoms:  # blocks of about a million pairs
+        stop = max(int(np.searchsorted(bounds, bounds[start] + 1_000_000, side="right")) - 1, start + 1)
+        first = np.repeat(np.arange(start, stop), counts[start:stop])
+        offset = np.arange(len(first)) - np.repeat(bounds[start:stop] - bounds[start], counts[start:stop])
+        second = (first + 1 + offset) % num_atoms
+        yield order[first], order[second]
+        start = stop
+
+
+def close_pair(frac_coords: np.ndarray, cell: np.ndarray, min_distance: float) -> tuple[int, int, float] | None:
+    """The closest pair of atoms nearer than `min_distance`, periodic images and self-images included.
+
+    Exact for any cell: an image nearer than r differs by at most r / h along each lattice direction, where h is
+    the spacing of the lattice planes, so only those images are tried.
+
+    Args:
+        frac_coords (`np.ndarray` of shape `(N, 3)`): fractional coordinates.
+        cell (`np.ndarray` of shape `(3, 3)`): lattice vectors in rows, Å, not singular.
+        min_distance (`float`): Å.
+
+    Returns:
+        `(i, j, distance in Å)`, with `i == j` for an atom and its own image; None where there is no such pair.
+    """
+    reach = _reach(cell, min_distance)
+    if reach.max() >= 0.5:  # rare: a very skewed description of an ordinary lattice
+        reduced = _pairwise_reduced(cell)
+        frac_coords, cell = frac_coords @ cell @ np.linalg.inv(reduced), reduced
+        reach = _reach(cell, min_distance)
+    extent = np.floor(reach + 0.5).astype(int)
+    images = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in extent), indexing="ij"), axis=-1).reshape(-1, 3)
+    best: tuple[int, int, float] | None = None
+    self_images = images[np.any(images != 0, axis=1)]  # none unless planes are closer than 2 min_distance
+    if len(self_images):
+        shortest = float(np.linalg.norm(self_images @ cell, axis=1).min())
+        if shortest < min_distance:
+            best = (0, 0, shortest)
+    if len(frac_coords) < 2:
+        return best
+    axis = int(np.argmin(reach))
+    for first, second in _candidate_pairs(frac_coords, float(reach[axis]), axis):
+        if not len(first):
+            continue
+        difference = frac_coords[second] - frac_coords[first]
+        difference -= np.round(difference)
+        for image in images:
+            distance = np.sqrt((((difference + image) @ cell) ** 2).sum(axis=1))
+            place = int(np.argmin(distance))
+            if distance[place] < min_distance and (best is None or distance[place] < best[2]):
+                best = (int(first[place]), int(second[place]), float(distance[place]))
+    return best
+
+
+def _check_shapes(record: CrystalRecord) -> None:
+    numbers, frac, cell = record.atomic_numbers, record.frac_coords, record.cell
+    if numbers.ndim != 1 or frac.ndim != 2 or frac.shape != (len(numbers), 3):
+        raise CrystalInputError(
+            f"atomic_numbers has shape {numbers.shape} and the coordinates {frac.shape}; accepted are (N,) and (N, 3)"
+        )
+    if cell.shape != (3, 3):
+        raise CrystalInputError(f"cell has shape {cell.shape}; accepted is (3, 3) with lattice vectors in rows, Å")
+    if not len(numbers):
+        raise CrystalInputError("0 atoms; at least one is needed")
+
+
+def check_record(
+    record: CrystalRecord,
+    *,
+    max_atomic_number: int = 118,
+    min_distance: float = 0.1,
+    min_volume_per_atom: float = 0.5,
+    max_atoms: int | None = None,
+    check_distances: bool = True,
+) -> CrystalRecord:
+    """Return the record if it is a crystal a model can read.
+
+    Args:
+        record: arrays to check.
+        max_atomic_number: largest atomic number accepted.
+        min_distance: atoms nearer than this (Å), periodic images included, are an error.
+        min_volume_per_atom: smaller cells (Å³ per atom) are an error; the densest known solids keep above 2 Å³.
+        max_atoms: largest cell accepted, None for no limit.
+        check_distances: whether to look for overlapping atoms.
+
+    Returns:
+        The same record.
+
+    Raises:
+        CrystalInputError: wrong shapes, no atoms, not finite, unknown atomic number, flat cell, overlapping atoms.
+    """
+    _check_shapes(record)
+    numbers, frac, cell = record.atomic_numbers, record.frac_coords, record.cell
+    if max_atoms is not None and len(numbers) > max_atoms:
+        raise CrystalInputError(f"{len(numbers)} atoms in the cell; max_atoms = {max_atoms} are accepted")
+    if not np.isfinite(cell).all():
+        raise CrystalInputError(f"cell holds NaN or infinity: {cell.tolist()}; finite lengths in Å are accepted")
+    bad_rows = ~np.isfinite(frac).all(axis=1)
+    if bad_rows.any():
+        site = int(np.argmax(bad_rows))
+        raise CrystalInputError(f"coordinates of atom {site} hold NaN or infinity: {frac[site].tolist()}")
+    out_of_range = (numbers < 1) | (numbers > max_atomic_number)
+    if out_of_range.any():
+        site = int(np.argmax(out_of_range))
+        raise CrystalInputError(
+            f"atomic number {int(numbers[site])} at atom {site}; accepted are 1 to {max_atomic_number}"
+        )
+    lengths = np.linalg.norm(cell, axis=1)
+    volume = float(abs(np.linalg.det(cell)))
+    if lengths.min() < 1e-8 or volume < min_volume_per_atom * len(numbers) or volume < 1e-9 * lengths.prod():
+        raise CrystalInputError(
+            f"flat, singular or too small cell: volume {volume:.4g} Å³ for {len(numbers)} atoms "
+            f"(lattice vector lengths {', '.join(f'{length:.4g}' for length in lengths)} Å); "
+            f"at least {min_volume_per_atom} Å³ per atom is accepted"
+        )
+    if check_distances:
+        pair = close_pair(frac, cell, min_distance)
+        if pair is not None:
+            first, second, distance = pair
+            symbols = [CHEMICAL_SYMBOLS[int(numbers[site])] for site in (first, second)]
+            raise CrystalInputError(
+                f"overlapping atoms: {symbols[0]} (atom {first}) and {symbols[1]} (atom {second}) are "
+                f"{distance:.4f} Å apart, periodic images included; at least {min_distance} Å is accepted"
+            )
+    return record

@@ -1,0 +1,72 @@
+"""Evaluate a saved property model on labelled rows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
+
+
+@torch.no_grad()
+def predict_rows(model: Any, rows: Any, collator: Any, *, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and labels of all rows, in order.
+
+    Args:
+        model: Property model; put into evaluation mode.
+        rows: Data set of crystals with labels.
+        collator: Turns rows into a batch with `labels`.
+        batch_size: Crystals per forward pass.
+
+    Returns:
+        Predictions and labels, each (rows, targets), physical units, float64; unknown labels are NaN.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    predictions, labels = [], []
+    for start in range(0, len(rows), batch_size):
+        batch = collator([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        predictions.append(model(**inputs).logits.double().cpu().numpy())
+        labels.append(batch["labels"].double().cpu().numpy())
+    return np.concatenate(predictions), np.concatenate(labels)
+
+
+def evaluate_property_folder(
+    folder: str | Path, rows: Any, columns: list[str] | None = None, *, batch_size: int = 64, num_bootstrap: int = 1000
+) -> RegressionMetrics:
+    """Metrics of a saved property model on labelled rows; the mean predictor uses the model's training mean.
+
+    Args:
+        folder: Folder (or repository) with model and feature extractor.
+        rows: Data set of crystals with the label columns.
+        columns: Label column of each target; `config.target_names` by default.
+        batch_size: Crystals per forward pass.
+        num_bootstrap: See `regression_metrics`.
+
+    Raises:
+        ValueError: If `columns` does not match the model's targets.
+    """
+    from transformers import AutoConfig
+
+    import hf_crystal  # noqa: F401  (registers the model types)
+    from hf_crystal.data import CrystalCollator
+    from hf_crystal.models.feature_extraction_crystal import CrystalFeatureExtractor
+    from hf_crystal.training.property_models import property_model_class
+
+    config = AutoConfig.from_pretrained(folder)
+    model = property_model_class(config.model_type).from_pretrained(folder)
+    columns = list(config.target_names) if columns is None else columns
+    if len(columns) != len(config.target_names):
+        raise ValueError(f"columns={columns}: the model has the targets {config.target_names}")
+    collator = CrystalCollator(CrystalFeatureExtractor.from_pretrained(folder), label_names=columns)
+    predictions, labels = predict_rows(model, rows, collator, batch_size=batch_size)
+    return regression_metrics(
+        predictions,
+        labels,
+        target_names=config.target_names,
+        target_units=config.target_units,
+        baseline_mean=model.head.target_mean.double().cpu().numpy(),
+        num_bootstrap=num_bootstrap,
+    )

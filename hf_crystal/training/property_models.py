@@ -1,0 +1,73 @@
+"""Which classes train under which `model_type`."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_crystal.training.recipes import TrainingRecipe
+    from hf_crystal.training.target_scaling import TargetScaling
+
+_MODEL_TYPES = ("crystalformer", "crystalframer")
+
+
+def _check_model_type(model_type: Any) -> None:
+    if model_type not in _MODEL_TYPES:
+        raise ValueError(f"model.model_type={model_type!r}: expected {' or '.join(_MODEL_TYPES)}")
+
+
+def property_config_class(model_type: str) -> Any:
+    """Config class of a model type.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    _check_model_type(model_type)
+    if model_type == "crystalframer":
+        from hf_crystal.models.configuration_crystalframer import CrystalFramerConfig
+
+        return CrystalFramerConfig
+    from hf_crystal.models.configuration_crystalformer import CrystalformerConfig
+
+    return CrystalformerConfig
+
+
+def property_model_class(model_type: str) -> Any:
+    """Property-prediction class of a model type.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    _check_model_type(model_type)
+    if model_type == "crystalframer":
+        from hf_crystal.models.modeling_crystalframer import CrystalFramerForPropertyPrediction
+
+        return CrystalFramerForPropertyPrediction
+    from hf_crystal.models.modeling_crystalformer import CrystalformerForPropertyPrediction
+
+    return CrystalformerForPropertyPrediction
+
+
+def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> Any:
+    """New or pretrained model of a recipe, in the recipe's dtype, with its target scaling set.
+
+    Seed the global generator first: it initialises the weights. Starting from a pretrained model, the encoder (with
+    its calibration) is kept, and the head too where the number of targets is the same.
+
+    Args:
+        recipe: Training recipe.
+        scaling: Mean and spread of the training targets.
+    """
+    model_class = property_model_class(recipe.model["model_type"])
+    config = recipe.model_config()
+    pretrained = recipe.model.get("pretrained")
+    if pretrained:
+        model = model_class.from_pretrained(
+            pretrained,
+            target_names=config.target_names,
+            target_units=config.target_units,
+            ignore_mismatched_sizes=True,
+        )
+    else:
+        model = model_class(config)
+    model = model.to(recipe.training.torch_dtype)
+    model.set_target_scaling(list(scaling.mean), list(scaling.std))
+    return model

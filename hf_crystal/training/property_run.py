@@ -1,0 +1,254 @@
+"""Train a property model from a recipe and write down what was done; the scripts and the CLI call this."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
+from hf_crystal.training.arguments import CrystalTrainingArguments
+from hf_crystal.training.property_data import label_columns, load_property_data
+from hf_crystal.training.property_models import build_property_model
+from hf_crystal.training.recipes import TrainingRecipe
+from hf_crystal.training.target_scaling import TargetScaling, compute_target_scaling
+from hf_crystal.training.trainer import CrystalTrainer
+
+MODEL_FOLDER, CHECKPOINT_FOLDER = "model", "checkpoints"
+RECIPE_NAME, RUN_NAME = "recipe.yaml", "run.json"
+
+
+@dataclass
+class PropertyTask:
+    """Everything a training loop needs, built from a recipe.
+
+    Attributes:
+        model: Property model with its target scaling set.
+        feature_extractor: Turns crystals into tensors; saved with the model.
+        collator: Turns data rows into batches with labels.
+        splits: "train", "validation" and "test" rows.
+        scaling: Mean and spread of the training targets.
+    """
+
+    model: Any
+    feature_extractor: Any
+    collator: Any
+    splits: dict[str, Any]
+    scaling: TargetScaling
+
+
+def prepare_property_task(recipe: TrainingRecipe) -> PropertyTask:
+    """Load the data and build the model of a recipe; the recipe's seed is set first."""
+    from hf_crystal.data import CrystalCollator
+    from hf_crystal.models.feature_extraction_crystal import CrystalFeatureExtractor
+
+    set_seed(recipe.training.seed)
+    splits = load_property_data(recipe.data, recipe.training.seed)
+    columns = label_columns(recipe.data)
+    scaling = compute_target_scaling(splits["train"], columns)
+    model = build_property_model(recipe, scaling)
+    feature_extractor = CrystalFeatureExtractor(
+        max_atomic_number=model.config.num_elements, primitive=recipe.data.primitive
+    )
+    collator = CrystalCollator(feature_extractor, label_names=columns)
+    return PropertyTask(model, feature_extractor, collator, splits, scaling)
+
+
+def rows_per_process(recipe: TrainingRecipe, num_processes: int) -> int:
+    """Crystals in one backward pass of one process.
+
+    Raises:
+        ValueError: If the batch does not divide evenly.
+    """
+    training = recipe.training
+    rows, rest = divmod(training.batch_size, num_processes * training.accumulation_steps)
+    if rest or not rows:
+        raise ValueError(
+            f"training.batch_size={training.batch_size} does not divide into {num_processes} processes x "
+            f"{training.accumulation_steps} accumulation steps"
+        )
+    return rows
+
+
+def training_arguments(
+    recipe: TrainingRecipe, output_dir: str | Path, *, max_hours: float | None = None
+) -> CrystalTrainingArguments:
+    """Trainer arguments of a recipe; checkpoints go to `output_dir`.
+
+    Args:
+        recipe: Training recipe.
+        output_dir: Folder of the checkpoints.
+        max_hours: Wall budget of training.
+    """
+    training = recipe.training
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    interval = "epoch" if training.eval_steps is None else "steps"
+    return CrystalTrainingArguments(
+        output_dir=str(output_dir),
+        per_device_train_batch_size=rows_per_process(recipe, num_processes),
+        per_device_eval_batch_size=training.eval_batch_size,
+        gradient_accumulation_steps=training.accumulation_steps,
+        num_train_epochs=training.num_epochs,
+        learning_rate=training.learning_rate,
+        adam_beta1=training.betas[0],
+        adam_beta2=training.betas[1],
+        adam_epsilon=training.eps,
+        weight_decay=training.weight_decay,
+        bias_weight_decay=recipe.bias_weight_decay,
+        decay_steps=training.decay_steps,
+        max_grad_norm=training.max_grad_norm,
+        swa_epochs=training.swa_epochs,
+        drop_last_train_rows=training.drop_last,
+        max_atoms_per_batch=training.max_atoms_per_batch,
+        max_hours=max_hours,
+        seed=training.seed,
+        bf16=training.bf16,
+        logging_strategy="steps",
+        logging_steps=training.log_steps,
+        logging_first_step=True,
+        eval_strategy=interval,
+        save_strategy=interval,
+        eval_steps=training.eval_steps,
+        save_steps=training.eval_steps or 500,
+        save_total_limit=training.keep_checkpoints,
+        load_best_model_at_end=training.swa_epochs == 0,
+        metric_for_best_model="scaled_mae" if training.swa_epochs == 0 else None,
+        greater_is_better=False if training.swa_epochs == 0 else None,
+        dataloader_num_workers=training.num_workers,
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+def train_property(
+    recipe: TrainingRecipe, output_dir: str | Path, *, resume: bool = False, max_hours: float | None = None
+) -> dict[str, Any]:
+    """Train, test and save a property model.
+
+    Writes `model/` (config, weights, feature extractor: load it with `from_pretrained`), and beside it
+    `recipe.yaml`, `run.json` (see `run_record`) and `checkpoints/`.
+
+    Args:
+        recipe: Training recipe.
+        output_dir: Folder of the run.
+        resume: Continue from the last complete checkpoint of that folder.
+        max_hours: Wall budget of training and its evaluations, earlier parts of a resumed run included; the run
+            then ends with a checkpoint, and with weight averaging over the share of the budget that `swa_epochs`
+            has of `num_epochs`. The final test comes on top.
+
+    Returns:
+        The content of `run.json`.
+
+    Raises:
+        ValueError: For recipes and data that do not fit, and `resume` without a checkpoint.
+        FileExistsError: If the folder has checkpoints already and `resume` is False.
+    """
+    output_dir = Path(output_dir)
+    checkpoints = output_dir / CHECKPOINT_FOLDER
+    if not resume and any(checkpoints.glob("checkpoint-*")):
+        raise FileExistsError(f"{checkpoints} has checkpoints of another run: resume it or choose another folder")
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # one bar per saved checkpoint would fill a log file
+    task = prepare_property_task(recipe)
+    trainer = CrystalTrainer(
+        model=task.model,
+        args=training_arguments(recipe, checkpoints, max_hours=max_hours),
+        data_collator=task.collator,
+        train_dataset=task.splits["train"],
+        eval_dataset=task.splits["validation"],
+        processing_class=task.feature_extractor,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    predicted = trainer.predict(task.splits["test"])
+    record: dict[str, Any] = {}
+    if trainer.is_world_process_zero():
+        test = regression_metrics(
+            predicted.predictions,
+            predicted.label_ids,
+            target_names=task.model.config.target_names,
+            target_units=task.model.config.target_units,
+            baseline_mean=task.scaling.mean,
+        )
+        record = run_record(recipe, task, trainer, test)
+        save_run(recipe, task, record, output_dir)
+    trainer.accelerator.wait_for_everyone()
+    return record
+
+
+def save_run(recipe: TrainingRecipe, task: PropertyTask, record: dict[str, Any], output_dir: Path) -> None:
+    """Write the model folder, the recipe and the record of a run."""
+    task.model.save_pretrained(output_dir / MODEL_FOLDER)
+    task.feature_extractor.save_pretrained(output_dir / MODEL_FOLDER)
+    recipe.save(output_dir / RECIPE_NAME)
+    (output_dir / RUN_NAME).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this file lies in, with "-dirty" for local changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        state = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if state.stdout.strip() else "")
+
+
+def environment_record() -> dict[str, Any]:
+    """Versions, commit and machine, for a run's record."""
+    packages = ["torch", "transformers", "accelerate", "datasets", "numpy", "pymatgen"]
+    return {
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "num_threads": torch.get_num_threads(),
+        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def run_record(
+    recipe: TrainingRecipe, task: PropertyTask, trainer: CrystalTrainer, test: RegressionMetrics
+) -> dict[str, Any]:
+    """What was run, what it cost and what came out.
+
+    Returns:
+        Recipe, seed, commit, versions, cost, training and validation curves (target units as in
+        `config.target_units`, `units` repeats them), weight averaging, and the test metrics beside the mean
+        predictor's.
+    """
+    history = trainer.state.log_history
+    curve_keys = ("step", "epoch", "loss", "grad_norm", "learning_rate")
+    return {
+        "recipe": recipe.to_dict(),
+        "seed": recipe.training.seed,
+        **environment_record(),
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "finished": trainer.state.global_step >= trainer.state.max_steps,
+        "training_seconds": round(trainer.clock.seconds_used, 1),
+        "num_parameters": sum(p.numel() for p in task.model.parameters() if p.requires_grad),
+        "rows": {name: len(rows) for name, rows in task.splits.items()},
+        "target_mean": list(task.scaling.mean),
+        "target_std": list(task.scaling.std),
+        "units": {target.name: target.unit for target in recipe.data.targets},
+        "weight_averaging": {"start_step": trainer.swa.start_step, "steps_averaged": trainer.swa.num_averaged},
+        "training_curve": [{k: entry[k] for k in curve_keys if k in entry} for entry in history if "loss" in entry],
+        "validation_curve": [
+            {k.removeprefix("eval_"): v for k, v in entry.items()} for entry in history if "eval_loss" in entry
+        ],
+        "test": test.to_dict(),
+    }

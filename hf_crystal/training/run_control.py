@@ -1,0 +1,116 @@
+"""Callbacks that make a run end on time and restart from the right place."""
+
+# ruff: noqa: ARG002  (the signatures are those of TrainerCallback)
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+COMPLETE_MARKER_NAME = "checkpoint_complete.json"
+
+
+def last_complete_checkpoint(folder: str | Path) -> Path | None:
+    """Newest `checkpoint-N` in `folder` that was written to its end, None when there is none.
+
+    A process killed while saving leaves a folder that `transformers` would take for the newest checkpoint; the
+    marker file is written last, so a torn checkpoint has none and is passed over.
+    """
+    checkpoints = []
+    for marker in Path(folder).glob(f"checkpoint-*/{COMPLETE_MARKER_NAME}"):
+        match = re.fullmatch(r"checkpoint-(\d+)", marker.parent.name)
+        if match:
+            checkpoints.append((int(match.group(1)), marker.parent))
+    return max(checkpoints)[1] if checkpoints else None
+
+
+def _agree_on(value: float, device: torch.device) -> float:
+    """Process 0's value on every process, so that all take the same branch."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.broadcast(shared, src=0)
+    return float(shared)
+
+
+class WallBudgetCallback(TrainerCallback):
+    """Stop training cleanly, with a checkpoint and an evaluation, when its wall time is used up.
+
+    The time of earlier parts of a resumed run counts. Without a budget the callback only keeps the time.
+
+    Args:
+        max_hours: Wall hours for training and the evaluations in it; None means no limit.
+
+    Raises:
+        ValueError: If `max_hours` is not positive.
+    """
+
+    def __init__(self, max_hours: float | None):
+        if max_hours is not None and max_hours <= 0:
+            raise ValueError(f"max_hours={max_hours}: expected a positive number of hours")
+        self.max_seconds = None if max_hours is None else 3600 * max_hours
+        self.seconds_before = 0.0
+        self.resume_from: Path | None = None
+        self._started: float | None = None
+        self._step_fraction = 0.0
+
+    @property
+    def seconds_used(self) -> float:
+        """Seconds since training began, earlier parts included, on this process's clock."""
+        return self.seconds_before + (0.0 if self._started is None else time.monotonic() - self._started)
+
+    def fraction_used(self) -> float:
+        """Share of the budget used when the present step began; the same on all processes, 0 without a budget."""
+        return self._step_fraction
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock, after the time stored with the checkpoint."""
+        if self.resume_from is not None:
+            self.seconds_before = json.loads((self.resume_from / COMPLETE_MARKER_NAME).read_text())["seconds_used"]
+        self._started = time.monotonic()
+        self._step_fraction = self._agreed_fraction(args)
+
+    def _agreed_fraction(self, args: TrainingArguments) -> float:
+        if self.max_seconds is None:
+            return 0.0
+        return _agree_on(self.seconds_used / self.max_seconds, args.device)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask the Trainer to stop, save and evaluate once the budget is used."""
+        self._step_fraction = self._agreed_fraction(args)
+        if self._step_fraction >= 1:
+            control.should_training_stop = True
+            # with the "epoch" strategies the Trainer does both anyway when it leaves the epoch
+            control.should_save |= args.save_strategy == "steps"
+            control.should_evaluate |= args.eval_strategy == "steps"
+
+
+class CompleteCheckpointCallback(TrainerCallback):
+    """Mark a checkpoint as complete when every process and every other callback has written its part.
+
+    Args:
+        clock: Callback whose time is stored with the checkpoint.
+    """
+
+    def __init__(self, clock: WallBudgetCallback):
+        self.clock = clock
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the marker; must run after the other callbacks' `on_save`."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if not state.is_world_process_zero:
+            return
+        marker = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE_MARKER_NAME
+        partial = marker.with_suffix(".partial")
+        partial.write_text(json.dumps({"global_step": state.global_step, "seconds_used": self.clock.seconds_used}))
+        os.replace(partial, marker)

@@ -1,0 +1,74 @@
+"""Importing the package is quick, has no side effect but registration, and works in any order."""
+
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+import hf_crystal
+
+REPORT = """
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
+from transformers.pipelines import PIPELINE_REGISTRY
+mappings = CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, FEATURE_EXTRACTOR_MAPPING
+print(*[cls.__name__ for mapping in mappings for cls in mapping._extra_content.values()])
+print("crystal-property-prediction" in PIPELINE_REGISTRY.supported_tasks)
+"""
+REGISTERED = (
+    "CrystalformerConfig CrystalFramerConfig CrystalformerModel CrystalFramerModel "
+    "CrystalformerForPropertyPrediction CrystalFramerForPropertyPrediction "
+    "CrystalFeatureExtractor CrystalFeatureExtractor"
+)
+
+
+def run_python(code: str) -> str:
+    """Standard output of `code` in a fresh process."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import hf_crystal",
+        "import transformers.pipelines, hf_crystal",
+        "from hf_crystal import AutoModelForCrystalPropertyPrediction",
+        "import hf_crystal.models.modeling_crystalframer",
+        "import hf_crystal.pipelines.pipeline_crystal_property",
+        "from hf_crystal import *",
+    ],
+)
+def test_classes_are_registered_whatever_is_imported_first(first):
+    names, task = run_python(f"{first}\n{REPORT}").splitlines()
+    assert (sorted(names.split()), task) == (sorted(REGISTERED.split()), "True")
+
+
+def test_import_does_not_load_torch_nor_third_party_readers():
+    heavy = "torch", "pymatgen", "ase", "moyopy", "datasets", "pandas"
+    code = f"import sys, hf_crystal; print(sorted(set(sys.modules) & {set(heavy)!r}))"
+    assert run_python(code).strip() == "[]"
+
+
+def test_import_takes_under_300_milliseconds_beyond_transformers():
+    code = "import transformers, time; t = time.perf_counter(); import hf_crystal; print(time.perf_counter() - t)"
+    assert statistics.median(float(run_python(code)) for _ in range(3)) < 0.3
+
+
+def test_every_public_name_exists():
+    for name in hf_crystal.__all__:
+        assert getattr(hf_crystal, name) is not None
+    assert set(hf_crystal.__all__) <= set(dir(hf_crystal))
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'CrystalMaker'"):
+        hf_crystal.CrystalMaker  # noqa: B018
+
+
+def test_loader_of_a_followed_module_is_its_own():
+    code = "import hf_crystal, transformers.pipelines as p; print(type(p.__loader__), type(p.__spec__.loader))"
+    assert run_python(code).count("SourceFileLoader") == 2

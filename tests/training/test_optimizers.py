@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from hf_crystal.models.configuration_crystalformer import CrystalformerConfig
+from hf_crystal.models.modeling_crystalformer import CrystalformerForPropertyPrediction
+from hf_crystal.training import RELEASE_BIAS_WEIGHT_DECAY, build_adamw, parameter_groups
+
+
+@pytest.fixture
+def model():
+    config = CrystalformerConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_radial_basis=4
+    )
+    return CrystalformerForPropertyPrediction(config)
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group(model):
+    grouped = [id(p) for group in parameter_groups(model) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_biases_and_only_biases_have_their_own_decay(model):
+    weights, biases = parameter_groups(model, weight_decay=1e-5, bias_weight_decay=RELEASE_BIAS_WEIGHT_DECAY)
+    assert (weights["weight_decay"], biases["weight_decay"]) == (1e-5, 1e-2)
+    # one-dimensional parameters of this model are its biases, and nothing else is
+    assert all(p.dim() == 1 for p in biases["params"])
+    assert all(p.dim() > 1 for p in weights["params"])
+
+
+def test_frozen_parameters_are_left_out(model):
+    model.encoder.embeddings.weight.requires_grad_(False)
+    grouped = {id(p) for group in parameter_groups(model) for p in group["params"]}
+    assert id(model.encoder.embeddings.weight) not in grouped
+
+
+def test_defaults_are_the_papers(model):
+    optimizer = build_adamw(model)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    for group, decay in zip(optimizer.param_groups, (1e-5, 0.0), strict=True):
+        assert (group["lr"], group["betas"], group["eps"]) == (5e-4, (0.9, 0.98), 1e-8)
+        assert group["weight_decay"] == decay

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_crystal.training import load_recipe
+from hf_crystal.training.recipes import recipe_from_dict
+
+RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").glob("*.yaml"))
+MINIMAL = {
+    "model": {"model_type": "crystalformer"},
+    "data": {"path": "x.parquet", "targets": [{"name": "energy", "unit": "eV"}]},
+}
+
+
+def test_there_is_a_recipe_for_every_published_setting():
+    names = {path.stem for path in RECIPES}
+    for model in ("crystalformer", "crystalframer"):
+        for setting in ("mp-e-form", "mp-band-gap", "mp-bulk-modulus", "mp-shear-modulus"):
+            assert f"{model}-{setting}" in names
+        for setting in ("e-form", "total-energy", "band-gap-opt", "band-gap-mbj", "e-hull"):
+            assert f"{model}-jarvis-{setting}" in names
+        assert f"{model}-oqmd-e-form" in names
+    assert {"crystalformer-mp20", "crystalframer-mp20", "crystalformer-perov5"} <= names
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_gives_a_config_and_states_its_cost(path):
+    recipe = load_recipe(path)
+    config = recipe.model_config()
+    assert config.model_type == path.stem.split("-")[0]
+    assert config.target_units == [target.unit for target in recipe.data.targets]
+    assert "not measured" in recipe.cost or "CPU" in recipe.cost or "GPU" in recipe.cost
+    assert len(recipe.description) > 20
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("training", "learnin_rate", 1e-3, r"training: unknown key 'learnin_rate' \(did you mean 'learning_rate'\?\)"),
+        (
+            "model",
+            "hiden_size",
+            3,
+            r"model: unknown key 'hiden_size' \(did you mean 'hidden_size'\?\); accepted: .*domain",
+        ),
+        ("model", "target_names", ["x"], "model: unknown key 'target_names'"),
+        ("data", "colour", "red", "data: unknown key 'colour'; accepted: source, path"),
+        ("training", "learning_rate", "5e-4", "training.learning_rate='5e-4'.*write 5.0e-4"),
+        ("training", "num_epochs", 2.5, "training.num_epochs=2.5: expected int"),
+        ("training", "swa_epochs", 900, "training.swa_epochs=900: expected 0 to num_epochs=500"),
+        ("training", "keep_checkpoints", 1, "training.keep_checkpoints=1"),
+        ("training", "dtype", "float16", "training.dtype='float16'"),
+        ("data", "source", "jarvs", "data.source='jarvs': expected file, jarvis"),
+        ("data", "targets", [], "data.targets is empty"),
+        ("data", "targets", [{"name": "energy"}], r"data.targets\[0\]: needs name, unit; got name"),
+        ("data", "targets", [{"name": "a", "unit": ""}, {"name": "a", "unit": ""}], "names must differ"),
+        ("model", "model_type", "gpt2", "model.model_type='gpt2': expected crystalformer or crystalframer"),
+        ("model", "hidden_size", 17, "hidden_size=17"),
+    ],
+)
+def test_mistakes_are_named(section, key, value, message):
+    values = {name: dict(part) for name, part in MINIMAL.items()}
+    values.setdefault("training", {})[key if section == "training" else "seed"] = value if section == "training" else 1
+    if section != "training":
+        values[section][key] = value
+    with pytest.raises(ValueError, match=message):
+        recipe_from_dict(values)
+
+
+def test_unknown_section_is_an_error():
+    with pytest.raises(ValueError, match=r"recipe: unknown key 'modle' \(did you mean 'model'\?\)"):
+        recipe_from_dict({**MINIMAL, "modle": {}})
+
+
+def test_overrides_and_round_trip(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    overrides = ["training.num_epochs=60", "model.domain=real-reci", "data.targets.0.column=e", "data.path=y.parquet"]
+    recipe = load_recipe(path, overrides)
+    assert recipe.training.num_epochs == 60
+    assert recipe.model_config().domain == "real-reci"
+    assert recipe.data.targets[0].column == "e"
+    recipe.save(tmp_path / "again.yaml")
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_bad_override_and_bad_yaml_name_the_culprit(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    with pytest.raises(ValueError, match="override 'training': expected section.key=value"):
+        load_recipe(path, ["training"])
+    path.write_text("model: [")
+    with pytest.raises(ValueError, match="recipe.yaml: not valid YAML"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("match_release", "explicit", "decay"), [(False, None, 0.0), (True, None, 1e-2), (True, 0.5, 0.5)]
+)
+def test_bias_decay_follows_match_release_unless_set(match_release, explicit, decay):
+    values = {
+        **MINIMAL,
+        "model": {"model_type": "crystalformer", "match_release": match_release},
+        "training": {"bias_weight_decay": explicit},
+    }
+    assert recipe_from_dict(values).bias_weight_decay == decay

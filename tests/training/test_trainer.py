@@ -1,0 +1,257 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from hf_crystal.training import CrystalTrainer, CrystalTrainingArguments, last_complete_checkpoint
+from hf_crystal.training.inference import predict_rows
+from hf_crystal.training.run_control import COMPLETE_MARKER_NAME
+
+
+def curve(trainer, key="loss"):
+    return [entry[key] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_equal_weights(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_training_learns_and_reports_physical_units(make_trainer):
+    trainer, task = make_trainer("training.num_epochs=80", "training.swa_epochs=10", "training.learning_rate=0.005")
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    for target in ("energy", "gap"):
+        assert after[f"eval_mae_{target}"] < 0.6 * before[f"eval_mae_{target}"]
+        assert after[f"eval_mae_{target}"] < 0.6 * after[f"eval_mae_mean_predictor_{target}"]
+    predictions, labels = predict_rows(task.model, task.splits["validation"], task.collator, batch_size=3)
+    known = ~np.isnan(labels[:, 1])
+    assert after["eval_mae_gap"] == pytest.approx(np.abs(predictions - labels)[known, 1].mean(), rel=1e-5)
+    assert after["eval_mae_energy"] == pytest.approx(np.abs(predictions - labels)[:, 0].mean(), rel=1e-5)
+
+
+def test_eval_loss_is_the_mean_over_known_labels_of_all_rows(make_trainer):
+    """11 rows in batches of 4 with missing labels: the mean of batch means would be another number."""
+    trainer, task = make_trainer()
+    trainer.calibrate()
+    reported = trainer.evaluate()["eval_loss"]
+    predictions, labels = predict_rows(task.model, task.splits["validation"], task.collator)
+    errors = np.abs(predictions - labels) / np.array(task.scaling.std)
+    assert reported == pytest.approx(np.nanmean(errors), rel=1e-5)
+    assert abs(reported - np.mean([np.nanmean(errors[i : i + 4]) for i in (0, 4, 8)])) > 1e-3
+
+
+def test_label_of_minus_100_counts(make_trainer):
+    """-100 marks padding in transformers; here it is an energy like any other."""
+    trainer, task = make_trainer()
+    rows = [{**row, "energy": -100.0, "gap": None} for row in task.splits["validation"]]
+    trainer.calibrate()
+    with pytest.raises(ValueError, match="target 'gap': none of the 11 rows"):
+        trainer.evaluate(rows)
+    rows[0]["gap"] = 1.0
+    assert trainer.evaluate(rows)["eval_mae_energy"] > 90
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulation_gives_the_large_batch(make_trainer, accumulation):
+    whole, whole_task = make_trainer("training.dtype=float64", folder="whole")
+    parts, parts_task = make_trainer(
+        "training.dtype=float64", f"training.accumulation_steps={accumulation}", folder="parts"
+    )
+    whole.train()
+    parts.train()
+    # with missing labels the micro-batches weigh differently; an unweighted mean misses by percents
+    np.testing.assert_allclose(curve(parts), curve(whole), rtol=2e-6)
+    np.testing.assert_allclose(curve(parts, "grad_norm"), curve(whole, "grad_norm"), rtol=1e-9)
+    for name, value in whole_task.model.state_dict().items():
+        torch.testing.assert_close(parts_task.model.state_dict()[name], value, rtol=1e-8, atol=1e-11)
+
+
+def test_last_incomplete_group_is_a_mean_too(make_trainer):
+    """42 rows, nothing dropped: the last step of an epoch has 2 rows; its loss is still a mean of known labels."""
+    trainer, _ = make_trainer("training.drop_last=false", "training.num_epochs=1", "training.accumulation_steps=4")
+    trainer.train()
+    losses = curve(trainer)
+    assert len(losses) == 6
+    assert 0.2 < losses[-1] / losses[-2] < 5
+
+
+def test_calibration_is_the_same_for_every_split_of_the_first_batch(make_trainer):
+    calibrations = []
+    for accumulation in (1, 4):
+        trainer, task = make_trainer(f"training.accumulation_steps={accumulation}", folder=f"a{accumulation}")
+        assert not task.model.is_calibrated
+        trainer.calibrate()
+        assert task.model.is_calibrated
+        calibrations.append({k: v.clone() for k, v in task.model.state_dict().items() if "calibration" in k})
+        trainer.calibrate()  # a second call changes nothing
+        assert_equal_weights(
+            calibrations[-1], {k: v for k, v in task.model.state_dict().items() if "calibration" in k}
+        )
+    for name in calibrations[0]:
+        torch.testing.assert_close(calibrations[0][name], calibrations[1][name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("model_type", ["crystalformer", "crystalframer"])
+@pytest.mark.parametrize("checkpoint", [6, 15, 18])
+def test_resume_from_any_checkpoint_ends_bit_equal(make_trainer, tmp_path, model_type, checkpoint):
+    """Checkpoint 6 is inside an epoch, 15 on the border where averaging starts, 18 inside averaging."""
+    overrides = [f"model.model_type={model_type}", "training.eval_steps=3", "training.keep_checkpoints=9"]
+    whole, task = make_trainer(*overrides, folder="whole")
+    whole.train()
+    resumed, resumed_task = make_trainer(*overrides, folder="resumed")
+    resumed.train(resume_from_checkpoint=tmp_path / "whole" / f"checkpoint-{checkpoint}")
+    assert_equal_weights(weights(resumed_task.model), weights(task.model))
+    assert curve(resumed) == curve(whole)
+    assert resumed.swa.num_averaged == whole.swa.num_averaged == 5
+    ours, theirs = ([e for e in t.state.log_history if "eval_loss" in e][-1] for t in (resumed, whole))
+    assert ours["eval_mae_gap"] == theirs["eval_mae_gap"]
+
+
+def test_torn_checkpoint_is_passed_over(make_trainer, tmp_path):
+    trainer, _ = make_trainer("training.eval_steps=5", "training.keep_checkpoints=9")
+    trainer.train()
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-20"
+    (tmp_path / "run" / "checkpoint-20" / COMPLETE_MARKER_NAME).unlink()
+    (tmp_path / "run" / "checkpoint-20" / "model.safetensors").write_bytes(b"torn")
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-15"
+    again, _ = make_trainer("training.eval_steps=5", "training.keep_checkpoints=9")
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 20
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-20"
+
+
+def test_resume_without_a_checkpoint_says_so(make_trainer):
+    trainer, _ = make_trainer()
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_averaging_covers_the_last_epochs_and_only_parameters(make_trainer):
+    seen = []
+
+    class Recorder(CrystalTrainer):
+        def training_step(self, *args, **kwargs):
+            seen.append(weights(self.model))
+            return super().training_step(*args, **kwargs)
+
+    _, task = make_trainer("training.swa_epochs=2")
+    base, _ = make_trainer("training.swa_epochs=2", folder="other")
+    trainer = Recorder(
+        model=task.model,
+        args=base.args,
+        data_collator=task.collator,
+        train_dataset=task.splits["train"],
+        eval_dataset=task.splits["validation"],
+    )
+    trainer.train()
+    # 20 steps, the last 10 averaged: weights at the beginning of steps 12..20, and the last ones
+    assert (trainer.swa.start_step, trainer.swa.num_averaged) == (10, 10)
+    for name, mean in trainer.swa.averaged.mean.items():
+        last = 10 * mean - sum(state[name].double() for state in seen[11:])
+        step = (last - seen[-1][name].double()).abs().max()
+        assert step < 0.02, name  # one optimiser step away from the weights before it
+        assert torch.equal(task.model.state_dict()[name], mean.float())
+
+
+def test_validation_during_averaging_uses_the_mean_and_puts_the_weights_back(make_trainer):
+    trainer, task = make_trainer("training.swa_epochs=4")
+    evaluated = []
+    original = trainer.prediction_step
+
+    def spy(*args, **kwargs):
+        evaluated.append((weights(trainer.model), trainer.swa.averaged.mean["head.dense.weight"].float()))
+        return original(*args, **kwargs)
+
+    trainer.prediction_step = spy
+    trainer.train()
+    for state, mean in evaluated:
+        assert torch.equal(state["head.dense.weight"], mean)
+    assert len(evaluated) == 4 * 3
+
+
+def test_checkpoints_keep_raw_weights_and_save_model_the_mean(make_trainer, tmp_path):
+    from safetensors.torch import load_file
+
+    trainer, task = make_trainer("training.swa_epochs=2")
+    trainer.train()
+    raw = load_file(tmp_path / "run" / "checkpoint-20" / "model.safetensors")
+    mean = load_file(tmp_path / "run" / "checkpoint-20" / "swa_state.safetensors")
+    assert not torch.equal(raw["head.dense.weight"], mean["head.dense.weight"].float())
+    trainer.save_model(str(tmp_path / "final"))
+    assert torch.equal(
+        load_file(tmp_path / "final" / "model.safetensors")["head.dense.weight"], mean["head.dense.weight"].float()
+    )
+
+
+def test_wall_budget_ends_with_a_checkpoint_an_evaluation_and_a_mean(make_trainer, tmp_path, monkeypatch):
+    """A clock that ticks one second per step and a budget of 12 seconds, a quarter of it for averaging."""
+    trainer, _ = make_trainer("training.num_epochs=1000", "training.swa_epochs=250", max_hours=12 / 3600)
+    monkeypatch.setattr(type(trainer.clock), "seconds_used", property(lambda self: float(trainer.state.global_step)))
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert (trainer.swa.start_step, trainer.swa.num_averaged) == (9, 3)
+    assert trainer.lr_scheduler.frozen_at == 9
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-12"
+    assert [e["step"] for e in trainer.state.log_history if "eval_loss" in e][-1] == 12
+
+
+def test_time_before_a_resume_counts(make_trainer, tmp_path):
+    trainer, _ = make_trainer("training.num_epochs=2")
+    trainer.train()
+    used = trainer.clock.seconds_used
+    again, _ = make_trainer("training.num_epochs=4", max_hours=100.0)
+    again.train(resume_from_checkpoint=True)
+    assert again.clock.seconds_before == pytest.approx(used, rel=0.5)
+    assert again.clock.seconds_used > again.clock.seconds_before > 0
+
+
+def test_atom_budget_batches(make_trainer):
+    trainer, task = make_trainer("training.max_atoms_per_batch=12", "training.num_epochs=2")
+    trainer.train()
+    sizes = task.splits["train"]["num_atoms"]
+    for batch in trainer.train_batch_sampler:
+        assert len(batch) * max(sizes[row] for row in batch) <= 12
+    assert trainer.state.global_step == 2 * len(trainer.train_batch_sampler)
+    assert all(math.isfinite(loss) for loss in curve(trainer))
+
+
+def test_best_validation_checkpoint_without_averaging(make_trainer):
+    trainer, _ = make_trainer("training.swa_epochs=0", "training.num_epochs=6", "training.learning_rate=0.05")
+    trainer.train()
+    scores = {e["step"]: e["eval_scaled_mae"] for e in trainer.state.log_history if "eval_loss" in e}
+    assert trainer.state.best_global_step == min(scores, key=scores.get)
+    assert trainer.evaluate()["eval_scaled_mae"] == pytest.approx(min(scores.values()), rel=1e-6)
+
+
+def test_divergence_is_not_hidden(make_trainer):
+    trainer, task = make_trainer("training.num_epochs=1")
+    with torch.no_grad():
+        task.model.head.out_proj.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="predictions are not finite"):
+        trainer.train()
+    assert math.isnan(curve(trainer)[0])
+
+
+def test_arguments_that_would_mislead_are_refused(make_trainer, tmp_path):
+    for options, message in (
+        ({"dataloader_drop_last": True}, "drops rows of the evaluation"),
+        ({"train_sampling_strategy": "group_by_length"}, "a resumed run would differ"),
+        ({"save_total_limit": 1}, "save_total_limit=1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CrystalTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+    with pytest.raises(TypeError, match="expected CrystalTrainingArguments"):
+        CrystalTrainer(model=torch.nn.Linear(1, 1), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+    trainer, _ = make_trainer("training.num_epochs=2")
+    trainer.swa.swa_epochs = 3
+    with pytest.raises(ValueError, match="swa_epochs=3 is more than num_train_epochs=2"):
+        trainer.train()
