@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """The grid of canonical crystals: how numbers are rounded, and the canonical crystal itself.
 
 A canonical crystal is exact: integers on a grid, a space-group type and Wyckoff letters. Everything else (cell,
@@ -18,9 +19,12 @@ __all__ = [
     "CanonicalCrystal",
     "CanonicalSettings",
     "CanonicalSite",
+    "ImpossibleCellError",
+    "PRESETS",
     "cell_from_parameters",
     "expand_crystal",
     "free_cell_parameters",
+    "orbit_points",
     "full_cell_parameters",
     "quantise",
 ]
@@ -43,6 +47,10 @@ PRESETS = {
     "default": {"fraction_steps": 2_000, "length_step": 0.005, "angle_step": 0.05},
     "mid": {"fraction_steps": 1_000, "length_step": 0.005, "angle_step": 0.05},
 }
+
+
+class ImpossibleCellError(ValueError):
+    """Cell parameters that form no cell."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ def cell_from_parameters(a: float, b: float, c: float, alpha: float, beta: float
     """Cell with rows a, b, c: a along x, b in the xy plane; Å and degrees.
 
     Raises:
-        ValueError: if the angles cannot form a cell.
+        ImpossibleCellError: if the parameters cannot form a cell.
     """
     # cos 90° and cos 120° come out exact, so that symmetric cells are symmetric to the last bit.
     cos_alpha, cos_beta, cos_gamma = (
@@ -188,7 +196,7 @@ def cell_from_parameters(a: float, b: float, c: float, alpha: float, beta: float
     c_y = (cos_alpha - cos_beta * cos_gamma) / sin_gamma if sin_gamma > 0 else 0.0
     c_z_squared = 1.0 - cos_beta * cos_beta - c_y * c_y
     if min(a, b, c) <= 0 or sin_gamma < 1e-3 or c_z_squared < 1e-6:
-        raise ValueError(f"cell {a:g} {b:g} {c:g} Å, {alpha:g} {beta:g} {gamma:g}° cannot exist")
+        raise ImpossibleCellError(f"cell {a:g} {b:g} {c:g} Å, {alpha:g} {beta:g} {gamma:g}° cannot exist")
     return np.array(
         [[a, 0.0, 0.0], [b * cos_gamma, b * sin_gamma, 0.0], [c * cos_beta, c * c_y, c * math.sqrt(c_z_squared)]]
     )

@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Reduced bases of a lattice that depend on the lattice only.
 
 Selling reduction gives short vectors; from these all bases with the smallest rounded lengths, then angle class, then

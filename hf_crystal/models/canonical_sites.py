@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Choice among all equivalent standard settings: smallest cell first, then the smallest list of Wyckoff orbits."""
 
 import functools

@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """A starting description that depends on the crystal only: primitive cell, reduced basis, atom at the origin.
 
 Symmetry finders answer differently for two descriptions of one crystal when an atom sits near their threshold. They

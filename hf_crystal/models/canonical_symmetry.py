@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Symmetry judged by what it costs: the highest symmetry that moves no atom by more than the tolerance.
 
 moyopy proposes groups at several tolerances; each proposal is made exact here (averaging the positions over the group

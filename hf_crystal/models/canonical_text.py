@@ -1,10 +1,11 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """The sequence of a crystal: composition | space group | cell | sites, as tokens and as one line of text.
 
     Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .3050
 
 Counts are those of the primitive cell. Only what the space group leaves free is written. `2a`, `4f` are Wyckoff
 positions with their multiplicity in the conventional cell. A number is split into tokens of a few digits: integer
-part `4.`, further digits `_59` `_5`; a free coordinate has no integer part: `.30` `_50`. As text they stand together.
+part `4.`, further digits `~59` `~5`; a free coordinate has no integer part: `.30` `~50`. As text they stand together.
 Tokens are written and read here, side by side.
 """
 
@@ -18,10 +19,12 @@ from .canonical_grid import (
     CanonicalCrystal,
     CanonicalSettings,
     CanonicalSite,
+    ImpossibleCellError,
     expand_crystal,
     free_cell_parameters,
 )
-from .elements_crystal import ELEMENT_ORDER, ELEMENT_SYMBOLS, FORMULA_RANK
+from .elements_crystal import FORMULA_RANK
+from .records_crystal import CHEMICAL_SYMBOLS
 from .symmetry_crystal import space_group, space_group_symbols
 
 
@@ -142,13 +145,13 @@ class NumberFormat:
         tokens = [f"{whole}."] if self.whole else []
         text = str(rest).zfill(self.decimals)
         for size in self.group_sizes:
-            tokens.append(("_" if tokens else ".") + text[:size])
+            tokens.append(("~" if tokens else ".") + text[:size])
             text = text[size:]
         return tokens
 
     def read(self, tokens: Sequence[str]) -> int | None:
         """Steps written by exactly these tokens; None if they are not such a number."""
-        text = "".join(token.replace("_", "") for token in tokens)
+        text = "".join(token.replace("~", "") for token in tokens)
         whole, point, rest = text.partition(".")
         if not point or not rest.isdigit() or (whole and not whole.isdigit()) or bool(whole) != self.whole:
             return None
@@ -207,7 +210,7 @@ def _symbol_numbers() -> dict[str, int]:
 
 @functools.cache
 def _element_numbers() -> dict[str, int]:
-    return {symbol: number for number, symbol in enumerate(ELEMENT_SYMBOLS, start=1)}
+    return {CHEMICAL_SYMBOLS[number]: number for number in FORMULA_RANK}
 
 
 def write_tokens(crystal: CanonicalCrystal, digits_per_token: int = 2) -> list[str]:
@@ -219,7 +222,7 @@ def write_tokens(crystal: CanonicalCrystal, digits_per_token: int = 2) -> list[s
         tokens += [axis, *layout.cell_format(axis).write(steps)]
     tokens.append(SEPARATOR)
     for site in crystal.sites:
-        tokens += [ELEMENT_SYMBOLS[site.atomic_number - 1], position_token(crystal.space_group, site.position)]
+        tokens += [CHEMICAL_SYMBOLS[site.atomic_number], position_token(crystal.space_group, site.position)]
         for steps in site.parameters:
             tokens += layout.fraction.write(steps)
     return tokens
@@ -229,7 +232,7 @@ def composition_tokens(composition: dict[int, int]) -> list[str]:
     """`Ti 2 O 4` of atomic number → count."""
     tokens = []
     for number in sorted(composition, key=FORMULA_RANK.__getitem__):
-        tokens += [ELEMENT_SYMBOLS[number - 1], str(composition[number])]
+        tokens += [CHEMICAL_SYMBOLS[number], str(composition[number])]
     return tokens
 
 
@@ -240,7 +243,7 @@ def write_text(crystal: CanonicalCrystal) -> str:
 
 def join_tokens(tokens: Sequence[str]) -> str:
     """Text of tokens; digit groups of one number stand together."""
-    return " ".join(tokens).replace(" _", "")
+    return " ".join(tokens).replace(" ~", "")
 
 
 def split_text(text: str, layout: SequenceLayout) -> list[str]:
@@ -253,9 +256,9 @@ def split_text(text: str, layout: SequenceLayout) -> list[str]:
             continue
         groups = [rest[i : i + layout.digits_per_token] for i in range(0, len(rest), layout.digits_per_token)]
         if whole:
-            tokens += [f"{whole}.", *(f"_{group}" for group in groups)]
+            tokens += [f"{whole}.", *(f"~{group}" for group in groups)]
         else:
-            tokens += [f".{groups[0]}", *(f"_{group}" for group in groups[1:])]
+            tokens += [f".{groups[0]}", *(f"~{group}" for group in groups[1:])]
     return tokens
 
 
@@ -363,24 +366,21 @@ def _read_sites(
             used.add(index)
         remaining[element] -= position.multiplicity // len(group.centring)
         if remaining[element] < 0:
-            symbol = ELEMENT_SYMBOLS[element - 1]
+            symbol = CHEMICAL_SYMBOLS[element]
             raise CompositionMismatchError(f"more {symbol} than the composition has", reader.place - 1)
         parameters = tuple(reader.number(layout.fraction, "a coordinate") for _ in range(position.num_parameters))
         sites.append(CanonicalSite(index, element, parameters))
-    missing = {ELEMENT_SYMBOLS[e - 1]: count for e, count in remaining.items() if count}
+    missing = {CHEMICAL_SYMBOLS[e]: count for e, count in remaining.items() if count}
     if missing:
         raise MissingEndError(f"the sequence ends with atoms missing: {missing}", reader.place)
     return sites
 
 
 def _check_geometry(crystal: CanonicalCrystal) -> None:
-    parameters = crystal.cell_parameters
     try:
         expand_crystal(crystal)
+    except ImpossibleCellError as error:
+        raise ImpossibleLatticeError(str(error)) from error
     except ValueError as error:
-        if "cannot exist" in str(error):
-            raise ImpossibleLatticeError(f"{parameters}: {error}") from error
         raise CoincidingAtomsError(str(error)) from error
 
-
-assert len(ELEMENT_ORDER) == len(ELEMENT_SYMBOLS) == 118

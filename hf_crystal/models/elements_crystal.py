@@ -1,13 +1,9 @@
-"""Element symbols and the order in which a composition lists them."""
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""The order in which a composition lists its elements."""
 
-__all__ = ["ELEMENT_ORDER", "ELEMENT_SYMBOLS", "FORMULA_RANK"]
+from .records_crystal import CHEMICAL_SYMBOLS
 
-ELEMENT_SYMBOLS = tuple(
-    """H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb
-    Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg
-    Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts
-    Og""".split()
-)
+__all__ = ["ELEMENT_ORDER", "FORMULA_RANK"]
 
 # Formulas are written from electropositive to electronegative: the element sequence of IUPAC's Nomenclature of
 # Inorganic Chemistry (2005), table VI, read backwards; so SrTiO3, NH3, H2O come out as usual.
@@ -19,4 +15,4 @@ ELEMENT_ORDER = tuple(
 )
 
 # Atomic number → place in a formula.
-FORMULA_RANK = {ELEMENT_SYMBOLS.index(symbol) + 1: rank for rank, symbol in enumerate(ELEMENT_ORDER)}
+FORMULA_RANK = {CHEMICAL_SYMBOLS.index(symbol): rank for rank, symbol in enumerate(ELEMENT_ORDER)}

@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Space groups as exact integers: operations, Wyckoff positions and equivalent settings of the 230 types.
 
 Translations are integers in units of 1/`TRANSLATION_GRID`; every translation of an ITA standard setting (unique axis
