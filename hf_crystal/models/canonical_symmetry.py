@@ -5,12 +5,13 @@ moyopy proposes groups at several tolerances; each proposal is made exact here (
 and the metric tensor over its rotations) and kept only if the largest displacement and the strain are small enough.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 
 from .canonical_grid import CanonicalSettings
-from .symmetry_crystal import TRANSLATION_GRID, SpaceGroup, space_group
+from .symmetry_crystal import SpaceGroup, space_group
 
 
 __all__ = ["SymmetricCrystal", "find_symmetry"]
@@ -91,6 +92,9 @@ def _ask_moyopy(
     """Space-group number and the transformation to a standard setting, or None where moyopy finds nothing."""
     import moyopy
 
+    # moyopy warns that operations do not fit the input cell where it found a smaller one; they are not used here.
+    log = logging.getLogger("moyo")
+    before, log.disabled = log.disabled, True
     try:
         dataset = moyopy.MoyoDataset(moyopy.Cell(*cell), symprec=symprec, setting=moyopy.Setting.standard())
     except ValueError:  # "no symmetry found at this tolerance": another tolerance is tried
@@ -100,6 +104,8 @@ def _ask_moyopy(
         if type(error).__name__ != "PanicException":
             raise
         return None
+    finally:
+        log.disabled = before
     return dataset.number, np.array(dataset.std_linear), np.array(dataset.std_origin_shift)
 
 
@@ -207,7 +213,3 @@ def _orbits(partner: np.ndarray) -> np.ndarray:
     _, labels = np.unique(partner.min(axis=0), return_inverse=True)
     return labels
 
-
-def operations_of(group: SpaceGroup) -> tuple[np.ndarray, np.ndarray]:
-    """All operations of the conventional cell with fractional translations."""
-    return group.all_rotations.astype(float), group.all_translations / TRANSLATION_GRID

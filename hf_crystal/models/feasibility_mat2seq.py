@@ -1,0 +1,128 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""Can these atoms still be placed? Exact answers about counts and about coincidences, for the generation grammar.
+
+Counts: every element's atoms must be a sum of multiplicities of Wyckoff positions still available; positions without
+free coordinates serve once, by one element. Coordinates: a value is forbidden if it moves an orbit onto a more special
+position or onto an orbit that is there already. All arithmetic is in integers.
+"""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from .canonical_grid import orbit_points
+from .symmetry_crystal import TRANSLATION_GRID, space_group
+
+__all__ = ["Counts", "can_finish", "collapsing_values", "equivalent_parameters", "primitive_multiplicities", "reachable"]
+
+Counts = tuple[tuple[int, int], ...]  # (atomic number, atoms still to place), by atomic number, no zeros
+
+
+@functools.cache
+def primitive_multiplicities(number: int) -> tuple[tuple[int, bool], ...]:
+    """Per Wyckoff position: atoms in the primitive cell, and whether coordinates are free."""
+    group = space_group(number)
+    return tuple((p.multiplicity // len(group.centring), p.num_parameters > 0) for p in group.positions)
+
+
+@functools.cache
+def reachable(coins: frozenset[int], limit: int) -> np.ndarray:
+    """Which totals 0 … limit are sums of the coins, each used any number of times."""
+    sums = np.zeros(limit + 1, dtype=bool)
+    sums[0] = True
+    for coin in sorted(coins):
+        for start in range(coin, limit + 1):
+            sums[start] |= sums[start - coin]
+    return sums
+
+
+@functools.lru_cache(maxsize=200_000)
+def can_finish(number: int, remaining: Counts, last: tuple[int, int] | None) -> bool:
+    """Whether the remaining atoms can be placed after the site `last`, sites being written in canonical order.
+
+    Args:
+        number: Space group.
+        remaining: Atoms still to place.
+        last: Position index and atomic number of the last site written; None before the first.
+    """
+    if not remaining:
+        return True
+    positions = primitive_multiplicities(number)
+    begin = 0 if last is None else last[0] + 1
+    fixed = Counter(multiplicity for multiplicity, free in positions[begin:] if not free)
+    coins = frozenset(multiplicity for multiplicity, free in positions[begin:] if free)
+    own = coins
+    if last is not None and positions[last[0]][1]:
+        own = coins | {positions[last[0]][0]}  # the last position again, by the same or a heavier element
+    jobs = [(count, own if last is not None and element >= last[1] else coins) for element, count in remaining]
+    sizes = tuple(sorted(fixed))
+    return _place(tuple(sorted(jobs, key=lambda job: (job[0], sorted(job[1])))), sizes, tuple(fixed[s] for s in sizes))
+
+
+@functools.lru_cache(maxsize=200_000)
+def _place(jobs: tuple[tuple[int, frozenset[int]], ...], sizes: tuple[int, ...], available: tuple[int, ...]) -> bool:
+    """Place each (count, repeatable multiplicities), sharing `available` fixed positions of each size."""
+    if not jobs:
+        return True
+    (count, coins), rest = jobs[0], jobs[1:]
+    sums = reachable(coins, 1024)
+    if count > 1024:
+        return False
+
+    def use(place: int, left: int, taken: tuple[int, ...]) -> bool:
+        if place == len(sizes):
+            return bool(sums[left]) and _place(rest, sizes, tuple(a - t for a, t in zip(available, taken, strict=True)))
+        most = min(available[place], left // sizes[place])
+        return any(use(place + 1, left - n * sizes[place], (*taken, n)) for n in range(most + 1))
+
+    return use(0, count, ())
+
+
+@dataclass(frozen=True, eq=False)
+class _Relations:
+    """Conditions `known` @ earlier + `slope` · t + `constant` ≡ 0, each of three rows, under which an orbit collapses."""
+
+    known: np.ndarray
+    slope: np.ndarray
+    constant: np.ndarray
+
+
+@functools.cache
+def _relations(number: int, index: int, place: int) -> _Relations:
+    """Relations that are decided by the parameter at `place`, whatever the later ones are."""
+    group = space_group(number)
+    position = group.positions[index]
+    difference = group.all_rotations - np.eye(3, dtype=np.int64)
+    linear = difference @ position.matrix
+    constant = (difference @ position.offset + group.all_translations) % TRANSLATION_GRID
+    decided = linear[:, :, place].any(axis=1) & ~linear[:, :, place + 1 :].any(axis=(1, 2))
+    rows = np.concatenate([linear[decided].reshape(-1, 3 * position.num_parameters), constant[decided]], axis=1)
+    rows = np.unique(rows, axis=0)
+    linear = rows[:, :-3].reshape(-1, 3, position.num_parameters)
+    return _Relations(linear[:, :, :place], linear[:, :, place], rows[:, -3:])
+
+
+def collapsing_values(number: int, index: int, earlier: tuple[int, ...], steps: int) -> np.ndarray:
+    """Values of the next parameter that put the orbit on a more special position: bool of shape (`steps`,)."""
+    relations = _relations(number, index, len(earlier))
+    unit = steps * TRANSLATION_GRID
+    known = relations.known @ np.array(earlier, dtype=np.int64) if earlier else np.zeros_like(relations.constant)
+    base = (known * TRANSLATION_GRID + relations.constant * steps) % unit
+    values = np.arange(steps) * TRANSLATION_GRID
+    # (relations, 3, steps)
+    met = (relations.slope[:, :, None] * values + base[:, :, None]) % unit == 0
+    return met.all(axis=1).any(axis=0)
+
+
+def equivalent_parameters(number: int, index: int, parameters: tuple[int, ...], steps: int) -> set[tuple[int, ...]]:
+    """Every set of parameters on the first triplet that gives the same orbit."""
+    group = space_group(number)
+    position = group.positions[index]
+    unit = steps * TRANSLATION_GRID
+    points = orbit_points(group, position, parameters, steps) - position.offset * steps
+    values = np.stack([sign * points[:, row] for row, sign in position.pivots], axis=1) % unit
+    again = (values @ position.matrix.T - points) % unit
+    on_triplet = ~again.any(axis=1) & ~(values % TRANSLATION_GRID).any(axis=1)
+    return {tuple(v) for v in (values[on_triplet] // TRANSLATION_GRID).tolist()}
