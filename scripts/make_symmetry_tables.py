@@ -1,3 +1,4 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Write `hf_crystal/models/symmetry_tables_crystal.py`: what the 230 space-group types are, one line each.
 
 Symbols and operations come from moyopy (ITA standard setting: unique axis b, hexagonal axes for R lattices, origin
@@ -215,7 +216,9 @@ def describe(number: int, wyckoff: list[list]) -> str:
         extra = " ".join(to_xyz(o) for o in normaliser_generators(number, group, centring)) or "-"
     for letter, _, triplet in wyckoff:
         check_letter(number, letter, triplet, group)
-    positions = " ".join(f"{letter}{multiplicity}:{triplet.replace(' ', '')}" for letter, multiplicity, triplet in wyckoff)
+    positions = " ".join(
+        f"{letter}{multiplicity}:{triplet.replace(' ', '')}" for letter, multiplicity, triplet in wyckoff
+    )
     return f"{number};{symbol};{symbol[0]};{' '.join(map(to_xyz, generators)) or '-'};{extra};{positions}"
 
 

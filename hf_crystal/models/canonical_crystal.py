@@ -15,7 +15,6 @@ from .canonical_start import canonical_start, primitive_cell
 from .canonical_symmetry import find_symmetry
 from .structures_crystal import as_structure
 
-
 __all__ = ["CanonicalCrystal", "CanonicalSettings", "CanonicalSite", "canonicalize", "canonicalize_record"]
 
 _MAX_ROUNDS = 20

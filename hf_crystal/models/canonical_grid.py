@@ -14,7 +14,6 @@ import numpy as np
 
 from .symmetry_crystal import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
-
 __all__ = [
     "CanonicalCrystal",
     "CanonicalSettings",

@@ -11,7 +11,6 @@ import numpy as np
 
 from .canonical_grid import quantise
 
-
 __all__ = ["lengths_and_angles", "reduced_bases"]
 
 _COMBINATIONS = np.array([v for v in itertools.product((-1, 0, 1), repeat=3) if v > (0, 0, 0)])

@@ -12,7 +12,6 @@ from .canonical_lattice import lengths_and_angles, reduced_bases
 from .canonical_symmetry import SymmetricCrystal
 from .symmetry_crystal import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
-
 __all__ = ["choose_setting"]
 
 _ON_POSITION = 1e-5  # fraction of an edge; positions are exact to 1e-12, other sites are at least 1e-3 away

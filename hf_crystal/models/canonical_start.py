@@ -10,7 +10,6 @@ import numpy as np
 from .canonical_grid import CanonicalSettings
 from .canonical_lattice import reduced_bases
 
-
 __all__ = ["canonical_start", "primitive_cell"]
 
 _TRANSLATION_TOLERANCE = 2e-3  # Å; how exactly a translation must map the crystal on itself
@@ -133,7 +132,9 @@ def canonical_start(
     inverse = np.linalg.inv(bases.astype(float))
     # (bases, origins, atoms, 3), blocks of one element each, the rarest first
     elements = sorted(set(numbers.tolist()), key=lambda e: (e != rarest, e))
-    pairs = np.stack(np.meshgrid(np.arange(len(bases)), np.arange(len(origins)), indexing="ij"), axis=-1).reshape(-1, 2)
+    pairs = np.stack(np.meshgrid(np.arange(len(bases)), np.arange(len(origins)), indexing="ij"), axis=-1).reshape(
+        -1, 2
+    )
     for element in elements:
         block = frac[numbers == element]
         moved = (block[None] - origins[pairs[:, 1]][:, None]) @ inverse[pairs[:, 0]]

@@ -13,7 +13,6 @@ import numpy as np
 from .canonical_grid import CanonicalSettings
 from .symmetry_crystal import SpaceGroup, space_group
 
-
 __all__ = ["SymmetricCrystal", "find_symmetry"]
 
 _TOLERANCE_FACTORS = (4.0, 2.0, 1.2, 0.8, 0.5)
@@ -66,9 +65,9 @@ def find_symmetry(
         number, linear, origin = proposal
         key = (number, np.round(linear, 6).tobytes())
         if key not in seen:
-            seen[key] = _make_exact(number, linear, origin, metric, frac, numbers, settings)
-            if seen[key] is not None:
-                accepted.append(seen[key])
+            seen[key] = found = _make_exact(number, linear, origin, metric, frac, numbers, settings)
+            if found is not None:
+                accepted.append(found)
         return key
 
     # The same group at both ends of the range: nothing new in between.
@@ -86,9 +85,7 @@ def find_symmetry(
     return max(accepted, key=lambda found: (found.order, -round(found.displacement, 7)))
 
 
-def _ask_moyopy(
-    cell: tuple[list, list, list], symprec: float
-) -> tuple[int, np.ndarray, np.ndarray] | None:
+def _ask_moyopy(cell: tuple[list, list, list], symprec: float) -> tuple[int, np.ndarray, np.ndarray] | None:
     """Space-group number and the transformation to a standard setting, or None where moyopy finds nothing."""
     import moyopy
 
@@ -212,4 +209,3 @@ def _orbits(partner: np.ndarray) -> np.ndarray:
     """Number the orbits of the atoms, given where each operation sends each atom."""
     _, labels = np.unique(partner.min(axis=0), return_inverse=True)
     return labels
-

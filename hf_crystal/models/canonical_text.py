@@ -27,7 +27,6 @@ from .elements_crystal import FORMULA_RANK
 from .records_crystal import CHEMICAL_SYMBOLS
 from .symmetry_crystal import space_group, space_group_symbols
 
-
 __all__ = [
     "AXIS_TOKENS",
     "SEPARATOR",
@@ -383,4 +382,3 @@ def _check_geometry(crystal: CanonicalCrystal) -> None:
         raise ImpossibleLatticeError(str(error)) from error
     except ValueError as error:
         raise CoincidingAtomsError(str(error)) from error
-

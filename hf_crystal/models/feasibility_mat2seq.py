@@ -15,7 +15,14 @@ import numpy as np
 from .canonical_grid import orbit_points
 from .symmetry_crystal import TRANSLATION_GRID, space_group
 
-__all__ = ["Counts", "can_finish", "collapsing_values", "equivalent_parameters", "primitive_multiplicities", "reachable"]
+__all__ = [
+    "Counts",
+    "can_finish",
+    "collapsing_values",
+    "equivalent_parameters",
+    "primitive_multiplicities",
+    "reachable",
+]
 
 Counts = tuple[tuple[int, int], ...]  # (atomic number, atoms still to place), by atomic number, no zeros
 
@@ -73,7 +80,9 @@ def _place(jobs: tuple[tuple[int, frozenset[int]], ...], sizes: tuple[int, ...],
 
     def use(place: int, left: int, taken: tuple[int, ...]) -> bool:
         if place == len(sizes):
-            return bool(sums[left]) and _place(rest, sizes, tuple(a - t for a, t in zip(available, taken, strict=True)))
+            return bool(sums[left]) and _place(
+                rest, sizes, tuple(a - t for a, t in zip(available, taken, strict=True))
+            )
         most = min(available[place], left // sizes[place])
         return any(use(place + 1, left - n * sizes[place], (*taken, n)) for n in range(most + 1))
 
@@ -82,7 +91,7 @@ def _place(jobs: tuple[tuple[int, frozenset[int]], ...], sizes: tuple[int, ...],
 
 @dataclass(frozen=True, eq=False)
 class _Relations:
-    """Conditions `known` @ earlier + `slope` · t + `constant` ≡ 0, each of three rows, under which an orbit collapses."""
+    """An orbit collapses if `known` @ earlier + `slope` · t + `constant` ≡ 0 in all three rows of a relation."""
 
     known: np.ndarray
     slope: np.ndarray
@@ -111,8 +120,7 @@ def collapsing_values(number: int, index: int, earlier: tuple[int, ...], steps: 
     known = relations.known @ np.array(earlier, dtype=np.int64) if earlier else np.zeros_like(relations.constant)
     base = (known * TRANSLATION_GRID + relations.constant * steps) % unit
     values = np.arange(steps) * TRANSLATION_GRID
-    # (relations, 3, steps)
-    met = (relations.slope[:, :, None] * values + base[:, :, None]) % unit == 0
+    met = (relations.slope[:, :, None] * values + base[:, :, None]) % unit == 0  # relations, rows, values
     return met.all(axis=1).any(axis=0)
 
 

@@ -124,7 +124,9 @@ class CrystalGrammar:
         if not 0 < low < high <= MAX_WHOLE:
             raise ValueError(f"length_range is {length_range}; accepted: increasing, positive, up to {MAX_WHOLE} Å")
         if not 10 <= angle_range[0] < 60 or not 120 < angle_range[1] <= 170:
-            raise ValueError(f"angle_range is {angle_range}; accepted: lower end 10 to 60, upper end 120 to 170 degrees")
+            raise ValueError(
+                f"angle_range is {angle_range}; accepted: lower end 10 to 60, upper end 120 to 170 degrees"
+            )
         self.length_range = length_range
         self.angle_range = angle_range
         self._groups_of_counts: dict[tuple[int, ...], frozenset[int]] = {}
@@ -149,7 +151,10 @@ class CrystalGrammar:
         if constraint.compositions is not None and not self._feasible_compositions(constraint):
             names = ", ".join(" ".join(composition_tokens(dict(c))) for c in constraint.compositions)
             groups = _group_names(constraint.space_groups)
-            raise ValueError(f"no crystal of {names} in {groups} fits {self.max_tokens} tokens: the Wyckoff multiplicities do not add up")
+            raise ValueError(
+                f"no crystal of {names} in {groups}: the counts are no sum of Wyckoff multiplicities, "
+                f"or the sequence may exceed {self.max_tokens} tokens"
+            )
         if not self.allowed_tokens(GrammarState(), constraint):
             raise ValueError(
                 f"no composition of up to {self.max_atoms} atoms fits {_group_names(constraint.space_groups)} "

@@ -79,24 +79,26 @@ class CrystalLogitsProcessor(LogitsProcessor):
     Args:
         tokenizer: The tokenizer.
         grammar: The grammar.
-        constraints: One constraint, or one per prompt of the batch.
+        constraints: One constraint, or one per prompt of the batch; none by default.
     """
 
     def __init__(
         self,
         tokenizer: Mat2SeqTokenizer,
         grammar: CrystalGrammar,
-        constraints: PromptConstraint | Sequence[PromptConstraint] = PromptConstraint(),
+        constraints: PromptConstraint | Sequence[PromptConstraint] | None = None,
     ):
         self.grammar = grammar
-        self.constraints = [constraints] if isinstance(constraints, PromptConstraint) else list(constraints)
+        if constraints is None or isinstance(constraints, PromptConstraint):
+            constraints = [constraints or PromptConstraint()]
+        self.constraints = list(constraints)
         self._token_of = {i: token for token, i in grammar.vocabulary.items()}
         self._pad, self._bos, self._eos = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
         self._skipped = {self._pad, self._bos}
         self._conditions = {i for token, i in grammar.vocabulary.items() if token.startswith("<")}
         self._states: dict[tuple[int, ...], GrammarState] = {}
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Set the logits of every other token to −∞.  `input_ids (B, L)`, `scores (B, V)`."""
         mask = torch.full_like(scores, -math.inf)
         rows = input_ids.tolist()
@@ -213,7 +215,7 @@ def generate_crystals(
         grammar: A grammar with other bounds; `max_atoms` and `max_length` are then not used.
 
     Returns:
-        `num_return` decoded crystals, with log-likelihoods of the generated part under the model (temperature 1, without grammar).
+        `num_return` decoded crystals, with log-likelihoods of the generated part (temperature 1, without grammar).
 
     Raises:
         ValueError: for a prompt that no crystal fulfils.

@@ -14,7 +14,6 @@ import numpy as np
 
 from .symmetry_tables_crystal import SPACE_GROUP_LINES
 
-
 __all__ = [
     "CRYSTAL_SYSTEMS",
     "TRANSLATION_GRID",
@@ -47,7 +46,7 @@ _CENTRINGS = {
     "R": ((0, 0, 0), (16, 8, 8), (8, 16, 16)),
 }
 _Operation = tuple[tuple[int, ...], tuple[int, ...]]
-_IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0, 1)
+_IDENTITY: tuple[int, ...] = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 _TERM = re.compile(r"([+-]?)(\d*)(?:/(\d+))?([xyz]?)")
 
 
@@ -145,7 +144,8 @@ class SpaceGroup:
         P-1 only origins are listed, the basis is a matter of lattice reduction. Translations along polar axes are 0.
         """
         if self.number <= 2:
-            grid = [(0, 0, 0)] if self.number == 1 else list(itertools.product((0, 12), repeat=3))
+            steps = (0,) if self.number == 1 else (0, 12)
+            grid: list[tuple[int, ...]] = list(itertools.product(steps, repeat=3))
             return (_family(_IDENTITY, grid),)
         if self.number <= 15:
             return _monoclinic_settings(self)
@@ -184,7 +184,7 @@ def space_group(number: int) -> SpaceGroup:
     """The space-group type with this ITA number."""
     text_number, symbol, centring, generators, extra, positions = SPACE_GROUP_LINES.splitlines()[number - 1].split(";")
     assert int(text_number) == number
-    base = {(_IDENTITY, shift) for shift in _CENTRINGS[centring]}
+    base: set[_Operation] = {(_IDENTITY, shift) for shift in _CENTRINGS[centring]}
     group = _closure(_operations(generators), base)
     chosen: dict[tuple[int, ...], tuple[int, ...]] = {}
     for rotation, translation in sorted(group):

@@ -75,7 +75,8 @@ class Mat2SeqTokenizer(TokenizersBackend):
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
-    model = WordLevel
+    model = WordLevel  # type: ignore[assignment]
+    _tokenizer: Tokenizer
     model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(
@@ -140,7 +141,9 @@ class Mat2SeqTokenizer(TokenizersBackend):
             ValueError: for an unknown property or a crystal outside the vocabulary.
             CrystalInputError: for a structure that cannot be read.
         """
-        crystal = structure if isinstance(structure, CanonicalCrystal) else canonicalize(structure, settings=self.settings)
+        crystal = (
+            structure if isinstance(structure, CanonicalCrystal) else canonicalize(structure, settings=self.settings)
+        )
         if crystal.settings != self.settings:
             raise ValueError(f"the crystal has {crystal.settings}; this tokenizer has {self.settings}")
         for name, value in crystal.cell_parameters.items():
@@ -271,7 +274,8 @@ class Mat2SeqTokenizer(TokenizersBackend):
             parse_tokens(tokens[begin:], self._layout)
             raise MissingEndError("the sequence does not end", len(tokens))
         end = tokens.index(self.eos_token)
-        if any(token != self.pad_token for token in tokens[end + 1 :]):
+        # Beam search of transformers fills up with the end token where the padding token has id 0.
+        if any(token not in (self.pad_token, self.eos_token) for token in tokens[end + 1 :]):
             raise UnexpectedTokenError("something other than padding follows the end", end + 1)
         return parse_tokens(tokens[begin:end], self._layout)
 

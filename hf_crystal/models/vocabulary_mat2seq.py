@@ -40,7 +40,11 @@ class PropertyBins:
     edges: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not _PROPERTY_NAME.fullmatch(self.name) or self.name.startswith("bin_") or f"<{self.name}>" in SPECIAL_TOKENS:
+        if (
+            not _PROPERTY_NAME.fullmatch(self.name)
+            or self.name.startswith("bin_")
+            or f"<{self.name}>" in SPECIAL_TOKENS
+        ):
             raise ValueError(f"property name is {self.name!r}; accepted: lower-case letters, digits and underscores")
         object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
         if not self.edges or any(a >= b for a, b in itertools.pairwise(self.edges)):

@@ -1,0 +1,10 @@
+"""Objects that the tests of Mat2Seq share."""
+
+import pytest
+
+from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Mat2SeqTokenizer:
+    return Mat2SeqTokenizer()

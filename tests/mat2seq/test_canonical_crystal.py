@@ -1,0 +1,182 @@
+"""One crystal, one canonical crystal; different crystals, different ones; nothing is lost."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mat2seq_crystals import (
+    DATASETS,
+    baddeleyite,
+    lopsided,
+    mirror_image,
+    perovskite,
+    quartz,
+    random_crystal,
+    read_records,
+    rock_salt,
+    rutile,
+)
+
+from hf_crystal.evaluation.descriptions import random_description
+from hf_crystal.models.canonical_crystal import CanonicalSettings, canonicalize
+from hf_crystal.models.canonical_grid import quantise
+from hf_crystal.models.records_crystal import CrystalInputError
+
+GOLDEN = [
+    (quartz, "Si 3 O 6 | P3_221 | a 4.915 c 5.405 | Si 3a .4695 O 6c .1465 .7330 .5475"),
+    (rutile, "Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .3055"),
+    (rock_salt, "Na 1 Cl 1 | Fm-3m | a 5.640 | Na 4a Cl 4b"),
+    (perovskite, "Sr 1 Ti 1 O 3 | Pm-3m | a 3.905 | Ti 1a Sr 1b O 3d"),
+    (
+        baddeleyite,
+        "Zr 4 O 8 | P2_1/c | a 5.150 b 5.210 c 5.315 beta 99.25 | "
+        "O 4e .0505 .2430 .0210 O 4e .4300 .6685 .1555 Zr 4e .2245 .5395 .7915",
+    ),
+    (
+        lopsided,
+        "Li 1 P 1 O 1 | P1 | a 3.905 b 5.255 c 6.210 alpha 82.65 beta 83.70 gamma 84.00 | "
+        "Li 1a .0000 .0000 .0000 O 1a .4995 .2500 .1745 P 1a .8500 .6200 .5900",
+    ),
+]
+CRYSTALS = [make for make, _ in GOLDEN]
+
+
+@pytest.mark.parametrize(("make", "text"), GOLDEN, ids=lambda value: getattr(value, "__name__", ""))
+def test_golden_sequences_stay_as_they_are(make, text):
+    assert canonicalize(make()).to_text() == text
+
+
+@given(which=st.integers(0, len(CRYSTALS) - 1), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
+def test_every_description_gives_one_canonical_crystal(which, seed):
+    record = CRYSTALS[which]()
+    described = random_description(record, np.random.default_rng(seed))
+    assert canonicalize(described) == canonicalize(record)
+
+
+@given(which=st.integers(0, len(CRYSTALS) - 1), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_noise_far_below_the_grid_changes_nothing(which, seed):
+    record = CRYSTALS[which]()
+    described = random_description(record, np.random.default_rng(seed), noise=1e-8)
+    assert canonicalize(described) == canonicalize(record)
+
+
+@pytest.mark.parametrize("make", CRYSTALS)
+def test_decoding_and_encoding_again_changes_nothing(make):
+    crystal = canonicalize(make())
+    assert canonicalize(crystal.to_record()) == crystal
+    assert canonicalize(crystal.to_record(primitive=False)) == crystal
+    assert canonicalize(crystal.to_structure()) == crystal
+
+
+@pytest.mark.slow
+def test_every_space_group_gives_one_canonical_crystal():
+    generator = np.random.default_rng(1)
+    grid = CanonicalSettings()
+    kept = 0
+    for number in range(1, 231):
+        written = random_crystal(number, generator, grid)
+        crystal = canonicalize(written.to_record())
+        kept += crystal.space_group == number
+        for _ in range(2):
+            described = random_description(written.to_record(), generator)
+            assert canonicalize(described) == crystal, (number, written)
+    assert kept >= 200  # a random site may raise the symmetry, not more often than this
+
+
+@pytest.mark.parametrize(("name", "split"), DATASETS)
+def test_real_crystals_are_unique_complete_and_idempotent(data_dir, name, split):
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+    from pymatgen.core import Lattice, Structure
+
+    matcher = StructureMatcher(ltol=0.01, stol=0.02, angle_tol=0.5, scale=False)
+    generator = np.random.default_rng(3)
+    for record in read_records(data_dir, name, split, 12):
+        crystal = canonicalize(record)
+        for _ in range(2):
+            assert canonicalize(random_description(record, generator)) == crystal
+        assert canonicalize(crystal.to_record()) == crystal
+        original = Structure(Lattice(record["cell"]), record["atomic_numbers"], record["frac_coords"])
+        assert matcher.fit(original, crystal.to_structure()), crystal.to_text()
+
+
+def test_mirror_images_differ_only_where_the_crystal_is_chiral():
+    assert canonicalize(quartz()) != canonicalize(mirror_image(quartz()))
+    assert canonicalize(mirror_image(quartz())).space_group == 152
+    assert canonicalize(lopsided()) != canonicalize(mirror_image(lopsided()))
+    assert canonicalize(rutile()) == canonicalize(mirror_image(rutile()))
+
+
+@pytest.mark.parametrize("make", CRYSTALS)
+def test_different_crystals_differ(make):
+    record = make()
+    first = canonicalize(record)
+    strained = {**record, "cell": record["cell"] * np.array([[1.01], [1.0], [1.0]])}
+    moved = {**record, "frac_coords": record["frac_coords"].copy()}
+    moved["frac_coords"][-1] += np.array([0.1, 0, 0]) @ np.linalg.inv(record["cell"])
+    swapped = {**record, "atomic_numbers": record["atomic_numbers"].copy()}
+    swapped["atomic_numbers"][swapped["atomic_numbers"] == record["atomic_numbers"][0]] = 83
+    assert len({first, *(canonicalize(other) for other in (strained, moved, swapped))}) == 4
+
+
+def test_symmetry_may_cost_no_more_than_the_tolerance():
+    record = perovskite()
+    record["frac_coords"] = record["frac_coords"] + np.array([[0, 0, 0], [0, 0, 0.006 / 3.905], *np.zeros((3, 3))])
+    assert canonicalize(record, symprec=0.01).space_group == 221
+    assert canonicalize(record, symprec=0.002).space_group == 99
+
+
+def test_presets_write_different_grids():
+    texts = {
+        canonicalize(rutile(), settings=CanonicalSettings.preset(p)).to_text() for p in ("fine", "default", "mid")
+    }
+    assert texts == {
+        "Ti 2 O 4 | P4_2/mnm | a 4.594 c 2.959 | Ti 2a O 4f .3053",
+        "Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .3055",
+        "Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .305",
+    }
+
+
+def test_rounding_boundaries_keep_off_halves():
+    halves = (np.arange(1, 2000) + 0.5) / 2000
+    below, above = quantise(halves - 1e-15, 1 / 2000), quantise(halves + 1e-15, 1 / 2000)
+    assert (below == above).all()
+
+
+def test_five_hundred_atoms_take_seconds():
+    generator = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(8)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)[:500]
+    frac = (grid + 0.2 * generator.random((500, 3))) / 8
+    record = {"cell": np.diag([20.0, 21.0, 22.0]), "frac_coords": frac, "atomic_numbers": np.array([6, 14] * 250)}
+    crystal = canonicalize(record)
+    assert len(crystal.sites) == 500
+    assert canonicalize(random_description(record, generator)) == crystal
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"frac_coords": np.full((6, 3), np.nan)}, "finite|NaN|not"),
+        ({"frac_coords": np.zeros((0, 3)), "atomic_numbers": np.zeros(0, dtype=int)}, "atom"),
+        ({"cell": np.diag([4.594, 4.594, 0.0])}, "volume|flat|cell|lattice"),
+        ({"frac_coords": np.zeros((6, 3))}, "Å|overlap|distance"),
+        ({"atomic_numbers": np.array([22, 22, 8, 8, 8, 119])}, "119|atomic"),
+    ],
+)
+def test_bad_input_gives_one_clear_error(change, reason):
+    with pytest.raises(CrystalInputError, match=reason):
+        canonicalize({**rutile(), **change})
+
+
+def test_too_many_atoms_are_refused():
+    with pytest.raises(ValueError, match="max_atoms|atoms; accepted"):
+        canonicalize(lopsided(), settings=CanonicalSettings(max_atoms=2))
+
+
+@pytest.mark.parametrize(
+    "field", ["symprec", "fraction_steps", "length_step", "angle_step", "max_strain", "max_atoms"]
+)
+def test_settings_out_of_range_are_refused(field):
+    with pytest.raises(ValueError, match=field):
+        CanonicalSettings(**{field: -1})
