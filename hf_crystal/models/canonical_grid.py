@@ -152,7 +152,10 @@ class CanonicalCrystal:
 
     def to_structure(self, *, primitive: bool = True) -> Any:
         """The crystal as a pymatgen `Structure` of its primitive (or conventional standard) cell."""
-        from pymatgen.core import Lattice, Structure
+        try:  # the Hub's import scan demands packages imported outside of try
+            from pymatgen.core import Lattice, Structure
+        except ImportError as error:
+            raise ImportError("to_structure needs pymatgen: pip install pymatgen") from error
 
         record = self.to_record(primitive=primitive)
         return Structure(Lattice(record["cell"]), record["atomic_numbers"].tolist(), record["frac_coords"])
@@ -217,7 +220,12 @@ def orbit_points(group: SpaceGroup, position: WyckoffPosition, parameters: tuple
     unit = steps * TRANSLATION_GRID
     point = position.matrix @ np.array(parameters, dtype=np.int64) * TRANSLATION_GRID + position.offset * steps
     images = (group.all_rotations @ point + group.all_translations * steps) % unit
-    return np.unique(images, axis=0)
+    return images[np.unique(_packed(images, unit), return_index=True)[1]]
+
+
+def _packed(points: np.ndarray, unit: int) -> np.ndarray:
+    """One integer per point of integers below `unit`; comparing these is much faster than comparing rows."""
+    return (points[:, 0] * unit + points[:, 1]) * unit + points[:, 2]
 
 
 def expand_crystal(crystal: CanonicalCrystal, *, primitive: bool = True) -> dict[str, np.ndarray]:
@@ -241,7 +249,7 @@ def expand_crystal(crystal: CanonicalCrystal, *, primitive: bool = True) -> dict
         points.append(orbit)
         numbers += [site.atomic_number] * len(orbit)
     stacked = np.concatenate(points)
-    if len(np.unique(stacked, axis=0)) != len(stacked):
+    if len(np.unique(_packed(stacked, steps * TRANSLATION_GRID))) != len(stacked):
         raise ValueError("two sites put atoms on the same point")
     frac = stacked / (steps * TRANSLATION_GRID)
     atomic_numbers = np.array(numbers, dtype=np.int64)
@@ -256,7 +264,7 @@ def _primitive_part(
     """Keep one of each set of atoms that differ by a centring translation."""
     reduced = frac @ np.linalg.inv(group.primitive_basis)
     reduced = reduced - np.floor(reduced + 1e-9)
-    code = np.rint(reduced * 1e7).astype(np.int64) % 10_000_000
-    _, first = np.unique(code, axis=0, return_index=True)
+    code = np.rint(reduced * 1e6).astype(np.int64) % 1_000_000
+    _, first = np.unique(_packed(code, 1_000_000), return_index=True)
     keep = np.sort(first)
     return group.primitive_basis @ cell, np.clip(reduced[keep], 0.0, None), atomic_numbers[keep]

@@ -16,6 +16,10 @@ __all__ = ["lengths_and_angles", "reduced_bases"]
 _COMBINATIONS = np.array([v for v in itertools.product((-1, 0, 1), repeat=3) if v > (0, 0, 0)])
 _SIGNED = np.concatenate([_COMBINATIONS, -_COMBINATIONS])
 _PAIRS = tuple(itertools.combinations(range(4), 2))
+# Which pairs of the signed combinations are independent, and the determinants of all triples.
+_CROSSED = np.cross(_SIGNED[:, None], _SIGNED[None])
+_INDEPENDENT = np.abs(_CROSSED).sum(axis=-1) > 0
+_DETERMINANTS = _CROSSED @ _SIGNED.T
 
 
 def lengths_and_angles(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +46,11 @@ def reduced_bases(cell: np.ndarray, length_step: float, angle_step: float) -> tu
     vectors = superbase @ cell
     order = np.argsort((vectors * vectors).sum(axis=1), kind="stable")[:3]
     short = _SIGNED @ superbase[order]
-    triples = _shortest_triples(short, short @ cell, length_step)
+    vectors = short @ cell
+    triples = _shortest_triples(np.sqrt((vectors * vectors).sum(axis=1)), length_step)
+    handedness = 1 if np.linalg.det(superbase[order]) > 0 else -1
+    triples = triples[_DETERMINANTS[triples[:, 0], triples[:, 1], triples[:, 2]] == handedness]
     bases = short[triples]
-    bases = bases[np.rint(np.linalg.det(bases)) == 1]
     realised = bases @ cell
     lengths, angles = lengths_and_angles(realised @ realised.transpose(0, 2, 1))
     rounded = quantise(angles, angle_step)
@@ -74,14 +80,12 @@ def _selling_superbase(cell: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _shortest_triples(short: np.ndarray, vectors: np.ndarray, length_step: float) -> np.ndarray:
-    """Index triples whose rounded lengths are the successive minima of the lattice."""
-    lengths = np.sqrt((vectors * vectors).sum(axis=1))
-    order = np.argsort(lengths, kind="stable").tolist()
-    first = order[0]
-    second = next(i for i in order if np.cross(short[first], short[i]).any())
-    normal = np.cross(short[first], short[second])
-    third = next(i for i in order if short[i] @ normal)
+def _shortest_triples(lengths: np.ndarray, length_step: float) -> np.ndarray:
+    """Index triples of `_SIGNED` whose rounded lengths are the successive minima of the lattice."""
+    order = np.argsort(lengths, kind="stable")
+    first = int(order[0])
+    second = int(order[_INDEPENDENT[first, order].argmax()])
+    third = int(order[(_DETERMINANTS[first, second, order] != 0).argmax()])
     rounded = quantise(lengths, length_step)
     slots = [np.flatnonzero(rounded == rounded[i]) for i in (first, second, third)]
     return np.stack(np.meshgrid(*slots, indexing="ij"), axis=-1).reshape(-1, 3)

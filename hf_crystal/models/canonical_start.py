@@ -5,6 +5,9 @@ Symmetry finders answer differently for two descriptions of one crystal when an 
 are therefore only ever shown this description.
 """
 
+import math
+from collections import Counter
+
 import numpy as np
 
 from .canonical_grid import CanonicalSettings
@@ -64,14 +67,14 @@ def primitive_cell(
 
 def _rarest(numbers: np.ndarray) -> int:
     """The element with the fewest atoms, the lightest of equals."""
-    elements, counts = np.unique(numbers, return_counts=True)
-    return int(elements[counts.argmin()])
+    counts = Counter(numbers.tolist())
+    return min(counts, key=lambda element: (counts[element], element))
 
 
 def _pure_translations(cell: np.ndarray, frac: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Non-zero fractional translations in [0, 1) that map every atom on one of its kind."""
-    elements, counts = np.unique(numbers, return_counts=True)
-    if np.gcd.reduce(counts) == 1:  # the number of translations divides every count
+    elements = Counter(numbers.tolist())
+    if math.gcd(*elements.values()) == 1:  # the number of translations divides every count
         return np.zeros((0, 3))
     blocks = sorted((frac[numbers == e] for e in elements), key=len)
     found = []

@@ -87,7 +87,10 @@ def find_symmetry(
 
 def _ask_moyopy(cell: tuple[list, list, list], symprec: float) -> tuple[int, np.ndarray, np.ndarray] | None:
     """Space-group number and the transformation to a standard setting, or None where moyopy finds nothing."""
-    import moyopy
+    try:  # the Hub's import scan demands packages imported outside of try
+        import moyopy
+    except ImportError as error:
+        raise ImportError("canonicalize needs moyopy: pip install moyopy") from error
 
     # moyopy warns that operations do not fit the input cell where it found a smaller one; they are not used here.
     log = logging.getLogger("moyo")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .canonical_grid import orbit_points
+from .canonical_grid import orbit_points, quantise
 from .symmetry_crystal import TRANSLATION_GRID, space_group
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "equivalent_parameters",
     "primitive_multiplicities",
     "reachable",
+    "values_with_smaller_spelling",
 ]
 
 Counts = tuple[tuple[int, int], ...]  # (atomic number, atoms still to place), by atomic number, no zeros
@@ -113,6 +114,7 @@ def _relations(number: int, index: int, place: int) -> _Relations:
     return _Relations(linear[:, :, :place], linear[:, :, place], rows[:, -3:])
 
 
+@functools.lru_cache(maxsize=4096)
 def collapsing_values(number: int, index: int, earlier: tuple[int, ...], steps: int) -> np.ndarray:
     """Values of the next parameter that put the orbit on a more special position: bool of shape (`steps`,)."""
     relations = _relations(number, index, len(earlier))
@@ -122,6 +124,46 @@ def collapsing_values(number: int, index: int, earlier: tuple[int, ...], steps: 
     values = np.arange(steps) * TRANSLATION_GRID
     met = (relations.slope[:, :, None] * values + base[:, :, None]) % unit == 0  # relations, rows, values
     return met.all(axis=1).any(axis=0)
+
+
+@functools.cache
+def _parameter_images(number: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """How operations that keep the first triplet change the parameters: u → linear @ u + constant / 24."""
+    group = space_group(number)
+    position = group.positions[index]
+    moved = group.all_rotations @ position.matrix
+    shift = group.all_rotations @ position.offset + group.all_translations - position.offset
+    rows = [row for row, _ in position.pivots]
+    signs = np.array([sign for _, sign in position.pivots])
+    linear = moved[:, rows] * signs[:, None]
+    constant = shift[:, rows] * signs
+    keeps = ~(moved - position.matrix @ linear).any(axis=(1, 2))
+    keeps &= ~((shift - constant @ position.matrix.T) % TRANSLATION_GRID).any(axis=1)
+    return linear[keeps], constant[keeps] % TRANSLATION_GRID
+
+
+@functools.lru_cache(maxsize=4096)
+def values_with_smaller_spelling(number: int, index: int, earlier: tuple[int, ...], steps: int) -> np.ndarray:
+    """Values of the next parameter for which another spelling of the orbit comes first: bool of shape (`steps`,).
+
+    Canonical crystals use the smallest spelling. Before the last parameter only images that the parameters so far
+    decide are compared.
+    """
+    linear, constant = _parameter_images(number, index)
+    place = len(earlier)
+    decided = ~linear[:, : place + 1, place + 1 :].any(axis=(1, 2))
+    linear, constant = linear[decided], constant[decided]
+    values = np.empty((place + 1, steps), dtype=np.int64)
+    values[:place] = np.array(earlier, dtype=np.int64)[:, None]
+    values[place] = np.arange(steps)
+    smaller: np.ndarray = np.zeros((len(linear), steps), dtype=bool)
+    equal = np.ones((len(linear), steps), dtype=bool)
+    for row in range(place + 1):
+        fine = linear[:, row, : place + 1] @ values * TRANSLATION_GRID + constant[:, row, None] * steps
+        image = quantise(fine % (steps * TRANSLATION_GRID), TRANSLATION_GRID) % steps
+        smaller |= equal & (image < values[row])
+        equal &= image == values[row]
+    return np.asarray(smaller.any(axis=0))
 
 
 def equivalent_parameters(number: int, index: int, parameters: tuple[int, ...], steps: int) -> set[tuple[int, ...]]:

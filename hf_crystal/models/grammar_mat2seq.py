@@ -22,6 +22,7 @@ from .feasibility_mat2seq import (
     collapsing_values,
     equivalent_parameters,
     primitive_multiplicities,
+    values_with_smaller_spelling,
 )
 from .records_crystal import CHEMICAL_SYMBOLS
 from .symmetry_crystal import space_group, space_group_symbols
@@ -359,7 +360,12 @@ class CrystalGrammar:
         return _number_tokens(self.layout.fraction, state.number, values * self.layout.fraction.unit)
 
     def _coordinates(self, state: GrammarState) -> np.ndarray:
-        """Values of the next free coordinate, in steps, that make no atoms coincide."""
+        """Values of the next free coordinate, in steps, that make no atoms coincide.
+
+        One crystal has one spelling where possible: orbits are spelt by their smallest parameters, and those of one
+        element on one position come in increasing order. Where no value is left for that, spelling gives way; a
+        crystal is still written.
+        """
         place = len(state.parameters)
         position = space_group(state.group).positions[state.position]
         allowed = ~collapsing_values(state.group, state.position, state.parameters, self.steps)
@@ -368,14 +374,15 @@ class CrystalGrammar:
             for other in dict(state.occupied).get(state.position, ()):
                 if other[:place] == state.parameters:
                     allowed[other[place]] = False
-        ordered = allowed
+        smallest = ~values_with_smaller_spelling(state.group, state.position, state.parameters, self.steps)
+        increasing = np.ones_like(allowed)
         same = state.last == (state.position, state.element)
         if same and state.parameters == state.last_parameters[:place]:
-            # Orbits of one element on one position are written in increasing order. Where no value is left for that
-            # (only at the far end of the range), the order gives way: it is a matter of spelling.
-            ordered = allowed.copy()
-            ordered[: state.last_parameters[place] + final] = False
-        return np.flatnonzero(ordered if ordered.any() else allowed)
+            increasing[: state.last_parameters[place] + final] = False
+        for choice in (allowed & smallest & increasing, allowed & increasing, allowed & smallest):
+            if choice.any():
+                return np.flatnonzero(choice)
+        return np.flatnonzero(allowed)
 
     def _after_coordinate(self, state: GrammarState, token: str) -> GrammarState:
         form = self.layout.fraction

@@ -157,7 +157,10 @@ def parse_composition(composition: Any) -> dict[int, int]:
         ValueError: for unknown elements, fractional or missing counts.
     """
     if isinstance(composition, str):
-        from pymatgen.core import Composition
+        try:
+            from pymatgen.core import Composition
+        except ImportError as error:
+            raise ImportError("a formula as text needs pymatgen: pip install pymatgen") from error
 
         composition = Composition(composition)
     items = composition.items() if isinstance(composition, Mapping) else composition.element_composition.items()

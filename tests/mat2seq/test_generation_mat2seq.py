@@ -73,6 +73,17 @@ def test_random_walks_keep_the_composition(grammar, composition):
         assert Counter(crystal.to_record()["atomic_numbers"].tolist()) == composition
 
 
+@pytest.mark.parametrize("number", [2, 14, 62, 136])
+def test_orbits_are_written_by_their_smallest_parameters(grammar, number):
+    source = random.Random(number)
+    for _ in range(15):
+        tokens = walk(grammar, PromptConstraint.build(None, [number]), source)
+        for site in parse_tokens(tokens[:-1], grammar.layout).sites:
+            if site.parameters:
+                images = equivalent_parameters(number, site.position, site.parameters, grammar.steps)
+                assert min(images) == site.parameters
+
+
 @pytest.mark.parametrize("make", CRYSTALS)
 def test_canonical_sequences_are_in_the_grammar(grammar, make):
     state, constraint = GrammarState(), PromptConstraint()
