@@ -431,8 +431,10 @@ def _cif_reason(error: Exception, notes: list[str]) -> str:
 
 
 def _parse_cif_with_pymatgen(text: str) -> Any:
-    from pymatgen.io.cif import CifParser
-
+    try:
+        from pymatgen.io.cif import CifParser
+    except ImportError as error:
+        raise ImportError("reading CIF needs pymatgen: pip install pymatgen (records need numpy only)") from error
     try:
         blocks = _cif_blocks(text)
     except CrystalInputError:
