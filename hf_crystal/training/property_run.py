@@ -56,7 +56,8 @@ def prepare_property_task(recipe: TrainingRecipe) -> PropertyTask:
     scaling = compute_target_scaling(splits["train"], columns)
     model = build_property_model(recipe, scaling)
     feature_extractor = CrystalFeatureExtractor(
-        max_atomic_number=model.config.num_elements, primitive=recipe.data.primitive
+        max_atomic_number=model.config.num_elements,
+        cell_choice="primitive" if recipe.data.cell_choice == "primitive" else "as_given",
     )
     collator = CrystalCollator(feature_extractor, label_names=columns)
     return PropertyTask(model, feature_extractor, collator, splits, scaling)

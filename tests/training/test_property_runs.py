@@ -1,5 +1,6 @@
 """The scripts as a user runs them: killed and resumed, on two processes, as an explicit loop, in a fresh process."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -167,30 +168,37 @@ def test_explicit_accelerate_loop_gives_the_curve_of_the_trainer(reference, reci
         assert ours["mae"] == pytest.approx(theirs["mae"], rel=1e-4)
 
 
-def test_mistakes_end_with_one_line_and_exit_code_2(recipe_file, reference, tmp_path):
-    folder, _ = reference
-    for arguments, message in (
+@pytest.fixture
+def train_script():
+    """scripts/train_property.py as a module."""
+    spec = importlib.util.spec_from_file_location("train_property", SCRIPTS / "train_property.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--set", "training.epochs=3"], "unknown key 'epochs'"),
         (["--set", "data.targets=[{name: volume, unit: A3}]"], "no column ['volume']"),
+        (["--set", "data.test_split=holdout"], "data.test_split='holdout'"),
+        (["--set", "training.batch_size=64"], "42 rows, fewer than one batch of 64"),
         (["--data", "absent.parquet"], "absent.parquet"),
         (["--resume"], "no complete checkpoint"),
-    ):
-        finished = subprocess.run(
-            command("train_property.py", recipe_file, "--output-dir", tmp_path / "none", *arguments),
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert finished.returncode == 2
-        assert message in finished.stderr
-        assert "Traceback" not in finished.stderr
-    finished = subprocess.run(
-        command("train_property.py", recipe_file, "--output-dir", folder),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
+    ],
+)
+def test_mistakes_end_with_one_line_and_exit_code_2(train_script, recipe_file, tmp_path, capsys, arguments, message):
+    options = train_script.make_parser().parse_args([str(recipe_file), "--output-dir", str(tmp_path), *arguments])
+    assert train_script.main(options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_folder_of_another_run_is_not_overwritten(train_script, reference, recipe_file, capsys):
+    folder, _ = reference
+    assert (
+        train_script.main(train_script.make_parser().parse_args([str(recipe_file), "--output-dir", str(folder)])) == 2
     )
-    assert finished.returncode == 2
-    assert "has checkpoints of another run" in finished.stderr
+    assert "has checkpoints of another run" in capsys.readouterr().err
