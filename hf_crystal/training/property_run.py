@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -227,7 +228,8 @@ def run_record(
     """What was run, what it cost and what came out.
 
     Returns:
-        Recipe, seed, commit, versions, cost, training and validation curves (target units as in
+        Recipe, seed, commit, versions, cost (`training_seconds` of wall time with validation, resumed parts included;
+        `cpu_seconds` of this process from its start), training and validation curves (target units as in
         `config.target_units`, `units` repeats them), weight averaging, and the test metrics beside the mean
         predictor's.
     """
@@ -241,6 +243,7 @@ def run_record(
         "epochs": trainer.state.epoch,
         "finished": trainer.state.global_step >= trainer.state.max_steps,
         "training_seconds": round(trainer.clock.seconds_used, 1),
+        "cpu_seconds": round(time.process_time(), 1),
         "num_parameters": sum(p.numel() for p in task.model.parameters() if p.requires_grad),
         "rows": {name: len(rows) for name, rows in task.splits.items()},
         "target_mean": list(task.scaling.mean),

@@ -255,3 +255,47 @@ def test_arguments_that_would_mislead_are_refused(make_trainer, tmp_path):
     trainer.swa.swa_epochs = 3
     with pytest.raises(ValueError, match="swa_epochs=3 is more than num_train_epochs=2"):
         trainer.train()
+
+
+def test_fine_tuning_keeps_encoder_and_calibration(make_trainer, tmp_path):
+    """From two targets to one: the encoder is the pretrained one, bit for bit, the head is new."""
+    trainer, task = make_trainer()
+    trainer.train()
+    task.model.save_pretrained(tmp_path / "pretrained")
+    tuned, tuned_task = make_trainer(
+        f"model.pretrained={tmp_path / 'pretrained'}", "data.targets=[{name: gap, unit: meV}]", folder="tuned"
+    )
+    before, after = task.model.encoder.state_dict(), tuned_task.model.encoder.state_dict()
+    assert_equal_weights(before, after)
+    assert tuned_task.model.is_calibrated
+    assert (tuned_task.model.config.target_names, tuned_task.model.config.target_units) == (["gap"], ["meV"])
+    tuned.train()
+    after = tuned_task.model.encoder.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "calibration" not in name}
+
+
+def test_recipe_that_contradicts_the_pretrained_model_is_refused(make_trainer, tmp_path):
+    _, task = make_trainer()
+    task.model.save_pretrained(tmp_path / "pretrained")
+    source = f"model.pretrained={tmp_path / 'pretrained'}"
+    with pytest.raises(ValueError, match="model.hidden_size=32: the pretrained model .* has 16"):
+        make_trainer(source, "model.hidden_size=32")
+    with pytest.raises(ValueError, match="model.model_type='crystalframer': the pretrained model .* 'crystalformer'"):
+        make_trainer(source, "model.model_type=crystalframer")
+
+
+def test_bfloat16_follows_float32(make_trainer):
+    half, _ = make_trainer("training.bf16=true", folder="half")
+    full, _ = make_trainer(folder="full")
+    half.train()
+    full.train()
+    assert curve(half) != curve(full)
+    np.testing.assert_allclose(curve(half), curve(full), rtol=0.1)
+
+
+def test_several_gpus_in_one_process_are_refused(make_trainer, monkeypatch):
+    trainer, task = make_trainer()
+    monkeypatch.setattr(type(trainer.args), "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="sees 2 GPUs: start one process per GPU with torchrun"):
+        CrystalTrainer(model=task.model, args=trainer.args)
