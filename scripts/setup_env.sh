@@ -20,7 +20,7 @@ setup_env() {
     fi
     echo "setup: installing the packages of constraints.txt" >&2
     # torch first, by its pin: a later resolution must not pick another build
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${extra:+[$extra]}"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".${extra:+[$extra]}"
     echo "$state" > "$stamp"
 }
