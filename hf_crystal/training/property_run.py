@@ -159,10 +159,11 @@ def train_property(
         raise FileExistsError(f"{checkpoints} has checkpoints of another run: resume it or choose another folder")
     if not sys.stderr.isatty():
         disable_progress_bar()  # one bar per saved checkpoint would fill a log file
+    arguments = training_arguments(recipe, checkpoints, max_hours=max_hours)  # starts the process group, if any
     task = prepare_property_task(recipe)
     trainer = CrystalTrainer(
         model=task.model,
-        args=training_arguments(recipe, checkpoints, max_hours=max_hours),
+        args=arguments,
         data_collator=task.collator,
         train_dataset=task.splits["train"],
         eval_dataset=task.splits["validation"],

@@ -99,29 +99,27 @@ def test_same_figures_from_the_saved_folder_in_a_fresh_process(reference, crysta
 
 
 def test_killed_run_resumes_to_the_same_weights(reference, recipe_file, tmp_path):
-    """SIGKILL while it trains, then --resume: the weights of a run that was left alone, bit for bit."""
-    settings = ["training.num_epochs=40", "training.swa_epochs=10", "training.eval_steps=7"]
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    train(recipe_file, undisturbed, *settings)
-    options = [part for setting in settings for part in ("--set", setting)]
+    """SIGKILL after the first checkpoint, then --resume: the weights of a run left alone, bit for bit."""
+    undisturbed, record = reference
     process = subprocess.Popen(
-        command("train_property.py", recipe_file, "--output-dir", disturbed, *options),
+        command("train_property.py", recipe_file, "--output-dir", tmp_path / "killed"),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
-    while last_complete_checkpoint(disturbed / "checkpoints") is None:
+    deadline = time.monotonic() + 240
+    while last_complete_checkpoint(tmp_path / "killed" / "checkpoints") is None:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.2)  # somewhere between two checkpoints, or inside a save
+        time.sleep(0.002)
+    time.sleep(0.02)  # on into the second epoch
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (disturbed / "model").exists()
-    record = train(recipe_file, disturbed, *settings, options=["--resume"])
-    assert record["steps"] == 200
-    assert_same_weights(disturbed, undisturbed)
+    assert not (tmp_path / "killed" / "run.json").exists()
+    resumed = train(recipe_file, tmp_path / "killed", options=["--resume"])
+    assert resumed["steps"] == record["steps"]
+    assert losses(resumed) == losses(record)
+    assert_same_weights(tmp_path / "killed", undisturbed)
 
 
 def test_two_processes_give_the_curve_of_one(reference, recipe_file, tmp_path):
