@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 __all__ = [
     "CHEMICAL_SYMBOLS",
+    "MAX_COORDINATE",
     "CrystalInputError",
     "CrystalRecord",
     "atomic_number_of",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 logger = logging.get_logger(__name__)
+
+# Å for the cell, multiples of it for fractional coordinates; beyond, float64 no longer resolves distances
+MAX_COORDINATE = 1e6
 
 _SYMBOL_TABLE = (
     "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr "
@@ -331,6 +335,11 @@ def check_record(
     if bad_rows.any():
         site = int(np.argmax(bad_rows))
         raise CrystalInputError(f"coordinates of atom {site} hold NaN or infinity: {frac[site].tolist()}")
+    if np.abs(cell).max() > MAX_COORDINATE or np.abs(frac).max() > MAX_COORDINATE:
+        raise CrystalInputError(
+            f"cell reaches {np.abs(cell).max():.3g} Å and fractional coordinates {np.abs(frac).max():.3g}; "
+            f"at most {MAX_COORDINATE:.0e} is accepted"
+        )
     out_of_range = (numbers < 1) | (numbers > max_atomic_number)
     if out_of_range.any():
         site = int(np.argmax(out_of_range))

@@ -547,3 +547,71 @@ def test_messy_records_agree_with_pymatgen(data_dir, tmp_path):
             np.testing.assert_allclose(ours.cell, theirs.lattice.matrix, atol=1e-10)
             np.testing.assert_allclose(ours.positions, theirs.cart_coords, atol=1e-8)
             np.testing.assert_array_equal(ours.atomic_numbers, theirs.atomic_numbers)
+
+
+# ------------------------------------------------------------------------------------------------------- fuzzing
+
+ODD_TEXT = [
+    "nan",
+    "-1",
+    "1e400",
+    "0",
+    "?",
+    ".",
+    '"',
+    "'",
+    "{",
+    "}",
+    "[",
+    "]",
+    "null",
+    "\x00",
+    "\n",
+    "loop_",
+    "data_",
+    "#",
+]
+ODD_VALUES = [None, "", "abc", 0, -1, 1e400, True, [], {}, [[]], [None], {"a": 1}, 10**30, 1e308, b"x", [[1, 2], [3]]]
+
+
+def damaged_text(rng, text):
+    for _ in range(rng.integers(1, 4)):
+        start = int(rng.integers(0, len(text) + 1))
+        end = start + int(rng.integers(0, 12))
+        insert = ODD_TEXT[rng.integers(len(ODD_TEXT))] if rng.random() < 0.7 else ""
+        text = text[:start] + insert + ("" if rng.random() < 0.1 else text[end:])
+    return text
+
+
+def damaged_record(rng, record):
+    """A copy with one entry somewhere inside replaced or taken out."""
+    record = json.loads(json.dumps(record))
+    node = record
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = keys[rng.integers(len(keys))]
+        if not isinstance(node[key], dict | list) or not node[key] or rng.random() < 0.4:
+            break
+        node = node[key]
+    if rng.random() < 0.2:
+        del node[key]
+    else:
+        node[key] = ODD_VALUES[rng.integers(len(ODD_VALUES))]
+    return record
+
+
+@pytest.mark.parametrize("form", ["cif", "poscar", "xyz", "json", "jarvis", "as_dict", "record"])
+def test_damaged_input_is_read_or_named_and_nothing_else(form):
+    """Anything but a record or a `CrystalInputError` (a warning too, as they are errors here) fails the test."""
+    rng = np.random.default_rng(7)
+    as_dict = json.loads(pymatgen_nacl().to_json())
+    texts = {"cif": NACL_CIF, "poscar": NACL_POSCAR, "xyz": NACL_XYZ, "json": json.dumps(as_dict)}
+    records = {"jarvis": {"atoms": JARVIS_ATOMS}, "as_dict": as_dict, "record": nacl()}
+    outcomes = Counter()
+    for _ in range(150):
+        damaged = damaged_text(rng, texts[form]) if form in texts else damaged_record(rng, records[form])
+        try:
+            outcomes["record"] += as_structure(damaged).num_atoms > 0
+        except CrystalInputError as error:
+            outcomes["reason"] += bool(error.reason)
+    assert outcomes.total() == 150 and outcomes["reason"] > 20
