@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import random
 import urllib.error
 import zipfile
@@ -216,6 +217,52 @@ def test_unknown_properties_are_named():
     for loader, known in ((load_jarvis, "mbj_bandgap"), (load_materials_project, "e_form"), (load_oqmd, "delta_e")):
         with pytest.raises(ValueError, match=f"property_name is 'colour'; .*{known}"):
             loader("colour")
+
+
+# --------------------------------------------------------------------------------------------------- elastic moduli
+
+
+@pytest.fixture
+def elastic_folder(tmp_path):
+    folder = tmp_path / "elastic"
+    folder.mkdir()
+    for split, count in (("train", 3), ("val", 2), ("test", 1)):
+        entries = [{"id": f"mp-{split}-{n}", "bulk modulus": np.float64(1.5), "atoms": atoms()} for n in range(count)]
+        (folder / f"bulk_megnet_{split}.pkl").write_bytes(pickle.dumps(entries))
+    return folder
+
+
+def test_elastic_moduli_come_with_their_own_files(elastic_folder, tmp_path):
+    splits = load_materials_project("bulk_modulus", path=elastic_folder, official=False, cache_dir=tmp_path)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 3, "validation": 2, "test": 1}
+    assert splits["test"][0]["bulk_modulus"] == 1.5 and splits["test"][0]["atomic_numbers"] == [84]
+    with pytest.raises(
+        BenchmarkError, match="has 3 entries from mp-train-0 to mp-train-2; the official train split has 4664"
+    ):
+        load_materials_project("bulk_modulus", path=elastic_folder, cache_dir=tmp_path)
+    with pytest.raises(FileNotFoundError, match="shear_megnet_train.pkl"):
+        load_materials_project("shear_modulus", path=elastic_folder, cache_dir=tmp_path)
+
+
+class Command:
+    """Unpickled by the ordinary loader, this would run."""
+
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+def test_pickles_that_hold_code_are_refused(elastic_folder, tmp_path, capsys):
+    file = elastic_folder / "bulk_megnet_train.pkl"
+    file.write_bytes(pickle.dumps([Command()]))
+    with pytest.raises(BenchmarkError, match="builtins.print is not plain data"):
+        load_materials_project("bulk_modulus", path=elastic_folder, official=False, cache_dir=tmp_path)
+    assert "must not run" not in capsys.readouterr().out
+    file.write_bytes(b"no pickle")
+    with pytest.raises(BenchmarkError, match="cannot be read as plain pickled data"):
+        load_materials_project("bulk_modulus", path=elastic_folder, official=False, cache_dir=tmp_path)
+    file.write_bytes(pickle.dumps([{"id": 1}]))
+    with pytest.raises(BenchmarkError, match="entries lack"):
+        load_materials_project("bulk_modulus", path=elastic_folder, official=False, cache_dir=tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------- downloads
