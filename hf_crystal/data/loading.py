@@ -26,6 +26,7 @@ from .sources import (
     find_structure_column,
     iter_csv,
     iter_folder,
+    iter_frames,
     iter_json,
     structure_files,
 )
@@ -451,8 +452,10 @@ def _load_path(path: Path, options: dict[str, Any], arguments: dict[str, Any]) -
         return _tables_from_source(partial(iter_csv, path, column), [path], options, **arguments)
     if name.endswith((".json", ".jsonl")):
         return _tables_from_source(partial(iter_json, path, column), [path], options, **arguments)
+    if name.endswith((".xyz", ".extxyz")):
+        return _tables_from_source(partial(iter_frames, path), [path], options, **arguments)
     raise ValueError(
-        f"{path.name}: a parquet, CSV or JSON table, or a folder, is expected; for single crystals use as_structure"
+        f"{path.name}: expected is a table (parquet, CSV, JSON, XYZ) or a folder; for single crystals use as_structure"
     )
 
 
@@ -474,7 +477,8 @@ def load_crystal_dataset(
     Accepted: a parquet file or folder (plain columns `lattice`, `frac_coords`, `atomic_numbers`, or a column of CIF
     text or dicts); a folder of CIF, POSCAR, extended XYZ or JSON files with an optional CSV of labels; a CSV with a
     column of CIF text or file names; a JSON list, JSON lines or matbench JSON with pymatgen or JARVIS crystals
-    (`.gz` and `.zip` too); a folder written by `save_to_disk`; the name of a dataset on the Hub.
+    (`.gz` and `.zip` too); an extended XYZ file of many frames; a folder written by `save_to_disk`; the name of a
+    dataset on the Hub.
 
     Rows are converted one at a time to Arrow files, found again by fingerprint on the next call, and memory-mapped.
 

@@ -213,6 +213,31 @@ def test_json_lists_are_decoded_entry_by_entry(tmp_path, monkeypatch):
         list(iter_json(path, None))
 
 
+def test_extended_xyz_of_many_frames(tmp_path, load):
+    from ase import Atoms
+    from ase.io import write
+
+    frames = []
+    for name, crystal in CRYSTALS.items():
+        frame = Atoms(
+            numbers=crystal["atomic_numbers"], scaled_positions=crystal["frac_coords"], cell=crystal["cell"], pbc=True
+        )
+        frame.info = {"material_id": name.split()[0], "part": SPLITS[name]}
+        if LABELS[name] is not None:
+            frame.info["energy"] = LABELS[name]
+        frames.append(frame)
+    write(tmp_path / "frames.extxyz", frames)
+    splits = load(tmp_path / "frames.extxyz", split_column="part")
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 2, "test": 1}
+    rows = [row for split in splits.values() for row in split]
+    assert [row["energy"] for row in rows] == list(LABELS.values())
+    assert [row["atomic_numbers"] for row in rows] == [crystal["atomic_numbers"] for crystal in CRYSTALS.values()]
+    np.testing.assert_allclose(rows[0]["frac_coords"], [0, 0, 0, 0.5, 0.5, 0.5], atol=1e-6)
+    (tmp_path / "bad.xyz").write_text("atoms\n")
+    with pytest.raises(ValueError, match="frame 0 starts with 'atoms"):
+        load(tmp_path / "bad.xyz")
+
+
 def test_columns_that_must_be_numbers(tmp_path, load):
     rows = [{"id": n, "structure": structure(n).as_dict(), "energy": 1.0, "note": "1.5"} for n in CRYSTALS]
     rows[1]["energy"] = "high"
@@ -261,6 +286,21 @@ def test_a_killed_conversion_leaves_nothing_behind(cif_folder, tmp_path, load, m
         load(cif_folder)
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.undo()
+    check(load(cif_folder))
+
+
+def test_two_processes_may_convert_the_same_source(cif_folder, load, monkeypatch):
+    """The slower one finds the table of the faster one in its place and uses it."""
+    from hf_crystal.data import tables as tables_module
+
+    write = tables_module._write_tables
+
+    def overtaken(folder, rows, features):
+        monkeypatch.setattr(tables_module, "_write_tables", write)
+        load(cif_folder)
+        write(folder, rows, features)
+
+    monkeypatch.setattr(tables_module, "_write_tables", overtaken)
     check(load(cif_folder))
 
 
