@@ -15,12 +15,13 @@ from hf_crystal.cli.main import run
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^hf-crystal .*?(?=\s+#|$)", README, flags=re.MULTILINE)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}  # also where the package is not installed
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_figures_are_those_of_the_checkpoints():
     words = [sys.executable, "scripts/render_readme.py", "--check"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -61,8 +62,7 @@ def test_fine_tuning_example_runs_on_a_small_table(tmp_path):
     tiny = "hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_radial_basis=4, "
     code = code.replace("CrystalformerConfig(", f"CrystalformerConfig({tiny}")
     code = code.replace("remove_unused_columns=False,", "remove_unused_columns=False, max_steps=2, use_cpu=True,")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def test_predict_reads_globs_folders_and_parquet(command, model, table):
     assert [row[:3] for row in rows[1:]] == [
         ["mp-0", "NaCl", "2"], ["mp-1", "", ""], ["mp-2", "SrTiO3", "5"], ["mp-3", "Fe", "2"]
     ]  # fmt: skip
-    assert err.startswith("hf-crystal: 1 of 4 crystals could not be read: mp-1: overlapping atoms")
+    assert err.startswith("hf-crystal: 1 of 4 crystals could not be read, the first: mp-1: overlapping atoms")
 
 
 def test_predict_reads_standard_input(model):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,18 @@ def test_a_folder_that_does_not_load_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match=r"does not load without hf_crystal: .*ops_periodic_geometry"):
         export_pretrained(tiny_model(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_code_file_that_would_not_load_from_the_hub_is_refused(tmp_path, monkeypatch):
+    """From the Hub each file is checked for missing packages; from a local folder only the main one."""
+    (tmp_path / "reader_crystal.py").write_text("def read():\n    import pymatgen\n")
+    (tmp_path / "modeling_other.py").write_text("from .reader_crystal import read\n\n\nclass Other:\n    pass\n")
+    module = types.ModuleType("modeling_other")
+    module.__file__ = str(tmp_path / "modeling_other.py")
+    monkeypatch.setitem(sys.modules, "modeling_other", module)
+    other = type("Other", (), {"__module__": "modeling_other"})
+    with pytest.raises(ValueError, match=r"reader_crystal.py imports \['pymatgen'\] outside `try`"):
+        hub._code_files(other)
 
 
 def test_wrong_arguments_are_named(exported, tmp_path):
