@@ -13,10 +13,10 @@ _MODEL_TYPES = ("crystalformer", "crystalframer")
 
 def _check_model_type(model_type: Any) -> None:
     if model_type not in _MODEL_TYPES:
-        raise ValueError(f"model.model_type={model_type!r}: expected {' or '.join(_MODEL_TYPES)}")
+        raise ValueError(f"model_type={model_type!r}: expected {' or '.join(_MODEL_TYPES)}")
 
 
-def property_config_class(model_type: str) -> Any:
+def property_config_class(model_type: Any) -> Any:
     """Config class of a model type.
 
     Raises:
@@ -32,7 +32,7 @@ def property_config_class(model_type: str) -> Any:
     return CrystalformerConfig
 
 
-def property_model_class(model_type: str) -> Any:
+def property_model_class(model_type: Any) -> Any:
     """Property-prediction class of a model type.
 
     Raises:

@@ -56,7 +56,7 @@ def test_recipe_gives_a_config_and_states_its_cost(path):
         ("data", "targets", [], "data.targets is empty"),
         ("data", "targets", [{"name": "energy"}], r"data.targets\[0\]: needs name, unit; got name"),
         ("data", "targets", [{"name": "a", "unit": ""}, {"name": "a", "unit": ""}], "names must differ"),
-        ("model", "model_type", "gpt2", "model.model_type='gpt2': expected crystalformer or crystalframer"),
+        ("model", "model_type", "gpt2", "model_type='gpt2': expected crystalformer or crystalframer"),
         ("model", "hidden_size", 17, "hidden_size=17"),
     ],
 )

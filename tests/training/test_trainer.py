@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_crystal.training import CrystalTrainer, CrystalTrainingArguments, last_complete_checkpoint
 from hf_crystal.training.inference import predict_rows
@@ -202,6 +202,24 @@ def test_wall_budget_ends_with_a_checkpoint_an_evaluation_and_a_mean(make_traine
     assert trainer.lr_scheduler.frozen_at == 9
     assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-12"
     assert [e["step"] for e in trainer.state.log_history if "eval_loss" in e][-1] == 12
+
+
+def test_run_without_a_budget_can_be_resumed_with_one(make_trainer, tmp_path, monkeypatch):
+    """Stopped by hand after 6 steps, then given 12 seconds in all: the mean is over the last quarter of them."""
+
+    class StopByHand(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = control.should_save = state.global_step == 6
+
+    settings = ["training.num_epochs=1000", "training.swa_epochs=250", "training.eval_steps=100"]
+    stopped, _ = make_trainer(*settings, callbacks=[StopByHand()])
+    stopped.train()
+    assert (stopped.state.global_step, stopped.swa.num_averaged) == (6, 0)
+    resumed, _ = make_trainer(*settings, max_hours=12 / 3600)
+    monkeypatch.setattr(type(resumed.clock), "seconds_used", property(lambda self: float(resumed.state.global_step)))
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 12
+    assert (resumed.swa.start_step, resumed.swa.num_averaged) == (9, 3)
 
 
 def test_time_before_a_resume_counts(make_trainer, tmp_path):
