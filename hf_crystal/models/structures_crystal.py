@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers.utils import logging
@@ -30,9 +30,6 @@ from .records_crystal import (
     cell_from_parameters,
     check_record,
 )
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
 
 __all__ = [
     "ACCEPTED_FORMS",
@@ -420,7 +417,7 @@ def structure_to_record(structure: Any) -> dict[str, Any]:
     }
 
 
-def record_to_structure(record: Any) -> "Structure":
+def record_to_structure(record: Any) -> Any:
     """Build the pymatgen `Structure` of a crystal; atoms in the same order, coordinates not wrapped.
 
     Args:
