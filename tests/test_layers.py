@@ -150,3 +150,21 @@ def test_no_path_of_one_machine():
 
 def test_embedded_checkpoints_hold_no_code():
     assert [name_of(path) for path in (PACKAGE / "checkpoints").glob("*/*.py")] == []
+
+
+def test_no_setting_of_the_feature_extractor_is_an_argument_of_from_pretrained():
+    """`pipeline()` hands dtype="auto" and the like on to the feature extractor, where they replace equal settings."""
+    from hf_crystal import CrystalFeatureExtractor
+
+    arguments = {
+        "dtype",
+        "torch_dtype",
+        "device",
+        "device_map",
+        "revision",
+        "token",
+        "cache_dir",
+        "config",
+        "subfolder",
+    }
+    assert not set(CrystalFeatureExtractor().to_dict()) & arguments
