@@ -423,6 +423,21 @@ def _load_hub(name: str, revision: str | None, options: dict[str, Any], argument
     return _tables_from_source(source, [], options, **arguments)
 
 
+def _report_other_files(folder: Path, files: list[Path]) -> None:
+    """Say which files of a folder are not taken for crystals, so that none is missed unnoticed."""
+    taken = set(files)
+    others = [
+        file.name
+        for file in folder.rglob("*")
+        if file.is_file()
+        and file not in taken
+        and file.suffix not in (".csv", ".md")
+        and not file.name.startswith(".")
+    ]
+    if others:
+        logger.warning(f"{len(others)} files of {folder} are no structure files by name: {', '.join(others[:5])}")
+
+
 def _load_path(path: Path, options: dict[str, Any], arguments: dict[str, Any]) -> Any:
     column = options["structure_column"]
     if path.is_dir():
@@ -439,6 +454,7 @@ def _load_path(path: Path, options: dict[str, Any], arguments: dict[str, Any]) -
         if not files:
             raise ValueError(f"{path} holds no parquet and no structure files (CIF, POSCAR, extended XYZ, JSON)")
         labels = options["label_table"] or find_label_table(path)
+        _report_other_files(path, files)
         if arguments["split_column"] is None and any(
             "split" in row for row in islice(iter_folder(path, labels), _ROWS_TO_INFER_TYPES)
         ):

@@ -65,7 +65,7 @@ def structure_files(folder: Path) -> list[Path]:
         and not path.name.startswith(".")
         and (
             path.name.lower().removesuffix(".gz").endswith(_STRUCTURE_SUFFIXES)
-            or path.name.upper().startswith(("POSCAR", "CONTCAR"))
+            or any(word in path.name.upper() for word in ("POSCAR", "CONTCAR"))
         )
     )
 
