@@ -39,9 +39,14 @@ PROBE_CRYSTALS: list[dict[str, Any]] = [
 ]
 
 
+# what an exported folder may need; transformers refuses a file from the Hub that imports another missing package,
+# inside a function too, unless the import stands in `try`
+_REMOTE_PACKAGES = {"torch", "transformers", "safetensors", "numpy", "huggingface_hub"}
+
+
 def _code_files(*classes: type) -> list[Path]:
-    """Files that define the classes and everything they import beside them."""
-    from transformers.dynamic_module_utils import get_relative_import_files
+    """Files that define the classes and everything they import beside them; all must load in a bare environment."""
+    from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
     files: dict[str, Path] = {}
     for cls in classes:
@@ -49,6 +54,9 @@ def _code_files(*classes: type) -> list[Path]:
         for file in [main_file, *map(Path, get_relative_import_files(main_file))]:
             if files.setdefault(file.name, file) != file:
                 raise ValueError(f"two code files are named {file.name}: {files[file.name]} and {file}")
+            foreign = sorted(set(get_imports(file)) - _REMOTE_PACKAGES - sys.stdlib_module_names)
+            if foreign:
+                raise ValueError(f"{file.name} imports {foreign} outside `try`; it would not load from the Hub")
     return sorted(files.values())
 
 

@@ -128,13 +128,14 @@ def main(args: argparse.Namespace) -> int:
     overrides = [*args.overrides, *([] if args.data is None else [f"data.path={args.data}"])]
     try:
         recipe = load_recipe(args.recipe, overrides)
+        # before the data: it starts the process group, and one process converts the table for all
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(), mixed_precision="bf16" if recipe.training.bf16 else "no"
+        )
         task = prepare_property_task(recipe)
     except (ValueError, FileNotFoundError) as error:
         print(f"train_property_accelerate: {error}", file=sys.stderr)
         return 2
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision="bf16" if recipe.training.bf16 else "no"
-    )
     started = time.monotonic()
     curve = train(accelerator, recipe, task)
     seconds = time.monotonic() - started

@@ -36,14 +36,16 @@ def _group() -> None:
     """Keeps the name of the sub-command where a group has only one."""
 
 
+_LONGEST_LINE = 400
 # ClickException: typer carries its own copy of click from 0.2x on and names this class only through its children
 _CommandLineError: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 
 def _fail(message: str, code: int) -> int:
     """Print the first line of a message on stderr; the rest of a library's message is advice for programmers."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    print(f"hf-crystal: error: {lines[0] if lines else 'unknown error'}", file=sys.stderr)
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or ["unknown error"]
+    line = lines[0] if len(lines[0]) <= _LONGEST_LINE else lines[0][: _LONGEST_LINE - 1] + "…"
+    print(f"hf-crystal: error: {line}", file=sys.stderr)
     return code
 
 

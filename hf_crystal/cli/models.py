@@ -10,8 +10,10 @@ _REPOSITORY = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 def quiet_transformers() -> None:
     """Keep the libraries' progress bars and notices out of a command's output."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -57,6 +59,16 @@ def check_model_type(location: str) -> None:
         raise ValueError(f"{location} holds a model of type {model_type!r}; accepted are {', '.join(accepted)}")
 
 
+def check_device(device: str) -> None:
+    """Raise `ValueError` where torch does not know a device or cannot use it."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from error
+
+
 def load_property_pipeline(name: str, device: str | None) -> Any:
     """The pipeline "crystal-property-prediction" with the named model.
 
@@ -68,6 +80,8 @@ def load_property_pipeline(name: str, device: str | None) -> Any:
         `CrystalPropertyPipeline`.
     """
     location = resolve_model(name)
+    if device is not None:
+        check_device(device)
     quiet_transformers()
     check_model_type(location)
     from ..auto_model import AutoModelForCrystalPropertyPrediction

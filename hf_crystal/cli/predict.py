@@ -88,4 +88,7 @@ def predict(
         more = f" (and {total - 1} more)" if total > 1 else ""
         raise ValueError(f"no crystal could be read: {failures[0]}{more}")
     if failures:
-        print(f"hf-crystal: {len(failures)} of {total} crystals could not be read: {failures[0]}", file=sys.stderr)
+        first = failures[0] if len(failures[0]) <= 200 else failures[0][:199] + "…"
+        print(
+            f"hf-crystal: {len(failures)} of {total} crystals could not be read, the first: {first}", file=sys.stderr
+        )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
+_WIDEST_CELL = 80  # of a table to look at; the other formats hold everything
 Format = Literal["table", "csv", "json", "parquet"]
 
 
@@ -22,6 +23,13 @@ class Writer(Protocol):
         """Write what is left."""
 
 
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    text = "" if value is None else str(value)
+    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
+
+
 class _Table:
     """Aligned columns; keeps all rows until the end to know the widths."""
 
@@ -31,10 +39,7 @@ class _Table:
         self.rows: list[list[str]] = []
 
     def write(self, row: dict[str, Any]) -> None:
-        cells = (row.get(column) for column in self.columns)
-        self.rows.append(
-            [f"{cell:.4f}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in cells]
-        )
+        self.rows.append([_cell(row.get(column)) for column in self.columns])
 
     def finish(self) -> None:
         # a column that nothing fills (no errors, no units) is left out

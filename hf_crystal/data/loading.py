@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from .sources import (
     find_structure_column,
     iter_csv,
     iter_folder,
+    iter_frames,
     iter_json,
     structure_files,
 )
@@ -122,15 +124,15 @@ def convert_rows(
     """
     for index, row in enumerate(source()):
         split = "train" if split_column is None else str(row.get(split_column) or "")
-        name = next((str(row[key]) for key in ("id", "material_id", "jid", "file", "name") if row.get(key)), None)
+        name = next((str(row[key]) for key in ("file", "id", "material_id", "jid", "name") if row.get(key)), None)
         try:
             if split.strip().lower() in _MISSING:
                 raise CrystalInputError(f"no split: column {split_column} is empty")
             yield split, _plain_row(row, types, required)
         except CrystalInputError as error:
             if on_error == "raise":
-                raise error.located(index, name) from error.__cause__
-            yield {"index": index, "name": error.name or name, "reason": error.reason}
+                raise CrystalInputError(error.reason, index=index, name=name or error.name) from error.__cause__
+            yield {"index": index, "name": name or error.name, "reason": error.reason}
 
 
 def _tables_from_source(
@@ -171,19 +173,36 @@ def _stream_source(
         found = Counter(str(row.get(split_column) or "") for row in source())  # reads no crystal
         names = sorted(name for name in found if name.strip().lower() not in _MISSING)
 
-    def stream(split: str) -> Iterator[Row]:
-        def chosen() -> Iterator[Row]:
-            return (row for row in source() if split_column is None or str(row.get(split_column)) == split)
+    stream = _SourceStream(source, types, split_column, required, on_error)
+    return IterableDatasetDict(
+        {name: IterableDataset.from_generator(stream, features=features, gen_kwargs={"split": name}) for name in names}
+    )
 
-        for item in convert_rows(chosen, types, split_column, required, on_error):
+
+class _SourceStream:
+    """Rows of one split as they are read; a class, because `datasets` and worker processes pickle it."""
+
+    def __init__(
+        self, source: RowSource, types: dict[str, str], split_column: str | None, required: set[str], on_error: str
+    ):
+        self.source = source
+        self.types = types
+        self.split_column = split_column
+        self.required = required
+        self.on_error = on_error
+
+    def _chosen(self, split: str) -> Iterator[Row]:
+        for row in self.source():
+            if self.split_column is None or str(row.get(self.split_column)) == split:
+                yield row
+
+    def __call__(self, split: str) -> Iterator[Row]:
+        rows = partial(self._chosen, split)
+        for item in convert_rows(rows, self.types, self.split_column, self.required, self.on_error):
             if isinstance(item, tuple):
                 yield item[1]
             else:
                 logger.warning(f"left out {item['name'] or item['index']}: {item['reason']}")
-
-    return IterableDatasetDict(
-        {name: IterableDataset.from_generator(stream, features=features, gen_kwargs={"split": name}) for name in names}
-    )
 
 
 # ----------------------------------------------------------------------------------------------------- plain tables
@@ -355,7 +374,7 @@ def _load_parquet(path: Path, files: list[Path], options: dict[str, Any], argume
     plain = has_crystal_columns(pq.read_schema(files[0]).names) and options["structure_column"] is None
     if not plain:
         return _tables_from_source(
-            lambda: _parquet_rows(files, options["structure_column"]), files, options, **arguments
+            partial(_parquet_rows, files, options["structure_column"]), files, options, **arguments
         )
     data_files: dict[str, list[str]] = {}
     for file in files:
@@ -370,6 +389,13 @@ def _load_parquet(path: Path, files: list[Path], options: dict[str, Any], argume
     if streaming:
         return _stream_tables(tables, files, split_column)
     return _finish_tables(tables, split_column, check=options["check"], on_error=arguments["on_error"])
+
+
+def _hub_rows(tables: Any, structure_column: str | None, name: str) -> Iterator[Row]:
+    for split, table in tables.items():
+        for row in table:
+            column = find_structure_column(list(row), structure_column, name)
+            yield {"split": str(split), **row, STRUCTURE_COLUMN: row.pop(column)}
 
 
 def _load_hub(name: str, revision: str | None, options: dict[str, Any], arguments: dict[str, Any]) -> Any:
@@ -390,16 +416,26 @@ def _load_hub(name: str, revision: str | None, options: dict[str, Any], argument
             tables, arguments["split_column"], check=options["check"], on_error=arguments["on_error"]
         )
 
-    def rows() -> Iterator[Row]:
-        for split, table in tables.items():
-            for row in table:
-                column = find_structure_column(list(row), options["structure_column"], name)
-                yield {"split": str(split), **row, STRUCTURE_COLUMN: row.pop(column)}
+    content = [getattr(table, "_fingerprint", "") for table in tables.values()]
+    options = {**options, "hub": name, "revision": revision, "content": content}
+    arguments = {**arguments, "split_column": arguments["split_column"] or "split"}
+    source = partial(_hub_rows, tables, options["structure_column"], name)
+    return _tables_from_source(source, [], options, **arguments)
 
-    options = {**options, "hub": name, "revision": revision}
-    return _tables_from_source(
-        rows, [], options, **{**arguments, "split_column": arguments["split_column"] or "split"}
-    )
+
+def _report_other_files(folder: Path, files: list[Path]) -> None:
+    """Say which files of a folder are not taken for crystals, so that none is missed unnoticed."""
+    taken = set(files)
+    others = [
+        file.name
+        for file in folder.rglob("*")
+        if file.is_file()
+        and file not in taken
+        and file.suffix not in (".csv", ".md")
+        and not file.name.startswith(".")
+    ]
+    if others:
+        logger.warning(f"{len(others)} files of {folder} are no structure files by name: {', '.join(others[:5])}")
 
 
 def _load_path(path: Path, options: dict[str, Any], arguments: dict[str, Any]) -> Any:
@@ -418,21 +454,24 @@ def _load_path(path: Path, options: dict[str, Any], arguments: dict[str, Any]) -
         if not files:
             raise ValueError(f"{path} holds no parquet and no structure files (CIF, POSCAR, extended XYZ, JSON)")
         labels = options["label_table"] or find_label_table(path)
+        _report_other_files(path, files)
         if arguments["split_column"] is None and any(
             "split" in row for row in islice(iter_folder(path, labels), _ROWS_TO_INFER_TYPES)
         ):
             arguments = {**arguments, "split_column": "split"}
         watched = [*files, *([labels] if labels else [])]
-        return _tables_from_source(lambda: iter_folder(path, labels), watched, options, **arguments)
+        return _tables_from_source(partial(iter_folder, path, labels), watched, options, **arguments)
     name = path.name.lower().removesuffix(".gz").removesuffix(".zip")
     if name.endswith(".parquet"):
         return _load_parquet(path, [path], options, arguments)
     if name.endswith((".csv", ".tsv")):
-        return _tables_from_source(lambda: iter_csv(path, column), [path], options, **arguments)
+        return _tables_from_source(partial(iter_csv, path, column), [path], options, **arguments)
     if name.endswith((".json", ".jsonl")):
-        return _tables_from_source(lambda: iter_json(path, column), [path], options, **arguments)
+        return _tables_from_source(partial(iter_json, path, column), [path], options, **arguments)
+    if name.endswith((".xyz", ".extxyz")):
+        return _tables_from_source(partial(iter_frames, path), [path], options, **arguments)
     raise ValueError(
-        f"{path.name}: a parquet, CSV or JSON table, or a folder, is expected; for single crystals use as_structure"
+        f"{path.name}: expected is a table (parquet, CSV, JSON, XYZ) or a folder; for single crystals use as_structure"
     )
 
 
@@ -454,7 +493,8 @@ def load_crystal_dataset(
     Accepted: a parquet file or folder (plain columns `lattice`, `frac_coords`, `atomic_numbers`, or a column of CIF
     text or dicts); a folder of CIF, POSCAR, extended XYZ or JSON files with an optional CSV of labels; a CSV with a
     column of CIF text or file names; a JSON list, JSON lines or matbench JSON with pymatgen or JARVIS crystals
-    (`.gz` and `.zip` too); a folder written by `save_to_disk`; the name of a dataset on the Hub.
+    (`.gz` and `.zip` too); an extended XYZ file of many frames; a folder written by `save_to_disk`; the name of a
+    dataset on the Hub.
 
     Rows are converted one at a time to Arrow files, found again by fingerprint on the next call, and memory-mapped.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .benchmarks import BenchmarkSpec, load_benchmark
 from .downloads import Download
+from .megnet_elastic import ELASTIC, load_megnet_elastic
 from .sources import iter_json
 from .tables import CrystalDatasetDict
 
@@ -44,7 +45,8 @@ def load_materials_project(
     """Materials Project 2018.6.1 with the official split.
 
     Args:
-        property_name: `e_form` (eV/atom) or `bandgap` (eV); both come together.
+        property_name: `e_form` (eV/atom) or `bandgap` (eV), which come together; `bulk_modulus` or `shear_modulus`
+            (log10 GPa), which have files of their own, see `hf_crystal.data.megnet_elastic`.
         path: local copy of `megnet.json` of JARVIS (or its zip), or of MEGNet's `mp.2018.6.1.json`; the former is
             downloaded from figshare otherwise. The official split is defined on the order of the JARVIS file; with
             MEGNet's file the check of the ids decides whether the order is the same.
@@ -58,9 +60,12 @@ def load_materials_project(
         ValueError: unknown property.
         BenchmarkError: the file is not the official release, and `official` was not set to False.
     """
+    if spec is None and property_name in ELASTIC:
+        return load_megnet_elastic(property_name, path=path, **options)
     chosen = spec or MEGNET
     if property_name is not None and property_name not in chosen.labels:
-        raise ValueError(f"property_name is {property_name!r}; this benchmark has {', '.join(chosen.labels)}")
+        known = ", ".join([*chosen.labels, *ELASTIC])
+        raise ValueError(f"property_name is {property_name!r}; this benchmark has {known}")
     if path is not None and os.path.isfile(path):
         first = next(iter_json(Path(path), None), {})
         if _MEGNET_KEYS["e_form"] in first:

@@ -5,12 +5,22 @@ import csv
 import gzip
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["STRUCTURE_COLUMN", "find_structure_column", "iter_csv", "iter_folder", "iter_json", "structure_files"]
+__all__ = [
+    "STRUCTURE_COLUMN",
+    "find_structure_column",
+    "iter_csv",
+    "iter_folder",
+    "iter_frames",
+    "iter_json",
+    "structure_files",
+]
 
 # every reader puts the crystal here, in a form that `as_structure` accepts
 STRUCTURE_COLUMN = "__structure__"
@@ -19,6 +29,8 @@ _STRUCTURE_SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".xyz", ".extxyz", "
 _LIKELY_COLUMNS = ("structure", "cif", "atoms", "poscar", "crystal", "file", "filename", "path")
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "id", "material_id", "jid", "name")
 _READ_CHARS = 1 << 20
+_COMMENT_WORD = re.compile(r"([\w-]+)=([^\s\"'{\[]+)(?:\s|$)")  # plain words only: quoted ones are arrays
+_NO_LABEL = {"lattice", "properties", "pbc", "id"}
 # a CIF of a big cell in a CSV field exceeds the default of 128 KiB
 _CSV_FIELD_LIMIT = 1 << 26
 
@@ -53,7 +65,7 @@ def structure_files(folder: Path) -> list[Path]:
         and not path.name.startswith(".")
         and (
             path.name.lower().removesuffix(".gz").endswith(_STRUCTURE_SUFFIXES)
-            or path.name.upper().startswith(("POSCAR", "CONTCAR"))
+            or any(word in path.name.upper() for word in ("POSCAR", "CONTCAR"))
         )
     )
 
@@ -111,6 +123,22 @@ def iter_folder(folder: Path, labels: Path | None) -> Iterator[dict[str, Any]]:
         yield {**row, STRUCTURE_COLUMN: path}
     for key in sorted(unused):
         yield {"id": key, "file": key, **table[key], STRUCTURE_COLUMN: folder / key}
+
+
+def iter_frames(path: Path) -> Iterator[dict[str, Any]]:
+    """Frames of an extended XYZ file; `key=value` words of the comment line become columns."""
+    with _open_text(path) as stream:
+        place = 0
+        while first := stream.readline():
+            if not first.strip():
+                continue
+            if not first.strip().isdigit():
+                raise ValueError(f"{path.name}: frame {place} starts with {first[:40]!r}; an atom count is expected")
+            lines = [first, stream.readline(), *islice(stream, int(first))]
+            values = dict(_COMMENT_WORD.findall(lines[1]))
+            columns = {key: value for key, value in values.items() if key.lower() not in _NO_LABEL}
+            yield {"id": f"{path.name}:{place}", **columns, STRUCTURE_COLUMN: "".join(lines)}
+            place += 1
 
 
 # ------------------------------------------------------------------------------------------------------ CSV, JSON

@@ -126,9 +126,7 @@ def build_tables(
         work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
         try:
             _write_tables(work, rows, features)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(work, folder)
+            _move_into_place(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     info = json.loads((folder / _INFO_FILE).read_text(encoding="utf-8"))
@@ -138,6 +136,15 @@ def build_tables(
     if tables.num_skipped:
         logger.warning(f"{tables.num_skipped} rows were left out; reasons in {tables.skipped_path} (or .skipped)")
     return tables
+
+
+def _move_into_place(work: Path, folder: Path) -> None:
+    try:
+        os.replace(work, folder)
+    except OSError:
+        # another process of the same run was faster: its table is the same
+        if not (folder / _INFO_FILE).is_file():
+            raise
 
 
 def _write_tables(

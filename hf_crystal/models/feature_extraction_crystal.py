@@ -9,7 +9,7 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from .records_crystal import CrystalInputError, CrystalRecord
+from .records_crystal import MAX_COORDINATE, CrystalInputError, CrystalRecord
 from .structures_crystal import as_structure
 
 __all__ = ["CrystalBatch", "CrystalError", "CrystalFeatureExtractor"]
@@ -279,7 +279,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         """
         if self.max_atoms is not None and counts.max() > self.max_atoms:
             return False
-        if not (np.isfinite(frac).all() and np.isfinite(cells).all()):
+        # NaN fails these comparisons too
+        if not (np.abs(frac).max() <= MAX_COORDINATE and np.abs(cells).max() <= MAX_COORDINATE):
             return False
         if numbers.min() < 1 or numbers.max() > self.max_atomic_number:
             return False

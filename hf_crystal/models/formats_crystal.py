@@ -264,12 +264,6 @@ def parse_json_text(text: str) -> Any:
 # ------------------------------------------------------------------------------------------------------------- CIF
 
 
-def _cif_blocks(text: str) -> dict[str, Any]:
-    from pymatgen.io.cif import CifFile
-
-    return dict(CifFile.from_str(text).data)
-
-
 def _column(block: Any, key: str) -> list[str]:
     value = block.data.get(key)
     if value is None:
@@ -431,12 +425,12 @@ def _cif_reason(error: Exception, notes: list[str]) -> str:
 
 
 def _parse_cif_with_pymatgen(text: str) -> Any:
-    from pymatgen.io.cif import CifParser
-
     try:
-        blocks = _cif_blocks(text)
-    except CrystalInputError:
-        raise
+        from pymatgen.io.cif import CifFile, CifParser
+    except ImportError as error:
+        raise ImportError("reading CIF needs pymatgen: pip install pymatgen (records need numpy only)") from error
+    try:
+        blocks = dict(CifFile.from_str(text).data)
     except PARSER_ERRORS as error:
         raise CrystalInputError(f"CIF syntax cannot be read: {_one_line(str(error))}") from error
     with_sites = [block for block in blocks.values() if _column(block, "_atom_site_fract_x")]

@@ -9,7 +9,7 @@ Inside the encoder atoms are packed, (T, ...), and images are padded rows per at
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -35,11 +35,11 @@ from .ops_periodic_attention import (
 from .ops_periodic_geometry import (
     NeighborLayout,
     PackedAtoms,
-    cells_layout,
+    cells_layouts,
     dense_pair_layout,
     pack_atoms,
     plane_spacings,
-    radius_layout,
+    radius_layouts,
     unpack_atoms,
 )
 
@@ -97,31 +97,44 @@ class CrystalPropertyOutput(ModelOutput):
 
 
 @dataclass
+class ImageBlock:
+    """Images of some atoms of a batch and what is known about them from geometry alone.
+
+    Attributes:
+        layout (`NeighborLayout`): the images; T below is its number of rows.
+        radial (`torch.Tensor` of shape `(T, M, K)`, *optional*): radial basis of every image.
+        unit_vectors (`torch.Tensor` of shape `(T, M, 3)`, *optional*): directions of images (CrystalFramer).
+        static_axes (`FrameAxes`, *optional*): frames that depend on the geometry alone (CrystalFramer).
+    """
+
+    layout: NeighborLayout
+    radial: torch.Tensor | None = None
+    unit_vectors: torch.Tensor | None = None
+    static_axes: FrameAxes | None = None
+
+
+@dataclass
 class CrystalGeometry:
-    """What all blocks share about a batch of crystals; computed once, in at least float32, never differentiated twice.
+    """What all blocks share about a batch of crystals; computed once, in at least float32.
 
     Attributes:
         atoms (`PackedAtoms`): where packed atoms live in the padded batch.
         positions (`torch.Tensor` of shape `(T, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
-        layout (`NeighborLayout`, *optional*): periodic images (real-space blocks).
+        images (`list[ImageBlock]`): periodic images of all atoms (real-space blocks).
+        order (`torch.Tensor` of shape `(T,)`, *optional*): place of each packed atom in the rows of all `images`.
         box_unit (`torch.Tensor` of shape `(B, 3)`, *optional*): 1 / plane spacing, for the `cells` rule's boxes.
-        radial (`torch.Tensor` of shape `(T, M, K)`, *optional*): radial basis of every image.
         waves (`tuple`, *optional*): reciprocal vectors and multiplicities.
         pairs (`tuple`, *optional*): `dense_pair_layout` (reciprocal blocks).
-        unit_vectors (`torch.Tensor` of shape `(T, M, 3)`, *optional*): directions of images (CrystalFramer).
-        static_axes (`FrameAxes`, *optional*): frames that depend on the geometry alone (CrystalFramer).
     """
 
     atoms: PackedAtoms
     positions: torch.Tensor
     cell: torch.Tensor
-    layout: NeighborLayout | None = None
+    images: list[ImageBlock] = field(default_factory=list)
+    order: torch.Tensor | None = None
     box_unit: torch.Tensor | None = None
-    radial: torch.Tensor | None = None
     waves: tuple[torch.Tensor, torch.Tensor] | None = None
     pairs: tuple[torch.Tensor, torch.Tensor] | None = None
-    unit_vectors: torch.Tensor | None = None
-    static_axes: FrameAxes | None = None
 
 
 @torch.compiler.disable  # counts depend on the data
@@ -150,29 +163,29 @@ def build_geometry(
     if config.domain != "reciprocal":
         if config.image_selection == "radius":
             radius = float(config.cutoff_sigmas) * config.largest_real_sigma
-            geometry.layout = radius_layout(packed, cell, atoms, radius)
+            layouts = radius_layouts(packed, cell, atoms, radius)
         else:
             geometry.box_unit = 1.0 / plane_spacings(cell)
-            extents = _box_extents(
-                config, torch.full_like(cell[:, 0, 0], config.largest_real_sigma), geometry.box_unit
-            )
-            geometry.layout = cells_layout(packed, cell, atoms, extents)
-        if config.num_radial_basis:
-            # sqrt has no gradient at the atom itself; the lower bound is far below any distance
-            distances = geometry.layout.squared_distances.clamp_min(1e-24).sqrt()
-            geometry.radial = radial_basis(
-                distances,
-                config.num_radial_basis,
-                float(config.radial_cutoff),
-                float(config.radial_width_scale),
-                truncate=truncate,
-            )
+            largest = torch.full_like(cell[:, 0, 0], config.largest_real_sigma)
+            layouts = cells_layouts(packed, cell, atoms, _box_extents(config, largest, geometry.box_unit))
+        geometry.images = [ImageBlock(layout, _radial(config, layout, truncate)) for layout in layouts]
+        geometry.order = torch.argsort(torch.cat([layout.rows for layout in layouts]))
     if config.domain != "real":
         longest = float(config.cutoff_sigmas) / config.smallest_reciprocal_sigma
         by_radius = config.image_selection == "radius"
         geometry.waves = reciprocal_vectors(cell, config.cell_range, longest if by_radius else None)
         geometry.pairs = dense_pair_layout(atoms)
     return geometry
+
+
+def _radial(config: CrystalformerConfig, layout: NeighborLayout, truncate: bool) -> torch.Tensor | None:
+    """Radial basis of every image; none in the simplified model."""
+    if not config.num_radial_basis:
+        return None
+    # sqrt has no gradient at the atom itself; the lower bound is far below any distance
+    distances = layout.squared_distances.clamp_min(1e-24).sqrt()
+    cutoff, width_scale = float(config.radial_cutoff), float(config.radial_width_scale)
+    return radial_basis(distances, config.num_radial_basis, cutoff, width_scale, truncate=truncate)
 
 
 def _box_extents(config: CrystalformerConfig, sigma: torch.Tensor, box_unit: torch.Tensor) -> torch.Tensor:
@@ -255,14 +268,13 @@ class CrystalformerAttention(nn.Module):
         calibration = self.width_calibration.to(query.dtype)
         return gaussian_widths(query, width_query, calibration, float(self.config.width_slope), lower_bound)
 
-    def _edge_mask(self, inverse_variance: torch.Tensor, geometry: CrystalGeometry) -> torch.Tensor:
+    def _edge_mask(
+        self, inverse_variance: torch.Tensor, layout: NeighborLayout, geometry: CrystalGeometry
+    ) -> torch.Tensor:
         """Images that count: all found ones, or those in the box of each atom and head (`cells` rule)."""
-        layout = geometry.layout
-        if layout is None:
-            raise RuntimeError("real-space attention needs the images of build_geometry")
         if layout.edge_images is None or geometry.box_unit is None or self.config.adaptive_cutoff_sigmas is None:
             return layout.edge_mask
-        box_unit = geometry.box_unit[geometry.atoms.crystal][:, None, :]
+        box_unit = geometry.box_unit[geometry.atoms.crystal[layout.rows]][:, None, :]
         extents = _box_extents(self.config, inverse_variance.detach().rsqrt(), box_unit)  # (T, H, 3)
         inside = (layout.edge_images.abs()[:, :, None, :] <= extents[:, None, :, :]).all(-1)
         return layout.edge_mask[..., None] & inside
@@ -276,39 +288,41 @@ class CrystalformerAttention(nn.Module):
         heads: slice,
         output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        layout = geometry.layout
-        if layout is None:
-            raise RuntimeError("real-space attention needs the images of build_geometry")
         widths = self._widths(query[:, heads], heads, float(self.config.real_lower_bound))
         inverse_variance = widths / float(self.config.real_scale) ** 2
-        edge_mask = self._edge_mask(inverse_variance, geometry)
         kernel = periodic_attention_reference if self.config.attention_kernel == "reference" else periodic_attention
         radial_weight = None if self.value_radial is None else self._radial_weight().to(query.dtype)
-        result = kernel(
-            query[:, heads],
-            key[:, heads],
-            value[:, heads],
-            inverse_variance,
-            layout,
-            edge_mask,
-            geometry.radial,
-            radial_weight,
-        )
-        output = self._with_angles(result, edge_mask, geometry)
-        matrix = None
-        if output_attentions:
-            matrix = pair_attention_matrix(result.pair_weights, layout.pair_key, layout.pair_mask, geometry.atoms)
-        return output, matrix
+        outputs, matrix = [], None
+        for images in geometry.images:
+            layout = images.layout
+            edge_mask = self._edge_mask(inverse_variance[layout.rows], layout, geometry)
+            result = kernel(
+                query[layout.rows, heads],
+                key[:, heads],
+                value[:, heads],
+                inverse_variance[layout.rows],
+                layout,
+                edge_mask,
+                images.radial,
+                radial_weight,
+            )
+            outputs.append(self._with_angles(result, edge_mask, images))
+            if output_attentions:
+                part = pair_attention_matrix(
+                    result.pair_weights, layout.rows, layout.pair_key, layout.pair_mask, geometry.atoms
+                )
+                matrix = part if matrix is None else matrix + part
+        return torch.cat(outputs)[geometry.order], matrix
 
     def _radial_weight(self) -> torch.Tensor:
         """W^E; frames scale it."""
         return cast(torch.Tensor, self.value_radial)
 
     def _with_angles(
-        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor, geometry: CrystalGeometry
+        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor, images: ImageBlock
     ) -> torch.Tensor:
         """Hook of CrystalFramer: adds the angle part of the value encoding."""
-        del edge_mask, geometry
+        del edge_mask, images
         return result.output
 
     def _reciprocal_space(
@@ -331,7 +345,10 @@ class CrystalformerAttention(nn.Module):
         output, weights = reciprocal_attention(
             query[:, heads], key[:, heads], value[:, heads], log_weights, pair_key, pair_mask
         )
-        matrix = pair_attention_matrix(weights, pair_key, pair_mask, geometry.atoms) if output_attentions else None
+        matrix = None
+        if output_attentions:
+            rows = torch.arange(weights.shape[0], device=weights.device)
+            matrix = pair_attention_matrix(weights, rows, pair_key, pair_mask, geometry.atoms)
         return output, matrix
 
 

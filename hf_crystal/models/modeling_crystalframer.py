@@ -11,8 +11,6 @@ Proper rotations change nothing. An improper one maps a crystal to its mirror im
 differently.
 """
 
-from typing import Literal
-
 import torch
 from torch import nn
 
@@ -24,6 +22,7 @@ from .modeling_crystalformer import (
     CrystalformerModel,
     CrystalformerPreTrainedModel,
     CrystalGeometry,
+    ImageBlock,
     build_geometry,
     init_value_weight,
 )
@@ -40,7 +39,7 @@ from .ops_crystal_frames import (
     spread_axes,
 )
 from .ops_periodic_attention import PeriodicAttentionOutput
-from .ops_periodic_geometry import plane_spacings
+from .ops_periodic_geometry import NeighborLayout, plane_spacings
 
 __all__ = ["CrystalFramerForPropertyPrediction", "CrystalFramerModel", "CrystalFramerPreTrainedModel"]
 
@@ -64,21 +63,20 @@ class CrystalFramerAttention(CrystalformerAttention):
         return weight if self.value_angular is None else weight * float(self.config.radial_gain)
 
     def _with_angles(
-        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor, geometry: CrystalGeometry
+        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor, images: ImageBlock
     ) -> torch.Tensor:
         if self.value_angular is None:
             return result.output
-        layout = geometry.layout
-        if layout is None or geometry.unit_vectors is None:
+        if images.unit_vectors is None:
             raise RuntimeError("frames need the directions of CrystalFramerModel's geometry")
-        has_direction = layout.squared_distances > SELF_IMAGE_SQUARED_DISTANCE  # (T, M)
-        axes = geometry.static_axes
+        has_direction = images.layout.squared_distances > SELF_IMAGE_SQUARED_DISTANCE  # (T, M)
+        axes = images.static_axes
         if axes is None:
             mask = edge_mask if edge_mask.dim() == 3 else edge_mask[..., None]
-            axes = self._dynamic_axes(result, mask & has_direction[..., None], geometry)
+            axes = self._dynamic_axes(result, mask & has_direction[..., None], images.layout, images.unit_vectors)
         features = frame_features(
             result.edge_weights * has_direction[..., None],
-            geometry.unit_vectors,
+            images.unit_vectors,
             axes,
             self.config.num_angular_basis,
             float(self.config.angular_width_scale),
@@ -89,14 +87,15 @@ class CrystalFramerAttention(CrystalformerAttention):
         return result.output + torch.einsum("thak,ahdk->thd", features, weight)
 
     def _dynamic_axes(
-        self, result: PeriodicAttentionOutput, candidates: torch.Tensor, geometry: CrystalGeometry
+        self,
+        result: PeriodicAttentionOutput,
+        candidates: torch.Tensor,
+        layout: NeighborLayout,
+        unit_vectors: torch.Tensor,
     ) -> FrameAxes:
         """Frames from the attention (`max`, `weighted_pca`), or from each head's box (released `max_static`)."""
         config = self.config
         tolerance = float(config.frame_tie_tolerance)
-        layout, unit_vectors = geometry.layout, geometry.unit_vectors
-        if layout is None or unit_vectors is None:
-            raise RuntimeError("frames need the directions of CrystalFramerModel's geometry")
         if config.frame_method == "weighted_pca":
             vectors = layout.edge_vectors
             outer = (vectors[..., :, None] * vectors[..., None, :]).flatten(-2)
@@ -158,7 +157,7 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
                 attention_mask,
                 truncate=self.config.match_release and has_frames,
             )
-            if has_frames and geometry.layout is not None:
+            if has_frames:
                 self._add_frames(geometry)
         return geometry
 
@@ -166,31 +165,40 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
     @torch.no_grad()
     def _add_frames(self, geometry: CrystalGeometry) -> None:
         """Directions of images, and the frames where they depend on the geometry alone."""
-        layout = geometry.layout
-        if layout is None:
-            raise RuntimeError("frames need images in real space")
-        squared = layout.squared_distances
-        geometry.unit_vectors = layout.edge_vectors / squared.clamp_min(1e-12).sqrt()[..., None]
         config = self.config
-        tolerance, num_heads = float(config.frame_tie_tolerance), config.num_attention_heads
+        shared: FrameAxes | None = None  # axes of whole crystals
         if config.frame_method == "lattice":
-            choice: Literal["mean", "first", "random"] = "random" if self.training else "mean"
-            if config.match_release:
-                choice, tolerance = "first", 1e-9
-            axes = lattice_axes(self._lattice_vectors(geometry), tolerance, choice=choice)
-            geometry.static_axes = spread_axes(axes, geometry.atoms.crystal, num_heads)
+            shared = self._lattice_axes(geometry)
         elif config.frame_method == "pca":
-            geometry.static_axes = spread_axes(self._pca_axes(geometry, tolerance), geometry.atoms.crystal, num_heads)
-        elif config.frame_method == "max_static" and not config.match_release:
-            candidates = layout.edge_mask & (squared > SELF_IMAGE_SQUARED_DISTANCE)
-            scores = (-squared).masked_fill(~candidates, -torch.inf)[..., None]
-            if self.training:
-                scores = scores.expand(-1, -1, num_heads)
-                geometry.static_axes = axes_of_frames(max_frames(scores, geometry.unit_vectors, noise=tolerance))
-            else:
-                axes = max_axes(scores, geometry.unit_vectors, tolerance)
-                everyone = torch.arange(squared.shape[0], device=squared.device)
-                geometry.static_axes = spread_axes(axes, everyone, num_heads)
+            shared = self._pca_axes(geometry)
+        for images in geometry.images:
+            layout = images.layout
+            distances = layout.squared_distances.clamp_min(1e-12).sqrt()
+            images.unit_vectors = layout.edge_vectors / distances[..., None]
+            if shared is not None:
+                source = geometry.atoms.crystal[layout.rows]
+                images.static_axes = spread_axes(shared, source, config.num_attention_heads)
+            elif config.frame_method == "max_static" and not config.match_release:
+                images.static_axes = self._static_max_axes(layout, images.unit_vectors)
+
+    def _static_max_axes(self, layout: NeighborLayout, unit_vectors: torch.Tensor) -> FrameAxes:
+        """Nearest image, then the nearest off that axis (paper: weights exp(-r²))."""
+        squared, num_heads = layout.squared_distances, self.config.num_attention_heads
+        tolerance = float(self.config.frame_tie_tolerance)
+        candidates = layout.edge_mask & (squared > SELF_IMAGE_SQUARED_DISTANCE)
+        scores = (-squared).masked_fill(~candidates, -torch.inf)[..., None]
+        if self.training:
+            return axes_of_frames(max_frames(scores.expand(-1, -1, num_heads), unit_vectors, noise=tolerance))
+        everyone = torch.arange(squared.shape[0], device=squared.device)
+        return spread_axes(max_axes(scores, unit_vectors, tolerance), everyone, num_heads)
+
+    def _lattice_axes(self, geometry: CrystalGeometry) -> FrameAxes:
+        """Shortest lattice vectors of each crystal, one row per crystal."""
+        vectors = self._lattice_vectors(geometry)
+        if self.config.match_release:
+            return lattice_axes(vectors, 1e-9, choice="first")
+        tolerance = float(self.config.frame_tie_tolerance)
+        return lattice_axes(vectors, tolerance, choice="random" if self.training else "mean")
 
     def _lattice_vectors(self, geometry: CrystalGeometry) -> list[torch.Tensor]:
         """Nonzero lattice vectors of each crystal: a box (released code), or all up to the cell's longest."""
@@ -210,31 +218,31 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
             found.append(vectors[keep])
         return found
 
-    def _pca_axes(self, geometry: CrystalGeometry, tolerance: float) -> FrameAxes:
+    def _pca_axes(self, geometry: CrystalGeometry) -> FrameAxes:
         """Principal axes of each crystal, one row per crystal.
 
         The released code takes the covariance of the atoms of the unit cell, which changes when an atom is moved by a
         lattice vector. Here it is that of all image vectors with static weights exp(-|r|² / 2 r0²), averaged over
         atoms: the same for every description of a crystal, supercells included.
         """
-        atoms, layout = geometry.atoms, geometry.layout
-        if layout is None:
-            raise RuntimeError("frames need images in real space")
+        config, atoms = self.config, geometry.atoms
         num_crystals = geometry.cell.shape[0]
-        if self.config.match_release:
-            zeros = geometry.positions.new_zeros((num_crystals, 3))
-            sizes = atoms.sizes[:, None].to(zeros.dtype)
-            mean = zeros.index_add(0, atoms.crystal, geometry.positions) / sizes
+        tensors = geometry.positions.new_zeros((num_crystals, 3, 3))
+        if config.match_release:
+            sizes = atoms.sizes[:, None].to(tensors.dtype)
+            mean = tensors[:, 0].index_add(0, atoms.crystal, geometry.positions) / sizes
             centered = geometry.positions - mean[atoms.crystal]
-            per_atom = centered[:, :, None] * centered[:, None, :]
+            tensors = tensors.index_add(0, atoms.crystal, centered[:, :, None] * centered[:, None, :])
         else:
-            weights = torch.exp(-0.5 * layout.squared_distances / float(self.config.real_scale) ** 2)
-            vectors = layout.edge_vectors * (weights * layout.edge_mask).sqrt()[..., None]
-            per_atom = vectors.transpose(1, 2) @ vectors / atoms.sizes[atoms.crystal][:, None, None]
-        tensors = per_atom.new_zeros((num_crystals, 3, 3)).index_add(0, atoms.crystal, per_atom)[:, None]
-        if self.training or self.config.match_release:
-            return axes_of_frames(eigen_frames(tensors, random_signs=self.training and not self.config.match_release))
-        return eigen_axes(tensors, tolerance)
+            for layout in (images.layout for images in geometry.images):
+                weights = torch.exp(-0.5 * layout.squared_distances / float(config.real_scale) ** 2)
+                vectors = layout.edge_vectors * (weights * layout.edge_mask).sqrt()[..., None]
+                tensors = tensors.index_add(0, atoms.crystal[layout.rows], vectors.transpose(1, 2) @ vectors)
+            tensors = tensors / atoms.sizes[:, None, None]
+        if self.training or config.match_release:
+            random_signs = self.training and not config.match_release
+            return axes_of_frames(eigen_frames(tensors[:, None], random_signs=random_signs))
+        return eigen_axes(tensors[:, None], float(config.frame_tie_tolerance))
 
 
 class CrystalFramerForPropertyPrediction(CrystalFramerPreTrainedModel, CrystalformerForPropertyPrediction):

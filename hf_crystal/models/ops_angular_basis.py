@@ -138,7 +138,8 @@ def _factors(cosines: torch.Tensor, num_basis: int, width_scale: float) -> tuple
     steps = _fine_steps(num_basis, width_scale)
     coarse_index = torch.arange(0, num_basis, steps, device=cosines.device, dtype=cosines.dtype)
     coarse = (cosines[:, None, :] + (1.0 - coarse_index * spacing)[:, None]).div_(width)
-    coarse = coarse.square_().mul_(-0.5).exp_()
+    # as in radial_basis: no denormal numbers
+    coarse = coarse.square_().mul_(-0.5).clamp_min_(0.9 * math.log(torch.finfo(cosines.dtype).tiny)).exp_()
     fine = cosines.new_empty((cosines.shape[0], steps, cosines.shape[1]))
     fine[:, 0] = 1.0
     ratio = torch.exp(cosines * (spacing / width**2))

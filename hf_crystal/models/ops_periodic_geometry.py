@@ -13,14 +13,14 @@ import torch
 __all__ = [
     "NeighborLayout",
     "PackedAtoms",
-    "build_layout",
+    "build_layouts",
     "cell_volume",
-    "cells_layout",
+    "cells_layouts",
     "dense_pair_layout",
     "pack_atoms",
     "plane_spacings",
     "radius_edges",
-    "radius_layout",
+    "radius_layouts",
     "reciprocal_cell",
     "unpack_atoms",
 ]
@@ -29,6 +29,9 @@ __all__ = [
 LINKED_CELL_MIN_ATOMS = 128
 # All-pairs search of a group of crystals is cut so that no distance table has more entries than this.
 MAX_DISTANCE_ENTRIES = 8_000_000
+# Atoms are dealt into at most this many layouts, each of at least so many rows.
+MAX_LAYOUTS = 6
+MIN_LAYOUT_ROWS = 64
 
 
 def cell_volume(cell: torch.Tensor) -> torch.Tensor:
@@ -107,9 +110,13 @@ def unpack_atoms(values: torch.Tensor, atoms: PackedAtoms) -> torch.Tensor:
 
 @dataclass
 class NeighborLayout:
-    """Periodic images around every packed atom, one padded row per query atom.
+    """Periodic images around some query atoms, one padded row per query atom.
+
+    The atoms of a batch are dealt into a few layouts of similar numbers of images, because in a mixed batch padding to
+    the densest crystal doubles the work. In a layout, T stands for its own rows; keys are any packed atoms.
 
     Attributes:
+        rows (`torch.Tensor` of shape `(T,)`): packed indices of the query atoms.
         edge_vectors (`torch.Tensor` of shape `(T, M, 3)`): p_j + n·cell - p_i, Å; zero where padded.
         edge_mask (`torch.Tensor` of shape `(T, M)`): true for images, false for padding.
         edge_pair (`torch.Tensor` of shape `(T, M)`): column of the image's key atom in `pair_key`.
@@ -118,6 +125,7 @@ class NeighborLayout:
         edge_images (`torch.Tensor` of shape `(T, M, 3)`, *optional*): the integers n (`cells` rule only).
     """
 
+    rows: torch.Tensor
     edge_vectors: torch.Tensor
     edge_mask: torch.Tensor
     edge_pair: torch.Tensor
@@ -131,23 +139,43 @@ class NeighborLayout:
         return self.edge_vectors.square().sum(-1)
 
 
-def build_layout(
+def build_layouts(
     query: torch.Tensor,
     key: torch.Tensor,
     vectors: torch.Tensor,
     num_atoms: int,
     images: torch.Tensor | None = None,
-) -> NeighborLayout:
-    """Padded rows from a flat list of edges that is sorted by (query, key).
+) -> list[NeighborLayout]:
+    """Padded rows from a flat list of edges that is sorted by (query, key), in layouts of similar width.
 
     Args:
         query, key (`torch.Tensor` of shape `(E,)`): packed atom indices; every atom occurs as a query.
         vectors (`torch.Tensor` of shape `(E, 3)`): from query to the image of the key, Å.
-        num_atoms (`int`): T.
+        num_atoms (`int`): number of packed atoms.
         images (`torch.Tensor` of shape `(E, 3)`, *optional*): lattice integers of the images.
     """
-    device = query.device
     counts = torch.bincount(query, minlength=num_atoms)
+    order = torch.argsort(counts, stable=True)
+    num_layouts = max(1, min(MAX_LAYOUTS, num_atoms // MIN_LAYOUT_ROWS))
+    layouts = []
+    for rows in torch.tensor_split(order, num_layouts):
+        place = torch.full_like(counts, -1)
+        place[rows] = torch.arange(rows.shape[0], device=rows.device)
+        local = place[query]
+        kept = local >= 0
+        by_row = torch.argsort(local[kept], stable=True)
+        chosen = kept.nonzero()[:, 0][by_row]
+        part_images = None if images is None else images[chosen]
+        layouts.append(_padded_layout(rows, local[chosen], key[chosen], vectors[chosen], part_images))
+    return layouts
+
+
+def _padded_layout(
+    rows: torch.Tensor, query: torch.Tensor, key: torch.Tensor, vectors: torch.Tensor, images: torch.Tensor | None
+) -> NeighborLayout:
+    """One layout; `query` counts its rows from 0 and is sorted."""
+    device, num_rows = query.device, rows.shape[0]
+    counts = torch.bincount(query, minlength=num_rows)
     starts = torch.cumsum(counts, 0) - counts
     column = torch.arange(query.shape[0], device=device) - starts[query]
     width = int(counts.max())
@@ -156,13 +184,13 @@ def build_layout(
     is_new_pair[1:] = (query[1:] != query[:-1]) | (key[1:] != key[:-1])
     pair_number = torch.cumsum(is_new_pair, 0) - 1
     pair_query, pair_keys = query[is_new_pair], key[is_new_pair]
-    pair_counts = torch.bincount(pair_query, minlength=num_atoms)
+    pair_counts = torch.bincount(pair_query, minlength=num_rows)
     pair_starts = torch.cumsum(pair_counts, 0) - pair_counts
     pair_column = torch.arange(pair_query.shape[0], device=device) - pair_starts[pair_query]
     pair_width = int(pair_counts.max())
 
     def padded(columns: int, trailing: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        return torch.zeros((num_atoms, columns, *trailing), dtype=like.dtype, device=device)
+        return torch.zeros((num_rows, columns, *trailing), dtype=like.dtype, device=device)
 
     edge_mask = padded(width, (), is_new_pair).index_put((query, column), torch.ones_like(is_new_pair))
     edge_pair = padded(width, (), query).index_put((query, column), pair_column[pair_number])
@@ -172,7 +200,7 @@ def build_layout(
         (pair_query, pair_column), torch.ones_like(pair_query, dtype=torch.bool)
     )
     pair_key = padded(pair_width, (), query).index_put((pair_query, pair_column), pair_keys)
-    return NeighborLayout(edge_vectors, edge_mask, edge_pair, pair_key, pair_mask, edge_images)
+    return NeighborLayout(rows, edge_vectors, edge_mask, edge_pair, pair_key, pair_mask, edge_images)
 
 
 def dense_pair_layout(atoms: PackedAtoms) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +215,9 @@ def dense_pair_layout(atoms: PackedAtoms) -> tuple[torch.Tensor, torch.Tensor]:
     return pair_key, pair_mask
 
 
-def radius_layout(positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms, radius: float) -> NeighborLayout:
+def radius_layouts(
+    positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms, radius: float
+) -> list[NeighborLayout]:
     """All images within `radius` of each atom, itself included (the `radius` rule).
 
     The set depends only on the crystal: not on the choice of unit cell, origin or atom order.
@@ -202,14 +232,14 @@ def radius_layout(positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtom
         query, key, images = radius_edges(positions, cell, atoms, radius)
     shifts = torch.einsum("ek,ekc->ec", images.to(positions.dtype), cell[atoms.crystal[query]])
     vectors = positions[key] - positions[query] + shifts
-    return build_layout(query, key, vectors, positions.shape[0])
+    return build_layouts(query, key, vectors, positions.shape[0])
 
 
 @torch.compiler.disable  # sizes depend on the data: a graph break is right here, and only here
 def radius_edges(
     positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms, radius: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Edge list of `radius_layout`, sorted by (query, key): `query (E,)`, `key (E,)`, `images (E, 3)`."""
+    """Edge list of `radius_layouts`, sorted by (query, key): `query (E,)`, `key (E,)`, `images (E, 3)`."""
     fractional = torch.einsum("tc,tck->tk", positions, torch.linalg.inv(cell)[atoms.crystal])
     # +1e-6: an image must not be lost because R / spacing + 1/2 was rounded down across an integer
     reach = torch.floor(radius / plane_spacings(cell) + 0.5 + 1e-6).long()
@@ -318,9 +348,9 @@ def _linked_cell_edges(
     return tuple(torch.cat([part[k] for part in parts]) for k in range(3))  # type: ignore[return-value]
 
 
-def cells_layout(
+def cells_layouts(
     positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms, extents: torch.Tensor
-) -> NeighborLayout:
+) -> list[NeighborLayout]:
     """All images of a box of lattice integers, centred on the raw p_j - p_i (the `cells` rule of the papers' code).
 
     Args:
@@ -340,4 +370,4 @@ def cells_layout(
     query, key, images = torch.cat(queries), torch.cat(keys), torch.cat(image_parts)
     shifts = torch.einsum("ek,ekc->ec", images.to(positions.dtype), cell[atoms.crystal[query]])
     vectors = positions[key] - positions[query] + shifts
-    return build_layout(query, key, vectors, positions.shape[0], images)
+    return build_layouts(query, key, vectors, positions.shape[0], images)

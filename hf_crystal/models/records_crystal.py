@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 __all__ = [
     "CHEMICAL_SYMBOLS",
+    "MAX_COORDINATE",
     "CrystalInputError",
     "CrystalRecord",
     "atomic_number_of",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 logger = logging.get_logger(__name__)
+
+# Å for the cell, multiples of it for fractional coordinates; beyond, float64 no longer resolves distances
+MAX_COORDINATE = 1e6
 
 _SYMBOL_TABLE = (
     "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr "
@@ -296,6 +300,20 @@ def _check_shapes(record: CrystalRecord) -> None:
         raise CrystalInputError("0 atoms; at least one is needed")
 
 
+def _check_numbers(frac: np.ndarray, cell: np.ndarray) -> None:
+    if not np.isfinite(cell).all():
+        raise CrystalInputError(f"cell holds NaN or infinity: {cell.tolist()}; finite lengths in Å are accepted")
+    bad_rows = ~np.isfinite(frac).all(axis=1)
+    if bad_rows.any():
+        site = int(np.argmax(bad_rows))
+        raise CrystalInputError(f"coordinates of atom {site} hold NaN or infinity: {frac[site].tolist()}")
+    if np.abs(cell).max() > MAX_COORDINATE or np.abs(frac).max() > MAX_COORDINATE:
+        raise CrystalInputError(
+            f"cell reaches {np.abs(cell).max():.3g} Å and fractional coordinates {np.abs(frac).max():.3g}; "
+            f"at most {MAX_COORDINATE:.0e} is accepted"
+        )
+
+
 def check_record(
     record: CrystalRecord,
     *,
@@ -311,7 +329,7 @@ def check_record(
         record: arrays to check.
         max_atomic_number: largest atomic number accepted.
         min_distance: atoms nearer than this (Å), periodic images included, are an error.
-        min_volume_per_atom: smaller cells (Å³ per atom) are an error; the densest known solids keep above 2 Å³.
+        min_volume_per_atom: smaller cells (Å³ per atom) are an error; solids at ambient pressure keep above 5 Å³.
         max_atoms: largest cell accepted, None for no limit.
         check_distances: whether to look for overlapping atoms.
 
@@ -325,12 +343,7 @@ def check_record(
     numbers, frac, cell = record.atomic_numbers, record.frac_coords, record.cell
     if max_atoms is not None and len(numbers) > max_atoms:
         raise CrystalInputError(f"{len(numbers)} atoms in the cell; max_atoms = {max_atoms} are accepted")
-    if not np.isfinite(cell).all():
-        raise CrystalInputError(f"cell holds NaN or infinity: {cell.tolist()}; finite lengths in Å are accepted")
-    bad_rows = ~np.isfinite(frac).all(axis=1)
-    if bad_rows.any():
-        site = int(np.argmax(bad_rows))
-        raise CrystalInputError(f"coordinates of atom {site} hold NaN or infinity: {frac[site].tolist()}")
+    _check_numbers(frac, cell)
     out_of_range = (numbers < 1) | (numbers > max_atomic_number)
     if out_of_range.any():
         site = int(np.argmax(out_of_range))

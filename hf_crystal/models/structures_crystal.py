@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers.utils import logging
@@ -30,9 +30,6 @@ from .records_crystal import (
     cell_from_parameters,
     check_record,
 )
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
 
 __all__ = [
     "ACCEPTED_FORMS",
@@ -70,10 +67,11 @@ def _array(value: Any, field: str, dtype: type = np.float64) -> np.ndarray:
     """Array of a field; ragged or non-numeric values give a reason that names the field."""
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CrystalInputError(f"{field} is not an array of numbers: {_short(value)}") from error
     if dtype is np.int64:
-        if not np.isfinite(array).all() or (array != np.round(array)).any():
+        # beyond 2^31 the conversion to integers itself overflows
+        if not (np.abs(array) < 2**31).all() or (array != np.round(array)).any():
             raise CrystalInputError(f"{field} holds values that are not whole numbers: {_short(value)}")
         return array.astype(np.int64)
     return array
@@ -96,7 +94,9 @@ def _cell_of(value: Any, field: str) -> np.ndarray:
             return _cell_of(value["matrix"], f"{field}.matrix")
         try:
             return cell_from_parameters(*(float(value[k]) for k in ("a", "b", "c", "alpha", "beta", "gamma")))
-        except (KeyError, TypeError) as error:
+        except CrystalInputError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise CrystalInputError(
                 f"{field} is {_short(dict(value))}; a matrix or a, b, c, alpha, beta, gamma are accepted"
             ) from error
@@ -123,7 +123,9 @@ def _truth(value: Any) -> bool:
     """JARVIS writes `cartesian` as a boolean, a number or a string."""
     if isinstance(value, str):
         return value.strip().lower() in ("true", "t", "1", "yes")
-    return bool(value)
+    if isinstance(value, bool | int | float | np.bool_ | np.number):
+        return bool(value)
+    raise CrystalInputError(f"cartesian is {_short(value)}; true or false is accepted")
 
 
 def _numbers_of(data: Mapping[str, Any]) -> np.ndarray:
@@ -133,25 +135,38 @@ def _numbers_of(data: Mapping[str, Any]) -> np.ndarray:
     key = _first_key(data, _SYMBOL_KEYS)
     if key is None:
         raise CrystalInputError(f"no atomic_numbers; keys received: {sorted(map(str, data))}")
+    if not isinstance(data[key], list | tuple | np.ndarray) or getattr(data[key], "ndim", 1) != 1:
+        raise CrystalInputError(f"{key} is {_short(data[key])}; a list of symbols is expected")
     return np.array([atomic_number_of(symbol) for symbol in data[key]], dtype=np.int64)
+
+
+def _symbol_of_site(site: Any, place: int) -> Any:
+    """Element of one site of pymatgen's `as_dict`; disorder and malformed sites give a reason."""
+    species = site.get("species") if isinstance(site, Mapping) else None
+    if not isinstance(species, list) or not all(isinstance(specie, Mapping) for specie in species):
+        raise CrystalInputError(f"sites[{place}] is {_short(site)}; a dict with a list of species is expected")
+    occupancies = _array([specie.get("occu", 1) for specie in species], f"sites[{place}].species.occu")
+    if occupancies.shape != (1,) or not abs(occupancies[0] - 1.0) <= 1e-3:
+        described = ", ".join(f"{specie.get('element')}: {specie.get('occu')}" for specie in species) or "empty"
+        raise CrystalInputError(
+            f"disordered: site {place} has partial occupancy ({described}); only ordered crystals are accepted"
+        )
+    return species[0].get("element")
 
 
 def _record_from_sites(data: Mapping[str, Any]) -> CrystalRecord:
     """Read the form of pymatgen's `as_dict`, without pymatgen."""
+    if not isinstance(data["sites"], list | tuple):
+        raise CrystalInputError(f"sites is {_short(data['sites'])}; a list is expected")
+    cell = _cell_of(data["lattice"], "lattice")
     numbers, points = [], []
-    cell = _cell_of(data.get("lattice"), "lattice")
     for place, site in enumerate(data["sites"]):
-        species = site.get("species") or []
-        if len(species) != 1 or abs(float(species[0].get("occu", 1)) - 1.0) > 1e-3:
-            described = ", ".join(f"{specie.get('element')}: {specie.get('occu')}" for specie in species) or "empty"
-            raise CrystalInputError(
-                f"disordered: site {place} has partial occupancy ({described}); only ordered crystals are accepted"
-            )
-        numbers.append(atomic_number_of(species[0].get("element")))
-        if site.get("abc") is not None:
-            points.append(_points([site["abc"]], f"sites[{place}].abc")[0])
-        else:
-            points.append(np.linalg.solve(cell.T, _points([site.get("xyz")], f"sites[{place}].xyz")[0]))
+        numbers.append(atomic_number_of(_symbol_of_site(site, place)))
+        field = "abc" if site.get("abc") is not None else "xyz"
+        point = _points(site.get(field), f"sites[{place}].{field}")
+        if point.shape != (1, 3):
+            raise CrystalInputError(f"sites[{place}].{field} is {_short(site.get(field))}; 3 numbers are expected")
+        points.append(point[0] if field == "abc" else _fractional(point, cell)[0])
     return CrystalRecord(np.array(numbers, dtype=np.int64), np.array(points, dtype=np.float64).reshape(-1, 3), cell)
 
 
@@ -236,6 +251,8 @@ def _format_of_name(path: Path) -> str | None:
 
 
 def _read_file(path: Path) -> str:
+    if "\0" in str(path):
+        raise CrystalInputError(f"not a file name: {_short(str(path))}")
     try:
         if not path.exists():
             raise CrystalInputError(f"no such file: {path}", name=path.name)
@@ -358,15 +375,17 @@ def as_structure(
     """
     record: CrystalRecord | None = None
     try:
-        record = parse_structure(obj)
-        return check_record(
-            record,
-            max_atomic_number=max_atomic_number,
-            min_distance=min_distance,
-            min_volume_per_atom=min_volume_per_atom,
-            max_atoms=max_atoms,
-            check_distances=check_distances,
-        )
+        # absurd numbers overflow on the way to the check that names them
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            record = parse_structure(obj)
+            return check_record(
+                record,
+                max_atomic_number=max_atomic_number,
+                min_distance=min_distance,
+                min_volume_per_atom=min_volume_per_atom,
+                max_atoms=max_atoms,
+                check_distances=check_distances,
+            )
     except CrystalInputError as error:
         known = name or _name_of(obj)
         if record is not None:
@@ -398,7 +417,7 @@ def structure_to_record(structure: Any) -> dict[str, Any]:
     }
 
 
-def record_to_structure(record: Any) -> "Structure":
+def record_to_structure(record: Any) -> Any:
     """Build the pymatgen `Structure` of a crystal; atoms in the same order, coordinates not wrapped.
 
     Args:

@@ -45,7 +45,8 @@ class DataArguments:
         train_split, validation_split, test_split: Values of that column.
         max_train_rows, max_validation_rows: Use only this many rows, chosen by the seed; None uses all. The test
             split is never cut.
-        primitive: Reduce to the primitive cell at the data door, "standard" as Crystalformer's paper does.
+        cell_choice: "as_given", or "primitive" to reduce to the standard primitive cell at the data door, as
+            Crystalformer's release does. Saved with the feature extractor.
         targets: What to learn.
     """
 
@@ -58,12 +59,14 @@ class DataArguments:
     test_split: str = "test"
     max_train_rows: int | None = None
     max_validation_rows: int | None = None
-    primitive: str | bool = False
+    cell_choice: str = "as_given"
     targets: list[TargetArguments] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.source not in ("file", "jarvis", "materials_project", "oqmd"):
             raise ValueError(f"data.source={self.source!r}: expected file, jarvis, materials_project or oqmd")
+        if self.cell_choice not in ("as_given", "primitive"):
+            raise ValueError(f"data.cell_choice={self.cell_choice!r}: expected as_given or primitive")
         if not self.targets:
             raise ValueError("data.targets is empty: name at least one target")
         names = [target.name for target in self.targets]

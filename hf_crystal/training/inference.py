@@ -48,15 +48,15 @@ def evaluate_property_folder(
     Raises:
         ValueError: If `columns` does not match the model's targets.
     """
-    from transformers import AutoConfig
+    from transformers import PreTrainedConfig
 
-    import hf_crystal  # noqa: F401  (registers the model types)
     from hf_crystal.data import CrystalCollator
     from hf_crystal.models.feature_extraction_crystal import CrystalFeatureExtractor
     from hf_crystal.training.property_models import property_model_class
 
-    config = AutoConfig.from_pretrained(folder)
-    model = property_model_class(config.model_type).from_pretrained(folder)
+    described, _ = PreTrainedConfig.get_config_dict(folder)
+    model = property_model_class(described.get("model_type")).from_pretrained(folder)
+    config = model.config
     columns = list(config.target_names) if columns is None else columns
     if len(columns) != len(config.target_names):
         raise ValueError(f"columns={columns}: the model has the targets {config.target_names}")

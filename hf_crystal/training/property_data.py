@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from accelerate import PartialState
 
 if TYPE_CHECKING:
     import datasets
@@ -61,7 +62,9 @@ def load_property_data(data: "DataArguments", seed: int) -> dict[str, Any]:
     Raises:
         ValueError: If a split or column is missing, or a split has no labelled row.
     """
-    splits = _read_splits(data)
+    # one process converts a table that is not in the cache yet, the others find it there
+    with PartialState().local_main_process_first():
+        splits = _read_splits(data)
     columns = label_columns(data)
     chosen: dict[str, Any] = {}
     for role, name, limit in (

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedConfig
+
 if TYPE_CHECKING:
     from hf_crystal.training.recipes import TrainingRecipe
     from hf_crystal.training.target_scaling import TargetScaling
@@ -11,10 +13,10 @@ _MODEL_TYPES = ("crystalformer", "crystalframer")
 
 def _check_model_type(model_type: Any) -> None:
     if model_type not in _MODEL_TYPES:
-        raise ValueError(f"model.model_type={model_type!r}: expected {' or '.join(_MODEL_TYPES)}")
+        raise ValueError(f"model_type={model_type!r}: expected {' or '.join(_MODEL_TYPES)}")
 
 
-def property_config_class(model_type: str) -> Any:
+def property_config_class(model_type: Any) -> Any:
     """Config class of a model type.
 
     Raises:
@@ -30,7 +32,7 @@ def property_config_class(model_type: str) -> Any:
     return CrystalformerConfig
 
 
-def property_model_class(model_type: str) -> Any:
+def property_model_class(model_type: Any) -> Any:
     """Property-prediction class of a model type.
 
     Raises:
@@ -46,6 +48,17 @@ def property_model_class(model_type: str) -> Any:
     return CrystalformerForPropertyPrediction
 
 
+def _check_pretrained(section: dict[str, Any], pretrained: str) -> None:
+    """The recipe may leave out what the pretrained model fixes, but not contradict it."""
+    saved, _ = PreTrainedConfig.get_config_dict(pretrained)
+    defaults = property_config_class(section["model_type"])()
+    for key, value in section.items():
+        if key != "pretrained":
+            actual = saved.get(key, getattr(defaults, key))
+            if actual != value:
+                raise ValueError(f"model.{key}={value!r}: the pretrained model {pretrained!r} has {actual!r}")
+
+
 def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> Any:
     """New or pretrained model of a recipe, in the recipe's dtype, with its target scaling set.
 
@@ -55,11 +68,15 @@ def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> 
     Args:
         recipe: Training recipe.
         scaling: Mean and spread of the training targets.
+
+    Raises:
+        ValueError: If the recipe describes another model than the pretrained one.
     """
     model_class = property_model_class(recipe.model["model_type"])
     config = recipe.model_config()
     pretrained = recipe.model.get("pretrained")
     if pretrained:
+        _check_pretrained(recipe.model, pretrained)
         model = model_class.from_pretrained(
             pretrained,
             target_names=config.target_names,

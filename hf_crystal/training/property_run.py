@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -56,7 +57,8 @@ def prepare_property_task(recipe: TrainingRecipe) -> PropertyTask:
     scaling = compute_target_scaling(splits["train"], columns)
     model = build_property_model(recipe, scaling)
     feature_extractor = CrystalFeatureExtractor(
-        max_atomic_number=model.config.num_elements, primitive=recipe.data.primitive
+        max_atomic_number=model.config.num_elements,
+        cell_choice="primitive" if recipe.data.cell_choice == "primitive" else "as_given",
     )
     collator = CrystalCollator(feature_extractor, label_names=columns)
     return PropertyTask(model, feature_extractor, collator, splits, scaling)
@@ -157,10 +159,11 @@ def train_property(
         raise FileExistsError(f"{checkpoints} has checkpoints of another run: resume it or choose another folder")
     if not sys.stderr.isatty():
         disable_progress_bar()  # one bar per saved checkpoint would fill a log file
+    arguments = training_arguments(recipe, checkpoints, max_hours=max_hours)  # starts the process group, if any
     task = prepare_property_task(recipe)
     trainer = CrystalTrainer(
         model=task.model,
-        args=training_arguments(recipe, checkpoints, max_hours=max_hours),
+        args=arguments,
         data_collator=task.collator,
         train_dataset=task.splits["train"],
         eval_dataset=task.splits["validation"],
@@ -226,7 +229,8 @@ def run_record(
     """What was run, what it cost and what came out.
 
     Returns:
-        Recipe, seed, commit, versions, cost, training and validation curves (target units as in
+        Recipe, seed, commit, versions, cost (`training_seconds` of wall time with validation, resumed parts included;
+        `cpu_seconds` of this process from its start), training and validation curves (target units as in
         `config.target_units`, `units` repeats them), weight averaging, and the test metrics beside the mean
         predictor's.
     """
@@ -240,6 +244,7 @@ def run_record(
         "epochs": trainer.state.epoch,
         "finished": trainer.state.global_step >= trainer.state.max_steps,
         "training_seconds": round(trainer.clock.seconds_used, 1),
+        "cpu_seconds": round(time.process_time(), 1),
         "num_parameters": sum(p.numel() for p in task.model.parameters() if p.requires_grad),
         "rows": {name: len(rows) for name, rows in task.splits.items()},
         "target_mean": list(task.scaling.mean),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from hf_crystal.training.arguments import (
@@ -105,7 +106,10 @@ def recipe_from_dict(given: Mapping[str, Any]) -> TrainingRecipe:
         data=section_from_dict(DataArguments, data, "data"),
         training=section_from_dict(OptimizationArguments, given.get("training", {}), "training"),
     )
-    recipe.model_config()  # the config's own checks
+    try:
+        recipe.model_config()
+    except StrictDataclassError as error:  # the config's own checks
+        raise ValueError(f"model: {error.__cause__ or error}") from error
     return recipe
 
 

@@ -72,6 +72,7 @@ class CrystalTrainer(Trainer):
 
     Raises:
         TypeError: If `args` is not a `CrystalTrainingArguments`.
+        ValueError: If one process is given several GPUs.
     """
 
     args: CrystalTrainingArguments
@@ -91,6 +92,9 @@ class CrystalTrainer(Trainer):
     ):
         if not isinstance(args, CrystalTrainingArguments):
             raise TypeError(f"args={type(args).__name__}: expected CrystalTrainingArguments")
+        if args.n_gpu > 1:
+            # nn.DataParallel would average the losses of its replicas without regard to unknown labels
+            raise ValueError(f"one process sees {args.n_gpu} GPUs: start one process per GPU with torchrun")
         self.clock = WallBudgetCallback(args.max_hours)
         self.swa = SWACallback(args.swa_epochs, fraction_used=self.clock.fraction_used)
         self.train_batch_sampler: Any = None

@@ -1,5 +1,6 @@
 """The scripts as a user runs them: killed and resumed, on two processes, as an explicit loop, in a fresh process."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -98,29 +99,27 @@ def test_same_figures_from_the_saved_folder_in_a_fresh_process(reference, crysta
 
 
 def test_killed_run_resumes_to_the_same_weights(reference, recipe_file, tmp_path):
-    """SIGKILL while it trains, then --resume: the weights of a run that was left alone, bit for bit."""
-    settings = ["training.num_epochs=40", "training.swa_epochs=10", "training.eval_steps=7"]
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    train(recipe_file, undisturbed, *settings)
-    options = [part for setting in settings for part in ("--set", setting)]
+    """SIGKILL after the first checkpoint, then --resume: the weights of a run left alone, bit for bit."""
+    undisturbed, record = reference
     process = subprocess.Popen(
-        command("train_property.py", recipe_file, "--output-dir", disturbed, *options),
+        command("train_property.py", recipe_file, "--output-dir", tmp_path / "killed"),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
-    while last_complete_checkpoint(disturbed / "checkpoints") is None:
+    deadline = time.monotonic() + 240
+    while last_complete_checkpoint(tmp_path / "killed" / "checkpoints") is None:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.2)  # somewhere between two checkpoints, or inside a save
+        time.sleep(0.002)
+    time.sleep(0.02)  # on into the second epoch
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (disturbed / "model").exists()
-    record = train(recipe_file, disturbed, *settings, options=["--resume"])
-    assert record["steps"] == 200
-    assert_same_weights(disturbed, undisturbed)
+    assert not (tmp_path / "killed" / "run.json").exists()
+    resumed = train(recipe_file, tmp_path / "killed", options=["--resume"])
+    assert resumed["steps"] == record["steps"]
+    assert losses(resumed) == losses(record)
+    assert_same_weights(tmp_path / "killed", undisturbed)
 
 
 def test_two_processes_give_the_curve_of_one(reference, recipe_file, tmp_path):
@@ -167,30 +166,37 @@ def test_explicit_accelerate_loop_gives_the_curve_of_the_trainer(reference, reci
         assert ours["mae"] == pytest.approx(theirs["mae"], rel=1e-4)
 
 
-def test_mistakes_end_with_one_line_and_exit_code_2(recipe_file, reference, tmp_path):
-    folder, _ = reference
-    for arguments, message in (
+@pytest.fixture
+def train_script():
+    """scripts/train_property.py as a module."""
+    spec = importlib.util.spec_from_file_location("train_property", SCRIPTS / "train_property.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["--set", "training.epochs=3"], "unknown key 'epochs'"),
         (["--set", "data.targets=[{name: volume, unit: A3}]"], "no column ['volume']"),
+        (["--set", "data.test_split=holdout"], "data.test_split='holdout'"),
+        (["--set", "training.batch_size=64"], "42 rows, fewer than one batch of 64"),
         (["--data", "absent.parquet"], "absent.parquet"),
         (["--resume"], "no complete checkpoint"),
-    ):
-        finished = subprocess.run(
-            command("train_property.py", recipe_file, "--output-dir", tmp_path / "none", *arguments),
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert finished.returncode == 2
-        assert message in finished.stderr
-        assert "Traceback" not in finished.stderr
-    finished = subprocess.run(
-        command("train_property.py", recipe_file, "--output-dir", folder),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
+    ],
+)
+def test_mistakes_end_with_one_line_and_exit_code_2(train_script, recipe_file, tmp_path, capsys, arguments, message):
+    options = train_script.make_parser().parse_args([str(recipe_file), "--output-dir", str(tmp_path), *arguments])
+    assert train_script.main(options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_folder_of_another_run_is_not_overwritten(train_script, reference, recipe_file, capsys):
+    folder, _ = reference
+    assert (
+        train_script.main(train_script.make_parser().parse_args([str(recipe_file), "--output-dir", str(folder)])) == 2
     )
-    assert finished.returncode == 2
-    assert "has checkpoints of another run" in finished.stderr
+    assert "has checkpoints of another run" in capsys.readouterr().err

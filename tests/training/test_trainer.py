@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_crystal.training import CrystalTrainer, CrystalTrainingArguments, last_complete_checkpoint
 from hf_crystal.training.inference import predict_rows
@@ -204,6 +204,24 @@ def test_wall_budget_ends_with_a_checkpoint_an_evaluation_and_a_mean(make_traine
     assert [e["step"] for e in trainer.state.log_history if "eval_loss" in e][-1] == 12
 
 
+def test_run_without_a_budget_can_be_resumed_with_one(make_trainer, tmp_path, monkeypatch):
+    """Stopped by hand after 6 steps, then given 12 seconds in all: the mean is over the last quarter of them."""
+
+    class StopByHand(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = control.should_save = state.global_step == 6
+
+    settings = ["training.num_epochs=1000", "training.swa_epochs=250", "training.eval_steps=100"]
+    stopped, _ = make_trainer(*settings, callbacks=[StopByHand()])
+    stopped.train()
+    assert (stopped.state.global_step, stopped.swa.num_averaged) == (6, 0)
+    resumed, _ = make_trainer(*settings, max_hours=12 / 3600)
+    monkeypatch.setattr(type(resumed.clock), "seconds_used", property(lambda self: float(resumed.state.global_step)))
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 12
+    assert (resumed.swa.start_step, resumed.swa.num_averaged) == (9, 3)
+
+
 def test_time_before_a_resume_counts(make_trainer, tmp_path):
     trainer, _ = make_trainer("training.num_epochs=2")
     trainer.train()
@@ -255,3 +273,47 @@ def test_arguments_that_would_mislead_are_refused(make_trainer, tmp_path):
     trainer.swa.swa_epochs = 3
     with pytest.raises(ValueError, match="swa_epochs=3 is more than num_train_epochs=2"):
         trainer.train()
+
+
+def test_fine_tuning_keeps_encoder_and_calibration(make_trainer, tmp_path):
+    """From two targets to one: the encoder is the pretrained one, bit for bit, the head is new."""
+    trainer, task = make_trainer()
+    trainer.train()
+    task.model.save_pretrained(tmp_path / "pretrained")
+    tuned, tuned_task = make_trainer(
+        f"model.pretrained={tmp_path / 'pretrained'}", "data.targets=[{name: gap, unit: meV}]", folder="tuned"
+    )
+    before, after = task.model.encoder.state_dict(), tuned_task.model.encoder.state_dict()
+    assert_equal_weights(before, after)
+    assert tuned_task.model.is_calibrated
+    assert (tuned_task.model.config.target_names, tuned_task.model.config.target_units) == (["gap"], ["meV"])
+    tuned.train()
+    after = tuned_task.model.encoder.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "calibration" not in name}
+
+
+def test_recipe_that_contradicts_the_pretrained_model_is_refused(make_trainer, tmp_path):
+    _, task = make_trainer()
+    task.model.save_pretrained(tmp_path / "pretrained")
+    source = f"model.pretrained={tmp_path / 'pretrained'}"
+    with pytest.raises(ValueError, match="model.hidden_size=32: the pretrained model .* has 16"):
+        make_trainer(source, "model.hidden_size=32")
+    with pytest.raises(ValueError, match="model.model_type='crystalframer': the pretrained model .* 'crystalformer'"):
+        make_trainer(source, "model.model_type=crystalframer")
+
+
+def test_bfloat16_follows_float32(make_trainer):
+    half, _ = make_trainer("training.bf16=true", folder="half")
+    full, _ = make_trainer(folder="full")
+    half.train()
+    full.train()
+    assert curve(half) != curve(full)
+    np.testing.assert_allclose(curve(half), curve(full), rtol=0.1)
+
+
+def test_several_gpus_in_one_process_are_refused(make_trainer, monkeypatch):
+    trainer, task = make_trainer()
+    monkeypatch.setattr(type(trainer.args), "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="sees 2 GPUs: start one process per GPU with torchrun"):
+        CrystalTrainer(model=task.model, args=trainer.args)

@@ -1,0 +1,249 @@
+"""An exported folder stands alone: it loads without this package and computes the same bits."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import IRON, NACL, SRTIO3, save_tiny_model, tiny_model
+from transformers import pipeline
+
+from hf_crystal import CrystalFeatureExtractor, CrystalPropertyPipeline, export_pretrained, hub, render_model_card
+from hf_crystal.cards import fill_slots, read_hub_config
+
+METRICS = {
+    "rows": {"train": 100, "validation": 10, "test": 20},
+    "training_seconds": 12.5,
+    "seed": 7,
+    "test": {
+        "targets": [
+            {
+                "name": name,
+                "unit": unit,
+                "n": 20,
+                "mae": mae,
+                "mae_interval": [mae - 0.01, mae + 0.01],
+                "rmse": 2 * mae,
+                "r2": 0.5,
+                "baseline_mae": 3 * mae,
+                "baseline_mean": 0.0,
+            }
+            for name, unit, mae in (("formation_energy", "eV/atom", 0.1234), ("band_gap", "eV", 0.5678))
+        ]
+    },
+}
+CRYSTALS = [NACL, SRTIO3, IRON]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("hub")
+    source = save_tiny_model(root / "source", "crystalframer")
+    (source / "metrics.json").write_text(json.dumps(METRICS))
+    description = {"title": "Tiny framer", "dataset": "three crystals", "license": "cc-by-4.0"}
+    return export_pretrained(source, root / "exported", hub_config=description)
+
+
+def run_without_package(code: str, folder: Path, scratch: Path) -> subprocess.CompletedProcess:
+    """Run code in a process where only torch, transformers, safetensors and numpy can be imported."""
+    hide = f"import sys; sys.path.insert(0, {str(Path(hub.__file__).parent)!r}); import export_check; del sys.path[0]"
+    hide += "; sys.meta_path[:] = [export_check._HidingFinder(finder) for finder in sys.meta_path]"
+    return subprocess.run(
+        [sys.executable, "-P", "-W", "error::UserWarning", "-c", f"{hide}\n{textwrap.dedent(code)}", str(folder)],
+        cwd=scratch,
+        env={**os.environ, "HF_MODULES_CACHE": str(scratch / "modules"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_folder_is_complete_and_flat(exported):
+    names = {path.name for path in exported.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE"}
+    assert names >= {"metrics.json", "modeling_crystalframer.py", "modeling_crystalformer.py"}
+    assert names >= {"configuration_crystalframer.py", "feature_extraction_crystal.py", "pipeline_crystal_property.py"}
+    assert all(path.is_file() for path in exported.iterdir())
+    config = json.loads((exported / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_crystalframer.CrystalFramerConfig",
+        "AutoModel": "modeling_crystalframer.CrystalFramerModel",
+        "AutoModelForSequenceClassification": "modeling_crystalframer.CrystalFramerForPropertyPrediction",
+    }
+    extractor = json.loads((exported / "preprocessor_config.json").read_text())
+    assert extractor["auto_map"] == {"AutoFeatureExtractor": "feature_extraction_crystal.CrystalFeatureExtractor"}
+
+
+def test_nothing_is_left_beside_the_folder(exported):
+    assert sorted(path.name for path in exported.parent.iterdir()) == ["exported", "source"]
+
+
+def test_loads_without_the_package_and_gives_the_same_bits(exported, tmp_path):
+    """Independent of the check inside `export_pretrained`: other crystals, packages checked by import."""
+    code = f"""
+    import json, sys
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+    torch.set_num_threads({torch.get_num_threads()})
+    for name in ("hf_crystal", "pymatgen", "ase", "datasets", "moyopy"):
+        try:
+            __import__(name)
+        except ModuleNotFoundError:
+            continue
+        sys.exit(f"{{name}} can be imported")
+    folder, crystals = sys.argv[1], json.loads({json.dumps(json.dumps(CRYSTALS))})
+    load = dict(trust_remote_code=True)
+    batch = transformers.AutoFeatureExtractor.from_pretrained(folder, **load)(crystals)
+    config = transformers.AutoConfig.from_pretrained(folder, **load)
+    encoder = transformers.AutoModel.from_pretrained(folder, **load)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **load)
+    pipe = transformers.pipeline("crystal-property-prediction", model=folder, **load)
+    with torch.no_grad():
+        hidden = encoder(**batch)
+        outputs = {{"logits": model(**batch).logits, "last_hidden_state": hidden.last_hidden_state,
+                    "pooler_output": hidden.pooler_output}}
+    save_file(outputs, "outputs.safetensors")
+    rows = pipe(crystals, batch_size=3)
+    bad = pipe([crystals[0], "no/such.cif"])[1]
+    print(json.dumps([rows, bad, type(config).__module__, type(pipe).__module__]))
+    """
+    done = run_without_package(code, exported, tmp_path)
+    assert done.returncode == 0, done.stderr
+    received = load_file(tmp_path / "outputs.safetensors")
+    model, extractor = tiny_model("crystalframer"), CrystalFeatureExtractor()
+    batch = extractor(CRYSTALS)
+    with torch.no_grad():
+        expected, hidden = model(**batch), model.base_model(**batch)
+    assert torch.equal(received["logits"], expected.logits)
+    assert torch.equal(received["last_hidden_state"], hidden.last_hidden_state)
+    assert torch.equal(received["pooler_output"], hidden.pooler_output)
+    rows, bad, *modules = json.loads(done.stdout.splitlines()[-1])
+    assert rows == CrystalPropertyPipeline(model=model, feature_extractor=extractor)(CRYSTALS, batch_size=3)
+    assert bad == {"error": "no such file: no/such.cif"}
+    assert all(module.startswith("transformers_modules.") for module in modules)
+
+
+def test_cif_without_pymatgen_gives_a_named_error(exported, tmp_path):
+    example = Path(__file__).resolve().parents[2] / "examples" / "NaCl.cif"
+    code = f"""
+    import sys, transformers
+    pipe = transformers.pipeline("crystal-property-prediction", model=sys.argv[1], trust_remote_code=True)
+    print(pipe({str(example)!r}))
+    """
+    done = run_without_package(code, exported, tmp_path)
+    assert "pymatgen" in (done.stdout + done.stderr).splitlines()[-1]
+
+
+def test_loading_without_consent_is_refused(exported, tmp_path):
+    code = "import sys, transformers\ntransformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=False)"
+    done = run_without_package(code, exported, tmp_path)
+    assert done.returncode != 0
+    assert "trust_remote_code=True" in done.stderr
+
+
+def test_with_the_package_the_folder_needs_no_consent_and_uses_the_package(exported):
+    pipe = pipeline("crystal-property-prediction", model=str(exported))
+    assert type(pipe) is CrystalPropertyPipeline
+    assert pipe(NACL)["formula"] == "NaCl"
+
+
+def test_exported_folder_can_be_exported_again(exported, tmp_path):
+    again = export_pretrained(exported, tmp_path / "again")
+    assert (again / "config.json").read_text() == (exported / "config.json").read_text()
+    assert (again / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+
+
+def test_card_holds_the_figures_of_the_evaluation(exported):
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "{{" not in card
+    assert "| formation_energy | eV/atom | 20 | **0.1234** | 0.1134 to 0.1334 | 0.2468 | 0.3702 |" in card
+    assert "| crystals per split | train 100, validation 10, test 20 |" in card
+    assert "license: cc-by-4.0" in card
+    assert "value: 0.5678" in card
+    assert "arXiv:2503.02209" in card
+
+
+def test_hub_accepts_the_header_of_the_card(exported):
+    from huggingface_hub import ModelCard
+
+    data = ModelCard.load(exported / "README.md").data
+    assert data.library_name == "transformers"
+    assert [result.metric_value for result in data.eval_results] == [0.1234, 0.5678]
+
+
+def test_card_without_figures_says_so():
+    assert "No figures were supplied with this checkpoint." in render_model_card(tiny_model())
+
+
+def test_a_folder_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    write = hub._write_folder
+
+    def write_other_weights(model, feature_extractor, folder):
+        write(model, feature_extractor, folder)
+        tiny_model(seed=1).save_pretrained(folder / "other")
+        os.replace(folder / "other" / "model.safetensors", folder / "model.safetensors")
+
+    monkeypatch.setattr(hub, "_write_folder", write_other_weights)
+    with pytest.raises(RuntimeError, match=r"logits of the exported folder differs by .* from the model in memory"):
+        export_pretrained(tiny_model(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_does_not_load_is_not_written(tmp_path, monkeypatch):
+    write = hub._write_folder
+
+    def forget_a_file(model, feature_extractor, folder):
+        write(model, feature_extractor, folder)
+        (folder / "ops_periodic_geometry.py").unlink()
+
+    monkeypatch.setattr(hub, "_write_folder", forget_a_file)
+    with pytest.raises(RuntimeError, match=r"does not load without hf_crystal: .*ops_periodic_geometry"):
+        export_pretrained(tiny_model(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_code_file_that_would_not_load_from_the_hub_is_refused(tmp_path, monkeypatch):
+    """From the Hub each file is checked for missing packages; from a local folder only the main one."""
+    (tmp_path / "reader_crystal.py").write_text("def read():\n    import pymatgen\n")
+    (tmp_path / "modeling_other.py").write_text("from .reader_crystal import read\n\n\nclass Other:\n    pass\n")
+    module = types.ModuleType("modeling_other")
+    module.__file__ = str(tmp_path / "modeling_other.py")
+    monkeypatch.setitem(sys.modules, "modeling_other", module)
+    other = type("Other", (), {"__module__": "modeling_other"})
+    with pytest.raises(ValueError, match=r"reader_crystal.py imports \['pymatgen'\] outside `try`"):
+        hub._code_files(other)
+
+
+def test_wrong_arguments_are_named(exported, tmp_path):
+    with pytest.raises(ValueError, match=r"exists already; pass overwrite=True"):
+        export_pretrained(tiny_model(), exported)
+    with pytest.raises(ValueError, match=r"exists already; choose another folder"):
+        export_pretrained(tiny_model(), tmp_path, overwrite=True)
+    with pytest.raises(ValueError, match="model folder not found: no/such"):
+        export_pretrained("no/such", tmp_path / "out")
+    with pytest.raises(TypeError, match="model is a CrystalformerModel; a crystal model with a property head"):
+        export_pretrained(tiny_model().base_model, tmp_path / "out")
+    with pytest.raises(ValueError, match="no such metrics file"):
+        export_pretrained(tiny_model(), tmp_path / "out", metrics=tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"metrics has no list `targets`"):
+        render_model_card(tiny_model(), metrics={"mae": 1.0})
+    with pytest.raises(ValueError, match=r"unknown fields \['titel'\]"):
+        read_hub_config({"titel": "x"})
+    with pytest.raises(ValueError, match="no card template 'poem'; available"):
+        render_model_card(tiny_model(), hub_config={"template": "poem"})
+    with pytest.raises(ValueError, match=r"no value for slots \['b'\]"):
+        fill_slots("{{a}} {{b}}", {"a": "1"})
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).resolve().parents[2].glob("hub_configs/*.json")), ids=str)
+def test_descriptions_of_our_repositories_make_a_card(path):
+    card = render_model_card(tiny_model(), metrics=METRICS, hub_config=path)
+    assert json.loads(path.read_text())["title"] in card
