@@ -12,10 +12,8 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import WordLevel
 from transformers import BatchEncoding, PreTrainedConfig, TokenizersBackend
 from transformers.tokenization_utils_base import TruncationStrategy
 
@@ -33,8 +31,11 @@ from .canonical_text import (
 from .structures_crystal import CrystalInputError
 from .vocabulary_mat2seq import DEFAULT_PROPERTIES, MAX_COUNT, MAX_WHOLE, PropertyBins, build_vocabulary
 
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
+try:  # transformers brings it along; the import scan of the Hub knows no more than what stands outside of try
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import WordLevel
+except ImportError as error:
+    raise ImportError("Mat2SeqTokenizer needs tokenizers: pip install tokenizers") from error
 
 __all__ = ["DecodedCrystal", "Mat2SeqTokenizer", "register_mat2seq_tokenizer"]
 
@@ -51,7 +52,7 @@ class DecodedCrystal:
         canonical: The crystal on its grid, as the sequence spells it.
     """
 
-    structure: "Structure | None"
+    structure: Any
     error: SequenceError | None
     sequence: str = ""
     log_likelihood: float | None = None
@@ -282,7 +283,7 @@ class Mat2SeqTokenizer(TokenizersBackend):
     def _tokens_of(self, ids: list[int]) -> list[str | None]:
         return [self._tokenizer.id_to_token(i) if i >= 0 else None for i in ids]
 
-    def decode_structure(self, token_ids: Any, *, primitive: bool = True) -> "Structure":
+    def decode_structure(self, token_ids: Any, *, primitive: bool = True) -> Any:
         """The crystal of a sequence of ids as a pymatgen `Structure`.
 
         Raises:

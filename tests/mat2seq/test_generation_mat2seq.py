@@ -14,8 +14,7 @@ from hf_crystal.models.feasibility_mat2seq import (
     collapsing_values,
     equivalent_parameters,
 )
-from hf_crystal.models.grammar_mat2seq import CrystalGrammar, GrammarState, PromptConstraint
-from hf_crystal.models.modeling_mat2seq import (
+from hf_crystal.models.generation_mat2seq import (
     MAT2SEQ_SIZES,
     CrystalLogitsProcessor,
     Mat2SeqForCausalLM,
@@ -23,6 +22,7 @@ from hf_crystal.models.modeling_mat2seq import (
     mat2seq_config,
     parse_composition,
 )
+from hf_crystal.models.grammar_mat2seq import CrystalGrammar, GrammarState, PromptConstraint
 from hf_crystal.models.symmetry_crystal import space_group
 
 CRYSTALS = [quartz, rutile, rock_salt, perovskite, baddeleyite, lopsided]
