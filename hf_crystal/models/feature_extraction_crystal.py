@@ -83,7 +83,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         cell_choice (`"as_given"` or `"primitive"`): `"primitive"` replaces the cell by the standardised primitive one
             found by moyopy (fewer atoms, rotated; atom order changes).
         symprec (`float`): Å; tolerance of the search for the primitive cell.
-        dtype (`"float32"` or `"float64"`): type of `positions` and `cell`.
+        float_dtype (`"float32"` or `"float64"`): type of `positions` and `cell`. Not named `dtype`: `pipeline()` hands
+            the model's `dtype="auto"` on to `from_pretrained` of the feature extractor.
         pad_to_multiple_of (`int`, *optional*): round the padded number of atoms up, for compiled models.
         kwargs: further attributes, as `FeatureExtractionMixin` stores them.
 
@@ -106,15 +107,15 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         max_atoms: int | None = None,
         cell_choice: Literal["as_given", "primitive"] = "as_given",
         symprec: float = 0.01,
-        dtype: Literal["float32", "float64"] = "float32",
+        float_dtype: Literal["float32", "float64"] = "float32",
         pad_to_multiple_of: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if cell_choice not in ("as_given", "primitive"):
             raise ValueError(f"cell_choice is {cell_choice!r}; accepted are 'as_given' and 'primitive'")
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype is {dtype!r}; accepted are 'float32' and 'float64'")
+        if float_dtype not in ("float32", "float64"):
+            raise ValueError(f"float_dtype is {float_dtype!r}; accepted are 'float32' and 'float64'")
         if not 1 <= max_atomic_number <= 118:
             raise ValueError(f"max_atomic_number is {max_atomic_number}; accepted are 1 to 118")
         if min_distance < 0 or min_volume_per_atom < 0:
@@ -127,7 +128,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         self.max_atoms = max_atoms
         self.cell_choice = cell_choice
         self.symprec = symprec
-        self.dtype = dtype
+        self.float_dtype = float_dtype
         self.pad_to_multiple_of = pad_to_multiple_of
 
     def read(self, structure: Any, *, index: int | None = None) -> CrystalRecord:
@@ -162,14 +163,14 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             structure: any accepted form.
 
         Returns:
-            dict with `atomic_numbers (N,)` int64, `positions (N, 3)` Å and `cell (3, 3)` Å in `dtype`, and
+            dict with `atomic_numbers (N,)` int64, `positions (N, 3)` Å and `cell (3, 3)` Å in `float_dtype`, and
             `attention_mask (N,)` int64.
 
         Raises:
             CrystalInputError: with `reason` and `name`.
         """
         record = self.read(structure)
-        dtype = np.dtype(self.dtype)
+        dtype = np.dtype(self.float_dtype)
         return {
             "atomic_numbers": record.atomic_numbers,
             "positions": record.positions.astype(dtype),
@@ -316,7 +317,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         if multiple:
             size = -(-size // multiple) * multiple
         mask = np.arange(size) < counts[:, None]
-        dtype = np.dtype(self.dtype)
+        dtype = np.dtype(self.float_dtype)
         padded_numbers = np.zeros(mask.shape, dtype=np.int64)
         padded_positions = np.zeros((*mask.shape, 3), dtype=dtype)
         padded_numbers[mask] = numbers

@@ -39,7 +39,9 @@ def test_without_label_names_there_are_no_labels(rows):
 
 
 def test_labels_take_the_type_of_the_positions(rows):
-    batch = CrystalCollator(CrystalFeatureExtractor(dtype="float64"), label_names=["e"], return_tensors="np")(rows)
+    batch = CrystalCollator(CrystalFeatureExtractor(float_dtype="float64"), label_names=["e"], return_tensors="np")(
+        rows
+    )
     assert batch["labels"].dtype == np.float64 and batch["labels"][0, 0] == -8.5
 
 

@@ -57,10 +57,10 @@ def test_mixed_forms_are_padded_to_one_batch():
 
 def test_positions_are_formed_in_double_precision():
     far = {**IRON, "frac_coords": [100_000.25, 0, 0, 100_000.75, 0.5, 0.5]}
-    batch = CrystalFeatureExtractor(dtype="float64")([far, far])
+    batch = CrystalFeatureExtractor(float_dtype="float64")([far, far])
     assert batch["positions"].dtype == batch["cell"].dtype == torch.float64
     assert batch["positions"][0, 0, 0].item() == 100_000.25 * 2.87
-    single = CrystalFeatureExtractor(dtype="float64").extract(far)
+    single = CrystalFeatureExtractor(float_dtype="float64").extract(far)
     np.testing.assert_array_equal(single["positions"], batch["positions"][0].numpy())
 
 
@@ -94,7 +94,7 @@ def test_the_fast_way_for_rows_equals_the_slow_one(data_dir):
 
     table = pq.read_table(data_dir / "perov_5.parquet", columns=["lattice", "frac_coords", "atomic_numbers"])
     rows = table.slice(0, 50).to_pylist() + [SALT, IRON]
-    extractor = CrystalFeatureExtractor(dtype="float64")
+    extractor = CrystalFeatureExtractor(float_dtype="float64")
     fast = extractor(rows)
     slow = extractor([as_structure(row) for row in rows])
     for name in fast:
@@ -144,7 +144,7 @@ def test_wrong_arguments_are_refused():
         extractor([SALT], on_error="ignore")
     for options, reason in (
         ({"cell_choice": "niggli"}, "cell_choice is 'niggli'"),
-        ({"dtype": "bfloat16"}, "dtype is 'bfloat16'"),
+        ({"float_dtype": "bfloat16"}, "float_dtype is 'bfloat16'"),
         ({"max_atomic_number": 300}, "accepted are 1 to 118"),
         ({"min_distance": -1.0}, "may be negative"),
     ):
@@ -165,7 +165,7 @@ def test_limits_apply_to_rows_and_objects():
 
 
 def test_primitive_cell_on_request():
-    batch = CrystalFeatureExtractor(cell_choice="primitive", dtype="float64")([SALT, IRON, PEROVSKITE])
+    batch = CrystalFeatureExtractor(cell_choice="primitive", float_dtype="float64")([SALT, IRON, PEROVSKITE])
     assert batch["attention_mask"].sum(dim=1).tolist() == [2, 1, 5]
     volumes = torch.linalg.det(batch["cell"]).abs()
     torch.testing.assert_close(volumes, torch.tensor([5.64**3 / 4, 2.87**3 / 2, 3.905**3], dtype=torch.float64))
@@ -183,7 +183,7 @@ def test_settings_are_saved_and_loaded(tmp_path):
         "max_atoms": 500,
         "cell_choice": "primitive",
         "symprec": 0.05,
-        "dtype": "float64",
+        "float_dtype": "float64",
         "pad_to_multiple_of": 8,
     }
     CrystalFeatureExtractor(**options).save_pretrained(tmp_path)
@@ -192,6 +192,14 @@ def test_settings_are_saved_and_loaded(tmp_path):
     for loaded in (CrystalFeatureExtractor.from_pretrained(tmp_path), AutoFeatureExtractor.from_pretrained(tmp_path)):
         assert isinstance(loaded, CrystalFeatureExtractor)
         assert loaded.to_dict() == CrystalFeatureExtractor(**options).to_dict()
+
+
+def test_dtype_of_the_model_leaves_the_settings_alone(tmp_path):
+    """`pipeline()` passes the model's dtype to every `from_pretrained`."""
+    CrystalFeatureExtractor(float_dtype="float64").save_pretrained(tmp_path)
+    loaded = AutoFeatureExtractor.from_pretrained(tmp_path, dtype="auto", torch_dtype="auto", trust_remote_code=False)
+    assert loaded.float_dtype == "float64"
+    assert loaded([IRON])["positions"].dtype == torch.float64
 
 
 def test_travels_as_remote_code_with_numpy_only(tmp_path, monkeypatch):
