@@ -23,7 +23,7 @@ class CrystalFramerConfig(CrystalformerConfig):
         radial_gain (`float`): c_dist, factor of the distance part of the value encoding.
         angular_gain (`float`): c_angl, factor of the angle part.
         frame_tie_tolerance (`float`): candidates for a frame axis whose scores differ by less share the choice in
-            evaluation, and noise of this size picks among them in training; for static frames squared lengths in Å²,
+            evaluation, and are drawn at random in training; for static frames squared lengths in Å²,
             for PCA relative gaps of eigenvalues. Ignored with `match_release`.
     """
 

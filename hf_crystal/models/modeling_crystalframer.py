@@ -15,15 +15,13 @@ import torch
 from torch import nn
 
 from .configuration_crystalframer import CrystalFramerConfig
+from .geometry_crystalformer import CrystalGeometry, ImageBlock, build_geometry
 from .modeling_crystalformer import (
     CrystalformerAttention,
     CrystalformerForPropertyPrediction,
     CrystalformerLayer,
     CrystalformerModel,
     CrystalformerPreTrainedModel,
-    CrystalGeometry,
-    ImageBlock,
-    build_geometry,
     init_value_weight,
 )
 from .ops_crystal_frames import (
@@ -116,7 +114,7 @@ class CrystalFramerAttention(CrystalformerAttention):
         if config.match_release:
             return axes_of_frames(max_frames(scores, unit_vectors))
         if self.training:
-            return axes_of_frames(max_frames(scores, unit_vectors, noise=tolerance))
+            return axes_of_frames(max_frames(scores, unit_vectors, tolerance=tolerance))
         return max_axes(scores, unit_vectors, tolerance)
 
 
@@ -188,7 +186,7 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
         candidates = layout.edge_mask & (squared > SELF_IMAGE_SQUARED_DISTANCE)
         scores = (-squared).masked_fill(~candidates, -torch.inf)[..., None]
         if self.training:
-            return axes_of_frames(max_frames(scores.expand(-1, -1, num_heads), unit_vectors, noise=tolerance))
+            return axes_of_frames(max_frames(scores.expand(-1, -1, num_heads), unit_vectors, tolerance=tolerance))
         everyone = torch.arange(squared.shape[0], device=squared.device)
         return spread_axes(max_axes(scores, unit_vectors, tolerance), everyone, num_heads)
 
