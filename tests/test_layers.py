@@ -23,7 +23,8 @@ TRAVELLING = MODELS + PIPELINES
 ALLOWED_SIBLINGS = {
     "ops": {"ops"},
     "configuration": {"configuration"},
-    "modeling": {"ops", "configuration", "modeling"},
+    "geometry": {"ops", "configuration", "geometry"},
+    "modeling": {"ops", "configuration", "geometry", "modeling"},
     "records": {"records"},
     "formats": {"records", "formats"},
     "structures": {"records", "formats", "structures"},
