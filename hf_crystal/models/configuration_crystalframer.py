@@ -17,7 +17,7 @@ class CrystalFramerConfig(CrystalformerConfig):
 
     Args:
         frame_method (`str`): `"max"` (dynamic, the paper's best), `"weighted_pca"` (dynamic), `"max_static"`, `"pca"`,
-            `"lattice"` (static), `"none"` (Crystalformer).
+            `"lattice"` (static; cells of more than 512 atoms are taken as primitive), `"none"` (Crystalformer).
         num_angular_basis (`int`): D, functions per axis.
         angular_width_scale (`float`): width of an angular function in units of their spacing.
         radial_gain (`float`): c_dist, factor of the distance part of the value encoding.

@@ -46,6 +46,7 @@ class CrystalGeometry:
     Attributes:
         atoms (`PackedAtoms`): where packed atoms live in the padded batch.
         positions (`torch.Tensor` of shape `(T, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
+        atomic_numbers (`torch.Tensor` of shape `(T,)`): elements.
         images (`list[ImageBlock]`): periodic images of all atoms (real-space blocks).
         order (`torch.Tensor` of shape `(T,)`, *optional*): place of each packed atom in the rows of all `images`.
         box_unit (`torch.Tensor` of shape `(B, 3)`, *optional*): 1 / plane spacing, for the `cells` rule's boxes.
@@ -56,6 +57,7 @@ class CrystalGeometry:
     atoms: PackedAtoms
     positions: torch.Tensor
     cell: torch.Tensor
+    atomic_numbers: torch.Tensor
     images: list[ImageBlock] = field(default_factory=list)
     order: torch.Tensor | None = None
     box_unit: torch.Tensor | None = None
@@ -66,6 +68,7 @@ class CrystalGeometry:
 @torch.compiler.disable  # counts depend on the data
 def build_geometry(
     config: CrystalformerConfig,
+    atomic_numbers: torch.Tensor,
     positions: torch.Tensor,
     cell: torch.Tensor,
     attention_mask: torch.Tensor,
@@ -76,6 +79,7 @@ def build_geometry(
 
     Args:
         config (`CrystalformerConfig`): the model's configuration.
+        atomic_numbers (`torch.Tensor` of shape `(B, N)`): elements.
         positions (`torch.Tensor` of shape `(B, N, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
         attention_mask (`torch.Tensor` of shape `(B, N)`): nonzero for atoms.
         truncate (`bool`): cut the radial basis as the released CrystalFramer does.
@@ -85,7 +89,7 @@ def build_geometry(
     if empty:
         raise ValueError(f"attention_mask has no atom for the crystals at batch positions {empty}; at least one each.")
     packed = positions[atoms.crystal, atoms.slot]
-    geometry = CrystalGeometry(atoms, packed, cell)
+    geometry = CrystalGeometry(atoms, packed, cell, atomic_numbers[atoms.crystal, atoms.slot])
     if config.domain != "reciprocal":
         if config.image_selection == "radius":
             radius = float(config.cutoff_sigmas) * config.largest_real_sigma

@@ -387,11 +387,13 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         """Replaces the element embedding."""
         self.embeddings = cast(nn.Embedding, value)
 
-    def _geometry(self, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor) -> CrystalGeometry:
+    def _geometry(
+        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor
+    ) -> CrystalGeometry:
         """Geometry in the wider of float32, the input's and the weights' precision."""
         dtype = torch.promote_types(torch.promote_types(positions.dtype, torch.float32), self.embeddings.weight.dtype)
         with torch.autocast(positions.device.type, enabled=False):
-            return build_geometry(self.config, positions.to(dtype), cell.to(dtype), attention_mask)
+            return build_geometry(self.config, atomic_numbers, positions.to(dtype), cell.to(dtype), attention_mask)
 
     @torch.compiler.disable  # reads values, to give an error instead of a device assertion
     def _check_inputs(
@@ -418,9 +420,8 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         """Embeddings of packed atoms `(T, C)` and the batch's geometry."""
         attention_mask = atomic_numbers.ne(0) if mask is None else mask
         self._check_inputs(atomic_numbers, positions, cell, attention_mask)
-        geometry = self._geometry(positions, cell, attention_mask)
-        atoms = geometry.atoms
-        return self.embeddings(atomic_numbers[atoms.crystal, atoms.slot] - 1), geometry
+        geometry = self._geometry(atomic_numbers, positions, cell, attention_mask)
+        return self.embeddings(geometry.atomic_numbers - 1), geometry
 
     @torch.no_grad()
     def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: Any) -> None:
