@@ -1,9 +1,13 @@
-"""Outputs and gradients of the official Crystalformer and CrystalFramer, layer by layer."""
+"""Outputs and gradients of the official Crystalformer and CrystalFramer, layer by layer.
+
+Gradients of the `multihead` domain are checked by finite differences instead: the released backward of its real heads
+is not the derivative of its forward (query weights of the last block differ by 8 %).
+"""
 
 import numpy as np
 import pytest
 import torch
-from tolerances import BIN_EDGE_PARITY, PARITY
+from tolerances import BIN_EDGE_PARITY, BIN_EDGE_PARITY_OF_PREDICTIONS, PARITY
 
 from hf_crystal.conversion import build_model, infer_config
 from hf_crystal.models.modeling_crystalframer import CrystalFramerAttention, CrystalFramerModel
@@ -117,9 +121,10 @@ def test_crystalframer_agrees_with_the_release_on_symmetric_crystals(fixtures_di
     with torch.no_grad():
         output = model(**batch, output_hidden_states=True)
     assert_layers_agree(output, batch, data, prefix, BIN_EDGE_PARITY)
+    assert np.abs(output.logits.numpy() - data[f"{prefix}y"]).max() <= BIN_EDGE_PARITY_OF_PREDICTIONS
 
 
-@pytest.mark.parametrize("name", ["cf_b_simplified", "cf_d_multihead", "cf_e_realreci", "cfr_f3_max_small"])
+@pytest.mark.parametrize("name", ["cf_b_simplified", "cf_e_realreci", "cfr_f3_max_small"])
 def test_gradients_agree_with_the_release(fixtures_dir, name):
     data = np.load(fixtures_dir / f"{name}.npz")
     kind, prefix = ("rattled", "grad_rattled/") if name.startswith("cfr_") else ("real", "grad_cuda_adaptive/")
@@ -149,6 +154,24 @@ def test_gradients_agree_with_the_release(fixtures_dir, name):
             assert (got - expected).abs().max() <= 1e-8 * scale + 1e-12, f"block {block} {theirs}"
             compared += 1
     assert compared >= 20
+
+
+def test_multihead_gradient_is_the_derivative(fixtures_dir):
+    model = official_model(np.load(fixtures_dir / "cf_d_multihead.npz"), "cf_d_multihead")
+    # the released box of images jumps with sigma, by 1e-6: a fixed box has a derivative everywhere
+    model.config.adaptive_cutoff_sigmas = None
+    batch = load_crystals(fixtures_dir, "real")
+    generator = torch.Generator().manual_seed(0)
+    weight = model.encoder.layers[3].attention.q_proj.weight
+    direction = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    model(**batch).logits.sum().backward()
+    expected = float((weight.grad * direction).sum())
+    values = []
+    with torch.no_grad():
+        for step in (1e-5, -2e-5):
+            weight += step * direction
+            values.append(float(model(**batch).logits.sum()))
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(expected, rel=1e-6)
 
 
 def test_published_model_has_the_published_number_of_parameters(fixtures_dir):
@@ -185,6 +208,6 @@ def test_initialisation_has_the_official_statistics(fixtures_dir):
     for name, tensor in pairs.items():
         # the standard deviation of n numbers is known to about 1/sqrt(2n); four times that
         allowed = 4.0 / np.sqrt(2 * tensor.numel())
-        assert abs(float(tensor.std()) / stats[name]["std"] - 1) < 2 * allowed, name
+        assert abs(float(tensor.detach().std()) / stats[name]["std"] - 1) < 2 * allowed, name
     for zero in (attention.q_proj.bias, attention.o_proj.bias, mlp.fc1.bias, attention.width_calibration):
         assert not zero.any()
