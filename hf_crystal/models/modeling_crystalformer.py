@@ -84,6 +84,23 @@ class CrystalPropertyOutput(ModelOutput):
     pooler_output: torch.Tensor | None = None
 
 
+class XavierLinear(nn.Linear):
+    """Linear layer that knows its gain at initialisation.
+
+    The gain lives here because transformers skips modules without tensors of their own when it initialises code from
+    outside its tree: a feed-forward module could not initialise its two layers.
+    """
+
+    def __init__(self, in_features: int, out_features: int, gain: float):
+        super().__init__(in_features, out_features)
+        self.gain = gain
+
+
+def fixup_gain(config: CrystalformerConfig) -> float:
+    """0.67 L^-1/4, the scale of value, output and feed-forward weights (T-Fixup; paper, section 4)."""
+    return 0.67 * config.num_hidden_layers**-0.25
+
+
 class CrystalformerAttention(nn.Module):
     """Infinitely connected multi-head attention of one block.
 
@@ -100,10 +117,10 @@ class CrystalformerAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.num_real_heads = {"real": self.num_heads, "reciprocal": 0, "multihead": self.num_heads // 2}[self.domain]
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = XavierLinear(config.hidden_size, config.hidden_size, 1.0)
+        self.k_proj = XavierLinear(config.hidden_size, config.hidden_size, 1.0)
+        self.v_proj = XavierLinear(config.hidden_size, config.hidden_size, fixup_gain(config))
+        self.o_proj = XavierLinear(config.hidden_size, config.hidden_size, fixup_gain(config))
         self.width_query = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
         self.register_buffer("width_calibration", torch.zeros(2), persistent=True)
         if config.num_radial_basis and self.num_real_heads:
@@ -245,8 +262,8 @@ class CrystalformerMLP(nn.Module):
 
     def __init__(self, config: CrystalformerConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = XavierLinear(config.hidden_size, config.intermediate_size, fixup_gain(config))
+        self.fc2 = XavierLinear(config.intermediate_size, config.hidden_size, fixup_gain(config))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """States `(T, C)` to `(T, C)`."""
@@ -327,29 +344,22 @@ class CrystalformerPreTrainedModel(PreTrainedModel):
         | property head | PyTorch's default of a linear layer |
         | biases | 0 (property head: default) |
         """
-        depth = self.config.num_hidden_layers
-        gain = 0.67 * depth**-0.25
         if isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=self.config.hidden_size**-0.5 * (9 * depth) ** -0.25)
+            std = self.config.hidden_size**-0.5 * (9 * self.config.num_hidden_layers) ** -0.25
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, XavierLinear):
+            init.xavier_uniform_(module.weight, gain=module.gain)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, CrystalformerAttention):
-            for linear, factor in ((module.q_proj, 1.0), (module.k_proj, 1.0), (module.v_proj, gain)):
-                init.xavier_uniform_(linear.weight, gain=factor)
-                init.zeros_(linear.bias)
-            init.xavier_uniform_(module.o_proj.weight, gain=gain)
-            init.zeros_(module.o_proj.bias)
             init.normal_(module.width_query, std=module.head_dim**-0.5)
             init.zeros_(module.width_calibration)
             if module.value_radial is not None:
                 init_value_weight(module.value_radial, self.config.hidden_size)
-        elif isinstance(module, CrystalformerMLP):
-            for linear in (module.fc1, module.fc2):
-                init.xavier_uniform_(linear.weight, gain=gain)
-                init.zeros_(linear.bias)
         elif isinstance(module, CrystalPropertyHead):
-            for linear in (module.dense, module.out_proj):
-                bound = linear.in_features**-0.5
-                init.uniform_(linear.weight, -bound, bound)
-                init.uniform_(linear.bias, -bound, bound)
             init.zeros_(module.target_mean)
             init.ones_(module.target_std)
 
