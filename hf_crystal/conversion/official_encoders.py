@@ -4,6 +4,7 @@ Names on the left are those of github.com/omron-sinicx/crystalformer and .../cry
 one to one. A key that is not listed here is an error: a checkpoint is either understood completely or refused.
 """
 
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,8 +62,13 @@ def read_official_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist.")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  torch raises a dozen types for a file it cannot read
-        raise ValueError(f"checkpoint {str(path)!r} cannot be read with weights_only=True: {error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        # torch's own message advises weights_only=False, which would run whatever the file contains
+        reason = str(error).split("weights_only")[0].split(chr(10))[0].strip() or type(error).__name__
+        raise ValueError(
+            f"checkpoint {str(path)!r} cannot be read as tensors alone ({reason}); accepted are Lightning checkpoints "
+            "and state dicts that hold no other objects."
+        ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"checkpoint {str(path)!r} holds {type(loaded).__name__}, not a state dict.")

@@ -17,13 +17,13 @@ class CrystalFramerConfig(CrystalformerConfig):
 
     Args:
         frame_method (`str`): `"max"` (dynamic, the paper's best), `"weighted_pca"` (dynamic), `"max_static"`, `"pca"`,
-            `"lattice"` (static), `"none"` (Crystalformer).
+            `"lattice"` (static; cells of more than 512 atoms are taken as primitive), `"none"` (Crystalformer).
         num_angular_basis (`int`): D, functions per axis.
         angular_width_scale (`float`): width of an angular function in units of their spacing.
         radial_gain (`float`): c_dist, factor of the distance part of the value encoding.
         angular_gain (`float`): c_angl, factor of the angle part.
         frame_tie_tolerance (`float`): candidates for a frame axis whose scores differ by less share the choice in
-            evaluation, and noise of this size picks among them in training; for static frames squared lengths in Å²,
+            evaluation, and are drawn at random in training; for static frames squared lengths in Å²,
             for PCA relative gaps of eigenvalues. Ignored with `match_release`.
     """
 

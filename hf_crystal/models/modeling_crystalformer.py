@@ -9,7 +9,7 @@ Inside the encoder atoms are packed, (T, ...), and images are padded rows per at
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -20,28 +20,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_crystalformer import CrystalformerConfig
-from .ops_crystal_frames import FrameAxes
+from .geometry_crystalformer import CrystalGeometry, ImageBlock, box_extents, build_geometry
 from .ops_periodic_attention import (
     PeriodicAttentionOutput,
     gaussian_widths,
     pair_attention_matrix,
     periodic_attention,
     periodic_attention_reference,
-    radial_basis,
     reciprocal_attention,
     reciprocal_log_weights,
-    reciprocal_vectors,
 )
-from .ops_periodic_geometry import (
-    NeighborLayout,
-    PackedAtoms,
-    cells_layouts,
-    dense_pair_layout,
-    pack_atoms,
-    plane_spacings,
-    radius_layouts,
-    unpack_atoms,
-)
+from .ops_periodic_geometry import NeighborLayout, unpack_atoms
 
 __all__ = [
     "CrystalEncoderOutput",
@@ -53,7 +42,6 @@ __all__ = [
 
 logger = logging.get_logger(__name__)
 
-BOX_MARGIN = 0.01  # Å, added to the adaptive radius of the `cells` rule by the released code
 LOSSES = {
     "l1": nn.functional.l1_loss,
     "mse": nn.functional.mse_loss,
@@ -96,104 +84,21 @@ class CrystalPropertyOutput(ModelOutput):
     pooler_output: torch.Tensor | None = None
 
 
-@dataclass
-class ImageBlock:
-    """Images of some atoms of a batch and what is known about them from geometry alone.
+class XavierLinear(nn.Linear):
+    """Linear layer that knows its gain at initialisation.
 
-    Attributes:
-        layout (`NeighborLayout`): the images; T below is its number of rows.
-        radial (`torch.Tensor` of shape `(T, M, K)`, *optional*): radial basis of every image.
-        unit_vectors (`torch.Tensor` of shape `(T, M, 3)`, *optional*): directions of images (CrystalFramer).
-        static_axes (`FrameAxes`, *optional*): frames that depend on the geometry alone (CrystalFramer).
+    The gain lives here because transformers skips modules without tensors of their own when it initialises code from
+    outside its tree: a feed-forward module could not initialise its two layers.
     """
 
-    layout: NeighborLayout
-    radial: torch.Tensor | None = None
-    unit_vectors: torch.Tensor | None = None
-    static_axes: FrameAxes | None = None
+    def __init__(self, in_features: int, out_features: int, gain: float):
+        super().__init__(in_features, out_features)
+        self.gain = gain
 
 
-@dataclass
-class CrystalGeometry:
-    """What all blocks share about a batch of crystals; computed once, in at least float32.
-
-    Attributes:
-        atoms (`PackedAtoms`): where packed atoms live in the padded batch.
-        positions (`torch.Tensor` of shape `(T, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
-        images (`list[ImageBlock]`): periodic images of all atoms (real-space blocks).
-        order (`torch.Tensor` of shape `(T,)`, *optional*): place of each packed atom in the rows of all `images`.
-        box_unit (`torch.Tensor` of shape `(B, 3)`, *optional*): 1 / plane spacing, for the `cells` rule's boxes.
-        waves (`tuple`, *optional*): reciprocal vectors and multiplicities.
-        pairs (`tuple`, *optional*): `dense_pair_layout` (reciprocal blocks).
-    """
-
-    atoms: PackedAtoms
-    positions: torch.Tensor
-    cell: torch.Tensor
-    images: list[ImageBlock] = field(default_factory=list)
-    order: torch.Tensor | None = None
-    box_unit: torch.Tensor | None = None
-    waves: tuple[torch.Tensor, torch.Tensor] | None = None
-    pairs: tuple[torch.Tensor, torch.Tensor] | None = None
-
-
-@torch.compiler.disable  # counts depend on the data
-def build_geometry(
-    config: CrystalformerConfig,
-    positions: torch.Tensor,
-    cell: torch.Tensor,
-    attention_mask: torch.Tensor,
-    *,
-    truncate: bool = False,
-) -> CrystalGeometry:
-    """Images, radial basis and reciprocal vectors of a padded batch.
-
-    Args:
-        config (`CrystalformerConfig`): the model's configuration.
-        positions (`torch.Tensor` of shape `(B, N, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
-        attention_mask (`torch.Tensor` of shape `(B, N)`): nonzero for atoms.
-        truncate (`bool`): cut the radial basis as the released CrystalFramer does.
-    """
-    atoms = pack_atoms(attention_mask)
-    empty = (atoms.sizes == 0).nonzero()[:, 0].tolist()
-    if empty:
-        raise ValueError(f"attention_mask has no atom for the crystals at batch positions {empty}; at least one each.")
-    packed = positions[atoms.crystal, atoms.slot]
-    geometry = CrystalGeometry(atoms, packed, cell)
-    if config.domain != "reciprocal":
-        if config.image_selection == "radius":
-            radius = float(config.cutoff_sigmas) * config.largest_real_sigma
-            layouts = radius_layouts(packed, cell, atoms, radius)
-        else:
-            geometry.box_unit = 1.0 / plane_spacings(cell)
-            largest = torch.full_like(cell[:, 0, 0], config.largest_real_sigma)
-            layouts = cells_layouts(packed, cell, atoms, _box_extents(config, largest, geometry.box_unit))
-        geometry.images = [ImageBlock(layout, _radial(config, layout, truncate)) for layout in layouts]
-        geometry.order = torch.argsort(torch.cat([layout.rows for layout in layouts]))
-    if config.domain != "real":
-        longest = float(config.cutoff_sigmas) / config.smallest_reciprocal_sigma
-        by_radius = config.image_selection == "radius"
-        geometry.waves = reciprocal_vectors(cell, config.cell_range, longest if by_radius else None)
-        geometry.pairs = dense_pair_layout(atoms)
-    return geometry
-
-
-def _radial(config: CrystalformerConfig, layout: NeighborLayout, truncate: bool) -> torch.Tensor | None:
-    """Radial basis of every image; none in the simplified model."""
-    if not config.num_radial_basis:
-        return None
-    # sqrt has no gradient at the atom itself; the lower bound is far below any distance
-    distances = layout.squared_distances.clamp_min(1e-24).sqrt()
-    cutoff, width_scale = float(config.radial_cutoff), float(config.radial_width_scale)
-    return radial_basis(distances, config.num_radial_basis, cutoff, width_scale, truncate=truncate)
-
-
-def _box_extents(config: CrystalformerConfig, sigma: torch.Tensor, box_unit: torch.Tensor) -> torch.Tensor:
-    """R_k = max(range, ceil((c sigma + 0.01 Å) / spacing_k)) of the `cells` rule, shape `(..., 3)`."""
-    if config.adaptive_cutoff_sigmas is None:
-        return torch.full_like(box_unit, config.cell_range).long()
-    reach = (float(config.adaptive_cutoff_sigmas) * sigma + BOX_MARGIN)[..., None] * box_unit
-    return torch.ceil(reach).clamp_min(config.cell_range).long()
+def fixup_gain(config: CrystalformerConfig) -> float:
+    """0.67 L^-1/4, the scale of value, output and feed-forward weights (T-Fixup; paper, section 4)."""
+    return 0.67 * config.num_hidden_layers**-0.25
 
 
 class CrystalformerAttention(nn.Module):
@@ -212,10 +117,10 @@ class CrystalformerAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.num_real_heads = {"real": self.num_heads, "reciprocal": 0, "multihead": self.num_heads // 2}[self.domain]
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = XavierLinear(config.hidden_size, config.hidden_size, 1.0)
+        self.k_proj = XavierLinear(config.hidden_size, config.hidden_size, 1.0)
+        self.v_proj = XavierLinear(config.hidden_size, config.hidden_size, fixup_gain(config))
+        self.o_proj = XavierLinear(config.hidden_size, config.hidden_size, fixup_gain(config))
         self.width_query = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
         self.register_buffer("width_calibration", torch.zeros(2), persistent=True)
         if config.num_radial_basis and self.num_real_heads:
@@ -275,7 +180,7 @@ class CrystalformerAttention(nn.Module):
         if layout.edge_images is None or geometry.box_unit is None or self.config.adaptive_cutoff_sigmas is None:
             return layout.edge_mask
         box_unit = geometry.box_unit[geometry.atoms.crystal[layout.rows]][:, None, :]
-        extents = _box_extents(self.config, inverse_variance.detach().rsqrt(), box_unit)  # (T, H, 3)
+        extents = box_extents(self.config, inverse_variance.detach().rsqrt(), box_unit)  # (T, H, 3)
         inside = (layout.edge_images.abs()[:, :, None, :] <= extents[:, None, :, :]).all(-1)
         return layout.edge_mask[..., None] & inside
 
@@ -357,8 +262,8 @@ class CrystalformerMLP(nn.Module):
 
     def __init__(self, config: CrystalformerConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = XavierLinear(config.hidden_size, config.intermediate_size, fixup_gain(config))
+        self.fc2 = XavierLinear(config.intermediate_size, config.hidden_size, fixup_gain(config))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """States `(T, C)` to `(T, C)`."""
@@ -439,29 +344,22 @@ class CrystalformerPreTrainedModel(PreTrainedModel):
         | property head | PyTorch's default of a linear layer |
         | biases | 0 (property head: default) |
         """
-        depth = self.config.num_hidden_layers
-        gain = 0.67 * depth**-0.25
         if isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=self.config.hidden_size**-0.5 * (9 * depth) ** -0.25)
+            std = self.config.hidden_size**-0.5 * (9 * self.config.num_hidden_layers) ** -0.25
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, XavierLinear):
+            init.xavier_uniform_(module.weight, gain=module.gain)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, CrystalformerAttention):
-            for linear, factor in ((module.q_proj, 1.0), (module.k_proj, 1.0), (module.v_proj, gain)):
-                init.xavier_uniform_(linear.weight, gain=factor)
-                init.zeros_(linear.bias)
-            init.xavier_uniform_(module.o_proj.weight, gain=gain)
-            init.zeros_(module.o_proj.bias)
             init.normal_(module.width_query, std=module.head_dim**-0.5)
             init.zeros_(module.width_calibration)
             if module.value_radial is not None:
                 init_value_weight(module.value_radial, self.config.hidden_size)
-        elif isinstance(module, CrystalformerMLP):
-            for linear in (module.fc1, module.fc2):
-                init.xavier_uniform_(linear.weight, gain=gain)
-                init.zeros_(linear.bias)
         elif isinstance(module, CrystalPropertyHead):
-            for linear in (module.dense, module.out_proj):
-                bound = linear.in_features**-0.5
-                init.uniform_(linear.weight, -bound, bound)
-                init.uniform_(linear.bias, -bound, bound)
             init.zeros_(module.target_mean)
             init.ones_(module.target_std)
 
@@ -499,11 +397,13 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         """Replaces the element embedding."""
         self.embeddings = cast(nn.Embedding, value)
 
-    def _geometry(self, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor) -> CrystalGeometry:
+    def _geometry(
+        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor
+    ) -> CrystalGeometry:
         """Geometry in the wider of float32, the input's and the weights' precision."""
         dtype = torch.promote_types(torch.promote_types(positions.dtype, torch.float32), self.embeddings.weight.dtype)
         with torch.autocast(positions.device.type, enabled=False):
-            return build_geometry(self.config, positions.to(dtype), cell.to(dtype), attention_mask)
+            return build_geometry(self.config, atomic_numbers, positions.to(dtype), cell.to(dtype), attention_mask)
 
     @torch.compiler.disable  # reads values, to give an error instead of a device assertion
     def _check_inputs(
@@ -530,28 +430,31 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         """Embeddings of packed atoms `(T, C)` and the batch's geometry."""
         attention_mask = atomic_numbers.ne(0) if mask is None else mask
         self._check_inputs(atomic_numbers, positions, cell, attention_mask)
-        geometry = self._geometry(positions, cell, attention_mask)
-        atoms = geometry.atoms
-        return self.embeddings(atomic_numbers[atoms.crystal, atoms.slot] - 1), geometry
+        geometry = self._geometry(atomic_numbers, positions, cell, attention_mask)
+        return self.embeddings(geometry.atomic_numbers - 1), geometry
 
     @torch.no_grad()
     def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: Any) -> None:
         """Sets the data-dependent scale of the Gaussian widths from one batch, block after block (spec 2.1).
 
         Call it once, on the first training batch. Each block is calibrated with the outputs of the calibrated blocks
-        below it. A model loaded from a checkpoint is calibrated already.
+        below it, in evaluation mode: the result does not depend on random frames. A model loaded from a checkpoint is
+        calibrated already.
 
         Args:
             batch (`Mapping`): `atomic_numbers`, `positions`, `cell`, `attention_mask`; other entries are ignored.
                 They may be given as keywords instead.
         """
         given = {**(batch or {}), **inputs}
+        was_training = self.training
+        self.eval()
         hidden_states, geometry = self._start(
             given["atomic_numbers"], given["positions"], given["cell"], given.get("attention_mask")
         )
         for layer in cast(list[CrystalformerLayer], self.layers):
             layer.attention.calibrate(hidden_states)
             hidden_states, _ = layer(hidden_states, geometry)
+        self.train(was_training)
 
     @can_return_tuple
     def forward(

@@ -15,15 +15,13 @@ import torch
 from torch import nn
 
 from .configuration_crystalframer import CrystalFramerConfig
+from .geometry_crystalformer import CrystalGeometry, ImageBlock, build_geometry
 from .modeling_crystalformer import (
     CrystalformerAttention,
     CrystalformerForPropertyPrediction,
     CrystalformerLayer,
     CrystalformerModel,
     CrystalformerPreTrainedModel,
-    CrystalGeometry,
-    ImageBlock,
-    build_geometry,
     init_value_weight,
 )
 from .ops_crystal_frames import (
@@ -39,9 +37,12 @@ from .ops_crystal_frames import (
     spread_axes,
 )
 from .ops_periodic_attention import PeriodicAttentionOutput
-from .ops_periodic_geometry import NeighborLayout, plane_spacings
+from .ops_periodic_geometry import NeighborLayout, plane_spacings, pure_translations
 
 __all__ = ["CrystalFramerForPropertyPrediction", "CrystalFramerModel", "CrystalFramerPreTrainedModel"]
+
+TRANSLATION_TOLERANCE = 1e-2  # Å: how exactly a translation inside the cell must map the crystal onto itself
+MAX_ATOMS_FOR_TRANSLATIONS = 512  # the search is cubic in the worst case; larger cells are taken as they are given
 
 
 class CrystalFramerAttention(CrystalformerAttention):
@@ -116,7 +117,7 @@ class CrystalFramerAttention(CrystalformerAttention):
         if config.match_release:
             return axes_of_frames(max_frames(scores, unit_vectors))
         if self.training:
-            return axes_of_frames(max_frames(scores, unit_vectors, noise=tolerance))
+            return axes_of_frames(max_frames(scores, unit_vectors, tolerance=tolerance))
         return max_axes(scores, unit_vectors, tolerance)
 
 
@@ -146,12 +147,15 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
 
     layer_class = CrystalFramerLayer
 
-    def _geometry(self, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor) -> CrystalGeometry:
+    def _geometry(
+        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor
+    ) -> CrystalGeometry:
         has_frames = self.config.frame_method != "none"
         dtype = torch.promote_types(torch.promote_types(positions.dtype, torch.float32), self.embeddings.weight.dtype)
         with torch.autocast(positions.device.type, enabled=False):
             geometry = build_geometry(
                 self.config,
+                atomic_numbers,
                 positions.to(dtype),
                 cell.to(dtype),
                 attention_mask,
@@ -188,7 +192,7 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
         candidates = layout.edge_mask & (squared > SELF_IMAGE_SQUARED_DISTANCE)
         scores = (-squared).masked_fill(~candidates, -torch.inf)[..., None]
         if self.training:
-            return axes_of_frames(max_frames(scores.expand(-1, -1, num_heads), unit_vectors, noise=tolerance))
+            return axes_of_frames(max_frames(scores.expand(-1, -1, num_heads), unit_vectors, tolerance=tolerance))
         everyone = torch.arange(squared.shape[0], device=squared.device)
         return spread_axes(max_axes(scores, unit_vectors, tolerance), everyone, num_heads)
 
@@ -201,16 +205,27 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
         return lattice_axes(vectors, tolerance, choice="random" if self.training else "mean")
 
     def _lattice_vectors(self, geometry: CrystalGeometry) -> list[torch.Tensor]:
-        """Nonzero lattice vectors of each crystal: a box (released code), or all up to the cell's longest."""
+        """Nonzero lattice vectors of each crystal: a box of the given cell (released code), or all short ones.
+
+        Translations inside the cell count as lattice vectors, so that a supercell has the frames of its unit cell.
+        """
         found = []
-        for cell in geometry.cell:
+        for crystal, cell in enumerate(geometry.cell):
             longest = cell.norm(dim=-1).max()
+            inner = torch.zeros_like(cell[:1])
             if self.config.match_release:
                 bounds = [self.config.cell_range] * 3
             else:
-                bounds = torch.floor(longest / plane_spacings(cell) + 1e-6).long().tolist()
+                # one more cell on each side reaches every sum of a lattice vector and an inner translation
+                bounds = (torch.floor(longest / plane_spacings(cell) + 1e-6).long() + 1).tolist()
+                atoms = geometry.atoms.crystal == crystal
+                if int(atoms.sum()) <= MAX_ATOMS_FOR_TRANSLATIONS:
+                    inner = pure_translations(
+                        geometry.positions[atoms], geometry.atomic_numbers[atoms], cell, TRANSLATION_TOLERANCE
+                    )
             axes = [torch.arange(-bound, bound + 1, device=cell.device) for bound in bounds]
-            vectors = torch.cartesian_prod(*axes).reshape(-1, 3).to(cell.dtype) @ cell
+            grid = torch.cartesian_prod(*axes).reshape(-1, 3).to(cell.dtype) @ cell
+            vectors = (grid[:, None, :] + inner[None, :, :]).reshape(-1, 3)
             squared = vectors.square().sum(-1)
             keep = squared > SELF_IMAGE_SQUARED_DISTANCE
             if not self.config.match_release:

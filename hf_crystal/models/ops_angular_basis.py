@@ -83,7 +83,7 @@ def angular_sums_reference(
     Returns:
         `torch.Tensor` of shape `(F, D)`.
     """
-    step = max(1, 64 * PART_ENTRIES // (weights.shape[1] * num_basis))
+    step = max(1, 4 * PART_ENTRIES // (weights.shape[1] * num_basis))
     parts = [
         torch.bmm(w[:, None, :], angular_basis(c, num_basis, width_scale, truncate=truncate))[:, 0]
         for w, c in zip(torch.split(weights, step), torch.split(cosines, step), strict=True)

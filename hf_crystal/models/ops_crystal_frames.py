@@ -7,8 +7,8 @@ Why a list: the arg-max of the `max` frames ties exactly on symmetric sites (and
 chosen neighbour is an image of the atom itself), and eigenvectors have free signs and may be degenerate. Picking one
 candidate by rounding or by noise makes predictions of symmetric crystals random. Here evaluation takes the mean over
 the tied candidates with weights max(0, 1 - gap / tolerance): independent of orientation, atom order and run, equal to
-the single frame where no tie is near, and continuous in between. Training picks one of them at random with noise of
-the tolerance's size ("stochastic frames"), whose expectation evaluation takes.
+the single frame where no tie is near, and continuous in between. Training draws one of them with the same weights
+("stochastic frames"), so that evaluation is the expectation of training.
 
 Axis letters as in `ops_periodic_geometry`; F listed directions.
 """
@@ -138,7 +138,7 @@ def _complete(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, 
 
 @torch.no_grad()
 def max_frames(
-    scores: torch.Tensor, unit_vectors: torch.Tensor, second_scores: torch.Tensor | None = None, noise: float = 0.0
+    scores: torch.Tensor, unit_vectors: torch.Tensor, second_scores: torch.Tensor | None = None, tolerance: float = 0.0
 ) -> torch.Tensor:
     """One frame per atom and head: the strongest image, then the strongest off that axis (eq. 8 of the paper).
 
@@ -146,7 +146,8 @@ def max_frames(
         scores (`torch.Tensor` of shape `(T, M, H)`): attention logits of images, -inf for images without direction.
         unit_vectors (`torch.Tensor` of shape `(T, M, 3)`).
         second_scores (`torch.Tensor` of shape `(T, M, H)`, *optional*): other logits for the second axis.
-        noise (`float`): width of the uniform noise that picks among near ties; 0 takes the first of the largest.
+        tolerance (`float`): candidates closer than this to the best are drawn at random, with the weights that
+            `max_axes` gives them; 0 takes the first of the largest.
 
     Returns:
         `torch.Tensor` of shape `(T, H, 3, 3)`, rows are axes; zero where no two directions exist.
@@ -158,9 +159,9 @@ def max_frames(
     atom = torch.arange(num_atoms, device=scores.device).repeat_interleave(num_heads)
     for rows in torch.split(torch.arange(flat.shape[0], device=scores.device), ROWS_PER_PART):
         vectors = unit_vectors[atom[rows]]
-        best, index = _with_noise(flat[rows], noise).max(dim=1)
+        best, index = _choose(flat[rows], tolerance)
         first = _pick(vectors, index)
-        second_best, index = _with_noise(_second_scores(other[rows], vectors, first), noise).max(dim=1)
+        second_best, index = _choose(_second_scores(other[rows], vectors, first), tolerance)
         e2, e3 = _complete(first, _pick(vectors, index))
         frame = torch.stack([first, e2, e3], dim=1)
         exists = torch.stack([best, second_best, second_best], dim=1) > -torch.inf
@@ -168,8 +169,14 @@ def max_frames(
     return torch.cat(parts).view(num_atoms, num_heads, 3, 3)
 
 
-def _with_noise(scores: torch.Tensor, noise: float) -> torch.Tensor:
-    return scores + (torch.rand_like(scores) - 0.5) * noise if noise > 0 else scores
+def _choose(scores: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Best score of each row, and the chosen candidate: the first of the best, or one drawn among near ties."""
+    best, index = scores.max(dim=1)
+    if tolerance > 0:
+        # of independent exponential clocks with rates w, the first to ring is k with probability w_k
+        clocks = torch.empty_like(scores).exponential_().clamp_min_(torch.finfo(scores.dtype).tiny)
+        index = (_tie_weights(scores, tolerance) / clocks).argmax(dim=1)
+    return best, index
 
 
 def _pick(vectors: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ __all__ = [
     "dense_pair_layout",
     "pack_atoms",
     "plane_spacings",
+    "pure_translations",
     "radius_edges",
     "radius_layouts",
     "reciprocal_cell",
@@ -346,6 +347,34 @@ def _linked_cell_edges(
         images = shift[query] + home[query].long() - home[key].long()
         parts.append((query, key, images))
     return tuple(torch.cat([part[k] for part in parts]) for k in range(3))  # type: ignore[return-value]
+
+
+def pure_translations(
+    positions: torch.Tensor, atomic_numbers: torch.Tensor, cell: torch.Tensor, tolerance: float
+) -> torch.Tensor:
+    """Translations, other than lattice vectors of `cell`, that map a crystal onto itself: a supercell has some.
+
+    Args:
+        positions (`torch.Tensor` of shape `(N, 3)`): of one crystal, Å.
+        atomic_numbers (`torch.Tensor` of shape `(N,)`).
+        cell (`torch.Tensor` of shape `(3, 3)`): Å.
+        tolerance (`float`): how far an atom may end from the atom that it replaces, Å.
+
+    Returns:
+        `torch.Tensor` of shape `(S, 3)`, Å, zero included.
+    """
+    _, kind, counts = torch.unique(atomic_numbers, return_inverse=True, return_counts=True)
+    members = (kind == counts.argmin()).nonzero()[:, 0]
+    inverse = torch.linalg.inv(cell)
+    fractional = positions @ inverse
+    same = kind[:, None] == kind[None, :]
+    found = []
+    for candidate in fractional[members] - fractional[members[0]]:
+        difference = fractional[None, :, :] + candidate - fractional[:, None, :]
+        distance = ((difference - torch.round(difference)) @ cell).norm(dim=-1)
+        if bool(((distance <= tolerance) & same).any(dim=0).all()):
+            found.append(candidate)
+    return torch.stack(found) @ cell
 
 
 def cells_layouts(

@@ -235,9 +235,12 @@ def run_record(
         predictor's.
     """
     history = trainer.state.log_history
+    described = recipe.to_dict()
+    if described["data"].get("path"):  # the record travels with the model: no folder of this machine in it
+        described["data"]["path"] = Path(described["data"]["path"]).name
     curve_keys = ("step", "epoch", "loss", "grad_norm", "learning_rate")
     return {
-        "recipe": recipe.to_dict(),
+        "recipe": described,
         "seed": recipe.training.seed,
         **environment_record(),
         "steps": trainer.state.global_step,

@@ -1,0 +1,126 @@
+"""What all blocks of an encoder share about a batch: periodic images, their radial basis, reciprocal vectors."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .configuration_crystalformer import CrystalformerConfig
+from .ops_crystal_frames import FrameAxes
+from .ops_periodic_attention import radial_basis, reciprocal_vectors
+from .ops_periodic_geometry import (
+    NeighborLayout,
+    PackedAtoms,
+    cells_layouts,
+    dense_pair_layout,
+    pack_atoms,
+    plane_spacings,
+    radius_layouts,
+)
+
+__all__ = ["CrystalGeometry", "ImageBlock", "box_extents", "build_geometry"]
+
+BOX_MARGIN = 0.01  # Å, added to the adaptive radius of the `cells` rule by the released code
+
+
+@dataclass
+class ImageBlock:
+    """Images of some atoms of a batch and what is known about them from geometry alone.
+
+    Attributes:
+        layout (`NeighborLayout`): the images; T below is its number of rows.
+        radial (`torch.Tensor` of shape `(T, M, K)`, *optional*): radial basis of every image.
+        unit_vectors (`torch.Tensor` of shape `(T, M, 3)`, *optional*): directions of images (CrystalFramer).
+        static_axes (`FrameAxes`, *optional*): frames that depend on the geometry alone (CrystalFramer).
+    """
+
+    layout: NeighborLayout
+    radial: torch.Tensor | None = None
+    unit_vectors: torch.Tensor | None = None
+    static_axes: FrameAxes | None = None
+
+
+@dataclass
+class CrystalGeometry:
+    """What all blocks share about a batch of crystals; computed once, in at least float32.
+
+    Attributes:
+        atoms (`PackedAtoms`): where packed atoms live in the padded batch.
+        positions (`torch.Tensor` of shape `(T, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
+        atomic_numbers (`torch.Tensor` of shape `(T,)`): elements.
+        images (`list[ImageBlock]`): periodic images of all atoms (real-space blocks).
+        order (`torch.Tensor` of shape `(T,)`, *optional*): place of each packed atom in the rows of all `images`.
+        box_unit (`torch.Tensor` of shape `(B, 3)`, *optional*): 1 / plane spacing, for the `cells` rule's boxes.
+        waves (`tuple`, *optional*): reciprocal vectors and multiplicities.
+        pairs (`tuple`, *optional*): `dense_pair_layout` (reciprocal blocks).
+    """
+
+    atoms: PackedAtoms
+    positions: torch.Tensor
+    cell: torch.Tensor
+    atomic_numbers: torch.Tensor
+    images: list[ImageBlock] = field(default_factory=list)
+    order: torch.Tensor | None = None
+    box_unit: torch.Tensor | None = None
+    waves: tuple[torch.Tensor, torch.Tensor] | None = None
+    pairs: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+@torch.compiler.disable  # counts depend on the data
+def build_geometry(
+    config: CrystalformerConfig,
+    atomic_numbers: torch.Tensor,
+    positions: torch.Tensor,
+    cell: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    truncate: bool = False,
+) -> CrystalGeometry:
+    """Images, radial basis and reciprocal vectors of a padded batch.
+
+    Args:
+        config (`CrystalformerConfig`): the model's configuration.
+        atomic_numbers (`torch.Tensor` of shape `(B, N)`): elements.
+        positions (`torch.Tensor` of shape `(B, N, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
+        attention_mask (`torch.Tensor` of shape `(B, N)`): nonzero for atoms.
+        truncate (`bool`): cut the radial basis as the released CrystalFramer does.
+    """
+    atoms = pack_atoms(attention_mask)
+    empty = (atoms.sizes == 0).nonzero()[:, 0].tolist()
+    if empty:
+        raise ValueError(f"attention_mask has no atom for the crystals at batch positions {empty}; at least one each.")
+    packed = positions[atoms.crystal, atoms.slot]
+    geometry = CrystalGeometry(atoms, packed, cell, atomic_numbers[atoms.crystal, atoms.slot])
+    if config.domain != "reciprocal":
+        if config.image_selection == "radius":
+            radius = float(config.cutoff_sigmas) * config.largest_real_sigma
+            layouts = radius_layouts(packed, cell, atoms, radius)
+        else:
+            geometry.box_unit = 1.0 / plane_spacings(cell)
+            largest = torch.full_like(cell[:, 0, 0], config.largest_real_sigma)
+            layouts = cells_layouts(packed, cell, atoms, box_extents(config, largest, geometry.box_unit))
+        geometry.images = [ImageBlock(layout, _radial(config, layout, truncate)) for layout in layouts]
+        geometry.order = torch.argsort(torch.cat([layout.rows for layout in layouts]))
+    if config.domain != "real":
+        longest = float(config.cutoff_sigmas) / config.smallest_reciprocal_sigma
+        by_radius = config.image_selection == "radius"
+        geometry.waves = reciprocal_vectors(cell, config.cell_range, longest if by_radius else None)
+        geometry.pairs = dense_pair_layout(atoms)
+    return geometry
+
+
+def _radial(config: CrystalformerConfig, layout: NeighborLayout, truncate: bool) -> torch.Tensor | None:
+    """Radial basis of every image; none in the simplified model."""
+    if not config.num_radial_basis:
+        return None
+    # sqrt has no gradient at the atom itself; the lower bound is far below any distance
+    distances = layout.squared_distances.clamp_min(1e-24).sqrt()
+    cutoff, width_scale = float(config.radial_cutoff), float(config.radial_width_scale)
+    return radial_basis(distances, config.num_radial_basis, cutoff, width_scale, truncate=truncate)
+
+
+def box_extents(config: CrystalformerConfig, sigma: torch.Tensor, box_unit: torch.Tensor) -> torch.Tensor:
+    """R_k = max(range, ceil((c sigma + 0.01 Å) / spacing_k)) of the `cells` rule, shape `(..., 3)`."""
+    if config.adaptive_cutoff_sigmas is None:
+        return torch.full_like(box_unit, config.cell_range).long()
+    reach = (float(config.adaptive_cutoff_sigmas) * sigma + BOX_MARGIN)[..., None] * box_unit
+    return torch.ceil(reach).clamp_min(config.cell_range).long()

@@ -1,0 +1,123 @@
+"""Images of atoms: the radius rule finds all of them, whatever the cell, and costs O(N)."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_crystal.models import ops_periodic_geometry as geometry
+from hf_crystal.testing import DESCRIPTIONS, Crystal, collate, supercell
+
+RADIUS = 5.3
+TRICLINIC = Crystal(
+    np.array([14, 8, 8]),
+    np.array([[0.1, 0.2, 0.3], [1.9, -0.7, 2.2], [9.0, 4.0, -6.0]]),
+    np.array([[3.1, 0.2, -0.1], [1.4, 4.2, 0.3], [-0.8, 1.1, 2.7]]),
+)
+NEEDLE = Crystal(np.array([29, 29]), np.array([[0.0, 0, 0], [1.2, 1.1, 14.0]]), np.diag([2.5, 2.6, 28.0]))
+
+
+def layouts_of(crystals, radius=RADIUS):
+    batch = collate(crystals)
+    atoms = geometry.pack_atoms(batch["attention_mask"])
+    packed = batch["positions"][atoms.crystal, atoms.slot]
+    return geometry.radius_layouts(packed, batch["cell"], atoms, radius), atoms, packed
+
+
+def distances_by_atom(layouts) -> dict[int, np.ndarray]:
+    found = {}
+    for layout in layouts:
+        for row, atom in enumerate(layout.rows.tolist()):
+            vectors = layout.edge_vectors[row][layout.edge_mask[row]]
+            found[atom] = np.sort(vectors.norm(dim=-1).numpy())
+    return found
+
+
+def brute_force(crystal: Crystal, radius: float) -> list[np.ndarray]:
+    grid = np.stack(np.meshgrid(*[np.arange(-9, 10)] * 3, indexing="ij"), -1).reshape(-1, 3) @ crystal.cell
+    result = []
+    for position in crystal.positions:
+        everything = (crystal.positions[None] - position + grid[:, None]).reshape(-1, 3)
+        lengths = np.linalg.norm(everything, axis=1)
+        result.append(np.sort(lengths[lengths <= radius]))
+    return result
+
+
+@pytest.mark.parametrize("crystal", [TRICLINIC, NEEDLE], ids=["triclinic", "needle"])
+def test_radius_rule_finds_every_image(crystal):
+    layouts, _, _ = layouts_of([NEEDLE, crystal])
+    found = distances_by_atom(layouts)
+    for atom, expected in enumerate(brute_force(crystal, RADIUS)):
+        np.testing.assert_allclose(found[2 + atom], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [name for name in DESCRIPTIONS if "supercell" not in name])
+def test_radius_rule_does_not_depend_on_the_description(kind):
+    other = DESCRIPTIONS[kind](TRICLINIC, np.random.default_rng(3))
+    own, new = (sorted(map(tuple, distances_by_atom(layouts_of([c])[0]).values())) for c in (TRICLINIC, other))
+    assert [len(row) for row in own] == [len(row) for row in new]
+    for left, right in zip(own, new, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-9)
+
+
+@pytest.mark.parametrize("crystal", [TRICLINIC, NEEDLE], ids=["triclinic", "needle"])
+def test_linked_cells_find_what_all_pairs_find(crystal, monkeypatch):
+    large = supercell(crystal, (4, 3, 5))
+    monkeypatch.setattr(geometry, "LINKED_CELL_MIN_ATOMS", 10_000)
+    pairs = distances_by_atom(layouts_of([large])[0])
+    monkeypatch.setattr(geometry, "LINKED_CELL_MIN_ATOMS", 1)
+    linked = distances_by_atom(layouts_of([large])[0])
+    for atom, expected in pairs.items():
+        np.testing.assert_allclose(linked[atom], expected, atol=1e-9)
+
+
+def test_parts_of_a_large_search_join(monkeypatch):
+    whole = distances_by_atom(layouts_of([TRICLINIC, NEEDLE, TRICLINIC])[0])
+    monkeypatch.setattr(geometry, "MAX_DISTANCE_ENTRIES", 1)
+    monkeypatch.setattr(geometry, "MIN_LAYOUT_ROWS", 1)
+    parts = distances_by_atom(layouts_of([TRICLINIC, NEEDLE, TRICLINIC])[0])
+    assert whole.keys() == parts.keys()
+    for atom, expected in whole.items():
+        np.testing.assert_array_equal(parts[atom], expected)
+
+
+def test_layout_vectors_lead_to_images_of_the_named_key():
+    layouts, atoms, packed = layouts_of([NEEDLE, TRICLINIC])
+    cells = torch.as_tensor(np.stack([NEEDLE.cell, TRICLINIC.cell]))
+    for layout in layouts:
+        key = layout.pair_key.gather(1, layout.edge_pair)
+        difference = layout.edge_vectors - (packed[key] - packed[layout.rows][:, None])
+        integers = torch.einsum("tmc,tck->tmk", difference, torch.linalg.inv(cells[atoms.crystal[layout.rows]]))
+        off = (integers - integers.round()).abs()[layout.edge_mask]
+        assert off.max() < 1e-9
+        assert (atoms.crystal[key] == atoms.crystal[layout.rows][:, None])[layout.edge_mask].all()
+
+
+def test_cells_rule_lists_the_whole_box_in_order():
+    batch = collate([TRICLINIC])
+    atoms = geometry.pack_atoms(batch["attention_mask"])
+    packed = batch["positions"][0]
+    (layout,) = geometry.cells_layouts(packed, batch["cell"], atoms, torch.tensor([[1, 2, 1]]))
+    assert layout.edge_mask.shape == (3, 3 * 45)
+    assert layout.edge_images[0, :2].tolist() == [[-1, -2, -1], [-1, -2, 0]]
+    shift = layout.edge_images[0, 7].double() @ batch["cell"][0]
+    torch.testing.assert_close(layout.edge_vectors[0, 7], shift)
+
+
+def test_volume_spacing_and_reciprocal_cell():
+    cell = torch.as_tensor(TRICLINIC.cell)
+    volume = geometry.cell_volume(cell)
+    assert volume == pytest.approx(abs(np.linalg.det(TRICLINIC.cell)))
+    assert geometry.cell_volume(cell[[1, 0, 2]]) == pytest.approx(float(volume))
+    torch.testing.assert_close(
+        cell @ geometry.reciprocal_cell(cell).T, 2 * torch.pi * torch.eye(3, dtype=torch.float64)
+    )
+    faces = torch.linalg.cross(cell[[1, 2, 0]], cell[[2, 0, 1]]).norm(dim=-1)
+    torch.testing.assert_close(geometry.plane_spacings(cell), volume / faces)
+
+
+def test_packing_keeps_atoms_apart_from_holes_in_the_mask():
+    mask = torch.tensor([[1, 0, 1], [0, 1, 0]])
+    atoms = geometry.pack_atoms(mask)
+    assert atoms.sizes.tolist() == [2, 1]
+    values = torch.tensor([1.0, 2.0, 3.0])
+    assert geometry.unpack_atoms(values, atoms).tolist() == [[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]]
