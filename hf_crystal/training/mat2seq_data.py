@@ -1,0 +1,203 @@
+"""Crystals as token rows on disk, and batches of them for the language model."""
+
+import concurrent.futures
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from hf_crystal.models.canonical_crystal import CanonicalCrystal, CanonicalSettings, canonicalize
+from hf_crystal.models.canonical_text import SEPARATOR
+
+if TYPE_CHECKING:
+    import datasets
+
+    from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
+    from hf_crystal.training.mat2seq_recipe import GeneratorDataArguments
+
+logger = logging.get_logger(__name__)
+
+IGNORED_LABEL = -100
+SETTINGS_NAME = "tokens.json"
+ROLES = ("train", "validation", "test")
+_STRUCTURE_COLUMNS = ("lattice", "frac_coords", "atomic_numbers")
+
+
+def tokenize_splits(
+    data: "GeneratorDataArguments", tokenizer: "Mat2SeqTokenizer", folder: str | Path, seed: int
+) -> "datasets.DatasetDict":
+    """Token rows of all splits; read from `folder` if they lie there, otherwise made and written to it (Arrow).
+
+    Columns: `material_id`, `input_ids` (begin and end included, no conditions), `answer_start` (place of the first
+    token after the composition), `length`, and one float column per condition (NaN = unknown). A crystal without a
+    sequence (an element outside the vocabulary, too many atoms) is left out and counted in the log.
+
+    Args:
+        data: Section of the recipe.
+        tokenizer: The tokenizer; its settings are part of what the rows mean.
+        folder: Folder of the Arrow files.
+        seed: Chooses the rows where the recipe limits their number.
+
+    Raises:
+        ValueError: For missing splits or columns, and for rows that were made with other settings.
+    """
+    import datasets
+
+    folder = Path(folder)
+    described = _describe(data, tokenizer, seed)
+    note = folder / SETTINGS_NAME
+    if note.is_file():
+        found = json.loads(note.read_text(encoding="utf-8"))
+        if found["settings"] != described:
+            differing = sorted(k for k in described if found["settings"].get(k) != described[k])
+            raise ValueError(f"{folder} holds token rows made with other settings ({', '.join(differing)}): remove it")
+        return datasets.load_from_disk(str(folder))
+    rows = _read_rows(data, seed)
+    splits = datasets.DatasetDict()
+    left_out: dict[str, int] = {}
+    for role in ROLES:
+        splits[role], left_out[role] = _tokenize(rows[role], tokenizer, data)
+        logger.info(f"{role}: {len(splits[role])} sequences, {left_out[role]} crystals left out")
+    splits.save_to_disk(str(folder))
+    # written last: a folder without it is incomplete and made anew
+    note.write_text(json.dumps({"settings": described, "left_out": left_out}, indent=2) + "\n", encoding="utf-8")
+    return splits
+
+
+def _describe(data: "GeneratorDataArguments", tokenizer: "Mat2SeqTokenizer", seed: int) -> dict[str, Any]:
+    """What the token rows depend on, as JSON values without paths."""
+    import dataclasses
+
+    values = dataclasses.asdict(data)
+    values["path"] = None if data.path is None else Path(data.path).name
+    values.pop("num_workers")
+    return {**values, "seed": seed, "tokenizer": dataclasses.asdict(tokenizer.settings), "vocab": len(tokenizer)}
+
+
+def _read_rows(data: "GeneratorDataArguments", seed: int) -> dict[str, "datasets.Dataset"]:
+    from hf_crystal.data import load_crystal_dataset
+
+    if data.path is None:
+        raise ValueError("data.path is not set: give the table of crystals (--data)")
+    splits = load_crystal_dataset(data.path, split_column=data.split_column)
+    chosen: dict[str, datasets.Dataset] = {}
+    for role, name, limit in zip(
+        ROLES,
+        (data.train_split, data.validation_split, data.test_split),
+        (data.max_train_rows, data.max_validation_rows, data.max_test_rows),
+        strict=True,
+    ):
+        if name not in splits:
+            raise ValueError(f"data.{role}_split={name!r}: the data has splits {', '.join(map(str, splits))}")
+        rows = splits[name]
+        missing = [column for column in data.conditions.values() if column not in rows.column_names]
+        if missing:
+            raise ValueError(
+                f"data.conditions: no column {missing} in the data; it has {', '.join(rows.column_names)}"
+            )
+        if limit is not None and limit < len(rows):
+            rows = rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit]))
+        chosen[role] = rows
+    return chosen
+
+
+def _canonical(settings: CanonicalSettings, record: Mapping[str, Any]) -> CanonicalCrystal | str:
+    try:
+        return canonicalize(dict(record), settings=settings)
+    except ValueError as error:
+        return str(error)
+
+
+def _tokenize(
+    rows: "datasets.Dataset", tokenizer: "Mat2SeqTokenizer", data: "GeneratorDataArguments"
+) -> tuple["datasets.Dataset", int]:
+    """Token rows of one split, and how many crystals were left out."""
+    import datasets
+
+    records = [dict(row) for row in rows.select_columns(list(_STRUCTURE_COLUMNS))]
+    work = functools.partial(_canonical, tokenizer.settings)
+    if data.num_workers > 1:
+        with concurrent.futures.ProcessPoolExecutor(data.num_workers) as pool:
+            crystals = list(pool.map(work, records, chunksize=64))
+    else:
+        crystals = [work(record) for record in records]
+    names = rows["material_id"] if "material_id" in rows.column_names else [str(i) for i in range(len(rows))]
+    labels = {name: list(rows[column]) for name, column in data.conditions.items()}
+    end_of_composition = tokenizer.convert_tokens_to_ids(SEPARATOR)
+    table: dict[str, list[Any]] = {key: [] for key in ("material_id", "input_ids", "answer_start", "length", *labels)}
+    for index, crystal in enumerate(crystals):
+        try:
+            if isinstance(crystal, str):
+                raise ValueError(crystal)
+            ids = tokenizer.encode(tokenizer.to_text(crystal))
+        except ValueError as error:
+            logger.warning_once(f"left out {names[index]}: {error}")
+            continue
+        table["material_id"].append(names[index])
+        table["input_ids"].append(ids)
+        table["answer_start"].append(ids.index(end_of_composition) + 1)
+        table["length"].append(len(ids))
+        for name, values in labels.items():
+            table[name].append(float("nan") if values[index] is None else float(values[index]))
+    return datasets.Dataset.from_dict(table), len(crystals) - len(table["length"])
+
+
+class Mat2SeqCollator:
+    """Token rows → padded batch with labels; conditions and the loss on the composition are drawn at random.
+
+    The begin token and the conditions carry no loss: they are given, never generated. The composition is given too
+    when a user asks for one, so it carries loss only with `composition_loss_probability`; that keeps a share of
+    the rows for learning which compositions exist, without which generation from nothing would not work.
+
+    Args:
+        tokenizer: The tokenizer.
+        condition_probability: Chance of each known condition to be written in front.
+        composition_loss_probability: Chance of a row that its composition is learnt.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "Mat2SeqTokenizer",
+        condition_probability: float = 0.0,
+        composition_loss_probability: float = 0.5,
+    ):
+        self.tokenizer = tokenizer
+        self.condition_probability = condition_probability
+        self.composition_loss_probability = composition_loss_probability
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, `labels`, each (B, L); -100 carries no loss.
+
+        Draws from torch's global generator, whose state the checkpoints of `Trainer` hold.
+        """
+        pairs = [self._example(row) for row in rows]
+        longest = max(len(ids) for ids, _ in pairs)
+        batch = {
+            "input_ids": torch.full((len(rows), longest), int(self.tokenizer.pad_token_id)),
+            "attention_mask": torch.zeros((len(rows), longest), dtype=torch.int64),
+            "labels": torch.full((len(rows), longest), IGNORED_LABEL),
+        }
+        for place, (ids, given) in enumerate(pairs):
+            row = torch.tensor(ids)
+            batch["input_ids"][place, : len(ids)] = row
+            batch["attention_mask"][place, : len(ids)] = 1
+            batch["labels"][place, given : len(ids)] = row[given:]
+        return batch
+
+    def _example(self, row: Mapping[str, Any]) -> tuple[list[int], int]:
+        """Ids with conditions, and the number of ids in front that carry no loss."""
+        known = [bins.name for bins in self.tokenizer.property_bins if bins.name in row]
+        # rows marked "fixed" (validation) look the same every time: no conditions, the composition is given
+        draws = [1.0] * (len(known) + 1) if row.get("fixed") else torch.rand(len(known) + 1).tolist()
+        chosen = {
+            name: row[name] for name, draw in zip(known, draws, strict=False) if draw < self.condition_probability
+        }
+        conditions = self.tokenizer.convert_tokens_to_ids(self.tokenizer.condition_tokens(chosen))
+        ids = [row["input_ids"][0], *conditions, *row["input_ids"][1:]]
+        learns_composition = draws[-1] < self.composition_loss_probability
+        return ids, len(conditions) + (1 if learns_composition else row["answer_start"])

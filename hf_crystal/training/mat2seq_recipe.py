@@ -1,0 +1,189 @@
+"""Recipes of generators: YAML files in which every key is checked."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_crystal.training.arguments import check_keys, section_from_dict
+
+_SECTIONS = ["description", "cost", "model", "data", "training"]
+
+
+@dataclass(kw_only=True)
+class GeneratorModelArguments:
+    """Shape of the Llama model.
+
+    Attributes:
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: As in `LlamaConfig`.
+        max_position_embeddings: Longest sequence in tokens, conditions included.
+        dropout: Dropout of the attention weights.
+    """
+
+    hidden_size: int = 256
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    intermediate_size: int = 768
+    max_position_embeddings: int = 1024
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads < 1 or self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"model.hidden_size={self.hidden_size}: expected a multiple of twice num_attention_heads="
+                f"{self.num_attention_heads}"
+            )
+
+    def llama_fields(self) -> dict[str, Any]:
+        """Fields of `LlamaConfig`."""
+        fields = dataclasses.asdict(self)
+        fields["attention_dropout"] = fields.pop("dropout")
+        fields["num_key_value_heads"] = self.num_attention_heads
+        return fields
+
+
+@dataclass(kw_only=True)
+class GeneratorDataArguments:
+    """Crystals, splits and conditions.
+
+    Attributes:
+        path: Table of crystals, any form that `load_crystal_dataset` reads.
+        split_column: Column with the split of each row.
+        train_split, validation_split, test_split: Values of that column.
+        max_train_rows, max_validation_rows, max_test_rows: Use only this many rows, chosen by the seed.
+        conditions: Property of the tokenizer → column of the table.
+        num_workers: Processes that tokenise.
+    """
+
+    path: str | None = None
+    split_column: str = "split"
+    train_split: str = "train"
+    validation_split: str = "val"
+    test_split: str = "test"
+    max_train_rows: int | None = None
+    max_validation_rows: int | None = None
+    max_test_rows: int | None = None
+    conditions: dict[str, str] = field(default_factory=dict)
+    num_workers: int = 1
+
+
+@dataclass(kw_only=True)
+class GeneratorTrainingArguments:
+    """Optimisation.
+
+    Attributes:
+        batch_size: Crystals per step and process.
+        eval_batch_size: Crystals per evaluation batch.
+        num_epochs: Passes over the training split.
+        learning_rate: Highest rate, reached after the warm-up; a cosine takes it down to a tenth of a percent.
+        warmup_steps: Steps of linear warm-up.
+        weight_decay: Decoupled weight decay of matrices; vectors have none.
+        max_grad_norm: Gradients are clipped to this norm.
+        condition_probability: Chance of each known condition to be written in front of a sequence.
+        composition_loss_probability: Chance of a sequence that its composition carries loss.
+        eval_steps: Steps between validations and checkpoints.
+        log_steps: Steps between entries of the loss curve.
+        validity_samples: Sequences sampled without grammar at each validation.
+        seed: Seed of everything.
+    """
+
+    batch_size: int = 64
+    eval_batch_size: int = 128
+    num_epochs: int = 10
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    condition_probability: float = 0.3
+    composition_loss_probability: float = 0.5
+    eval_steps: int = 500
+    log_steps: int = 50
+    validity_samples: int = 32
+    seed: int = 123
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "eval_batch_size", "num_epochs", "eval_steps", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name}={getattr(self, name)}: expected 1 or more")
+        for name in ("condition_probability", "composition_loss_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 to 1")
+        if self.learning_rate <= 0:
+            raise ValueError(f"training.learning_rate={self.learning_rate}: expected above 0")
+
+
+@dataclass(kw_only=True)
+class GeneratorRecipe:
+    """A complete description of one generator training.
+
+    Attributes:
+        description: What is trained on what, in a sentence.
+        cost: Measured cost of the run, or that it was not measured.
+        model: Shape of the model.
+        data: Crystals, splits and conditions.
+        training: Optimisation.
+    """
+
+    description: str = ""
+    cost: str = "Not measured"
+    model: GeneratorModelArguments
+    data: GeneratorDataArguments
+    training: GeneratorTrainingArguments
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `generator_recipe_from_dict` reads back."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe as YAML, defaults included."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def generator_recipe_from_dict(given: Mapping[str, Any]) -> GeneratorRecipe:
+    """Build a recipe from nested plain values.
+
+    Raises:
+        ValueError: For unknown keys (with the accepted and the closest ones), wrong types and values out of range.
+    """
+    check_keys("recipe", given, _SECTIONS)
+    for section in ("model", "data", "training"):
+        if not isinstance(given.get(section, {}), Mapping):
+            raise ValueError(f"{section}={given[section]!r}: expected a section with keys")
+    return GeneratorRecipe(
+        description=str(given.get("description", "")),
+        cost=str(given.get("cost", "Not measured")),
+        model=section_from_dict(GeneratorModelArguments, given.get("model", {}), "model"),
+        data=section_from_dict(GeneratorDataArguments, given.get("data", {}), "data"),
+        training=section_from_dict(GeneratorTrainingArguments, given.get("training", {}), "training"),
+    )
+
+
+def load_generator_recipe(path: str | Path, overrides: Sequence[str] = ()) -> GeneratorRecipe:
+    """Read a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: "section.key=value" texts, values in YAML: `training.num_epochs=5`.
+
+    Raises:
+        ValueError: See `generator_recipe_from_dict`; also for text that is no YAML, naming the file.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected sections {', '.join(_SECTIONS)}")
+    for override in overrides:
+        place, separator, text = override.partition("=")
+        section, dot, key = place.strip().partition(".")
+        if not (separator and dot):
+            raise ValueError(f"override {override!r}: expected section.key=value")
+        values.setdefault(section, {})[key] = yaml.safe_load(text)
+    try:
+        return generator_recipe_from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,257 @@
+"""Train a generator from a recipe and write down what was done; the script calls this."""
+
+import functools
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.utils import logging
+
+from hf_crystal.training.mat2seq_data import Mat2SeqCollator, tokenize_splits
+from hf_crystal.training.mat2seq_recipe import GeneratorRecipe
+from hf_crystal.training.mat2seq_validity import ValidityCallback, answer_loss, free_validity
+from hf_crystal.training.property_run import CHECKPOINT_FOLDER, MODEL_FOLDER, RECIPE_NAME, RUN_NAME, environment_record
+from hf_crystal.training.run_control import (
+    CompleteCheckpointCallback,
+    WallBudgetCallback,
+    last_complete_checkpoint,
+)
+
+TOKENS_FOLDER = "tokens"
+LAST_RATE = 1e-3  # share of the highest learning rate at the end
+
+
+@dataclass
+class GeneratorTask:
+    """Everything a training loop needs, built from a recipe.
+
+    Attributes:
+        model: The language model.
+        tokenizer: The tokenizer.
+        splits: "train", "validation" and "test" token rows.
+    """
+
+    model: Any
+    tokenizer: Any
+    splits: Any
+
+
+def prepare_generator_task(recipe: GeneratorRecipe, tokens_folder: str | Path) -> GeneratorTask:
+    """Tokenise the data (or read the token rows) and build the model of a recipe; the recipe's seed is set first.
+
+    Raises:
+        ValueError: For data that do not fit the recipe, and sequences longer than the model's context.
+    """
+    from hf_crystal.models.generation_mat2seq import Mat2SeqForCausalLM, mat2seq_config
+    from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
+
+    set_seed(recipe.training.seed)
+    tokenizer = Mat2SeqTokenizer(model_max_length=recipe.model.max_position_embeddings)
+    names = [bins.name for bins in tokenizer.property_bins]
+    unknown = sorted(set(recipe.data.conditions) - set(names))
+    if unknown:
+        raise ValueError(f"data.conditions: {unknown} unknown; the tokenizer has {', '.join(names)}")
+    splits = tokenize_splits(recipe.data, tokenizer, tokens_folder, recipe.training.seed)
+    longest = max(max(rows["length"]) for rows in splits.values()) + 2 * len(names)
+    if longest > recipe.model.max_position_embeddings:
+        raise ValueError(
+            f"model.max_position_embeddings={recipe.model.max_position_embeddings}: the longest sequence has {longest}"
+        )
+    model = Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer, **recipe.model.llama_fields()))
+    return GeneratorTask(model, tokenizer, splits)
+
+
+def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, clock: WallBudgetCallback) -> float:
+    """Linear warm-up, then a cosine down to `LAST_RATE`, over the steps or the wall budget, whichever runs out first.
+
+    Args:
+        step: Optimiser steps done.
+        warmup_steps: Steps of warm-up.
+        total_steps: Steps of the whole run.
+        clock: Tells the share of the wall budget that is used.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    by_steps = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    progress = min(1.0, max(by_steps, clock.fraction_used()))
+    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _optimizer(model: Any, recipe: GeneratorRecipe) -> torch.optim.Optimizer:
+    training = recipe.training
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98))
+
+
+def _training_arguments(recipe: GeneratorRecipe, checkpoints: Path) -> TrainingArguments:
+    training = recipe.training
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.eval_batch_size,
+        num_train_epochs=training.num_epochs,
+        learning_rate=training.learning_rate,
+        max_grad_norm=training.max_grad_norm,
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        logging_steps=training.log_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=training.eval_steps,
+        save_steps=training.eval_steps,
+        save_total_limit=2,
+        dataloader_pin_memory=False,
+        seed=training.seed,
+        bf16=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+def train_generator(
+    recipe: GeneratorRecipe,
+    output_dir: str | Path,
+    *,
+    tokens_folder: str | Path | None = None,
+    resume: bool = False,
+    max_hours: float | None = None,
+) -> dict[str, Any]:
+    """Train, test and save a generator.
+
+    Writes `model/` (weights, config, generation config, tokenizer: load it with `from_pretrained`), and beside it
+    `recipe.yaml`, `run.json` (see `run_record`), `tokens/` (unless given elsewhere) and `checkpoints/`.
+
+    Args:
+        recipe: Training recipe.
+        output_dir: Folder of the run.
+        tokens_folder: Folder of token rows that several runs share.
+        resume: Continue from the last complete checkpoint of that folder.
+        max_hours: Wall budget of training and its evaluations, earlier parts of a resumed run included; tokenising
+            and the final test come on top. The cosine ends with the budget.
+
+    Returns:
+        The content of `run.json`.
+
+    Raises:
+        ValueError: For recipes and data that do not fit, and `resume` without a checkpoint.
+        FileExistsError: If the folder has checkpoints already and `resume` is False.
+    """
+    output_dir = Path(output_dir)
+    checkpoints = output_dir / CHECKPOINT_FOLDER
+    if not resume and any(checkpoints.glob("checkpoint-*")):
+        raise FileExistsError(f"{checkpoints} has checkpoints of another run: resume it or choose another folder")
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # one bar per saved checkpoint would fill a log file
+    clock = WallBudgetCallback(max_hours)
+    if resume:
+        clock.resume_from = last_complete_checkpoint(checkpoints)
+        if clock.resume_from is None:
+            raise ValueError(f"{checkpoints} has no complete checkpoint to resume from")
+    task = prepare_generator_task(recipe, tokens_folder or output_dir / TOKENS_FOLDER)
+    trainer = _trainer(recipe, task, checkpoints, clock)
+    trainer.train(resume_from_checkpoint=str(clock.resume_from) if clock.resume_from else None)
+    seconds = clock.seconds_used
+    test = {
+        "answer": answer_loss(task.model, task.tokenizer, task.splits["test"]),
+        "answer_with_conditions": answer_loss(task.model, task.tokenizer, task.splits["test"], conditions=True),
+        "without_grammar": free_validity(
+            task.model, task.tokenizer, _first_rows(task.splits["test"], 200), seed=recipe.training.seed
+        ),
+    }
+    record = run_record(recipe, task, trainer, seconds, test)
+    task.model.config.use_cache = True  # the Trainer switches it off
+    task.model.save_pretrained(output_dir / MODEL_FOLDER)
+    task.tokenizer.save_pretrained(output_dir / MODEL_FOLDER)
+    recipe.save(output_dir / RECIPE_NAME)
+    (output_dir / RUN_NAME).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return record
+
+
+def _first_rows(rows: Any, count: int) -> list[dict[str, Any]]:
+    return [dict(row) for row in rows.select(range(min(count, len(rows))))]
+
+
+def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, clock: WallBudgetCallback) -> Trainer:
+    """A stock Trainer with our schedule and callbacks."""
+    training = recipe.training
+    train, validation = task.splits["train"], task.splits["validation"]
+    optimizer = _optimizer(task.model, recipe)
+    factor = functools.partial(
+        learning_rate_factor,
+        warmup_steps=training.warmup_steps,
+        total_steps=math.ceil(len(train) / training.batch_size) * training.num_epochs,
+        clock=clock,
+    )
+    samples = _first_rows(validation, training.validity_samples)
+    return Trainer(
+        model=task.model,
+        args=_training_arguments(recipe, checkpoints),
+        data_collator=Mat2SeqCollator(
+            task.tokenizer, training.condition_probability, training.composition_loss_probability
+        ),
+        train_dataset=train,
+        eval_dataset=validation.add_column("fixed", [True] * len(validation)),
+        processing_class=task.tokenizer,
+        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step))),
+        # the marker of a complete checkpoint comes last
+        callbacks=[
+            ValidityCallback(task.tokenizer, samples, training.seed),
+            clock,
+            CompleteCheckpointCallback(clock),
+        ],
+    )
+
+
+def run_record(
+    recipe: GeneratorRecipe, task: GeneratorTask, trainer: Trainer, seconds: float, test: dict[str, Any]
+) -> dict[str, Any]:
+    """What was run, what it cost and what came out.
+
+    Args:
+        recipe: The recipe.
+        task: Model and data.
+        trainer: The Trainer after training.
+        seconds: Wall seconds of training with validation, resumed parts included.
+        test: Figures of the test split.
+
+    Returns:
+        Recipe, seed, commit, versions, cost, curves and test figures; losses in nats. The validation loss is the
+        mean over sequences of the batches' mean loss per token after the composition, without conditions.
+    """
+    described = recipe.to_dict()
+    if described["data"]["path"]:  # the record travels with the model: no folder of this machine in it
+        described["data"]["path"] = Path(described["data"]["path"]).name
+    curve_keys = ("step", "epoch", "loss", "grad_norm", "learning_rate")
+    history = trainer.state.log_history
+    return {
+        "recipe": described,
+        "seed": recipe.training.seed,
+        **environment_record(),
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "training_seconds": round(seconds, 1),
+        "cpu_seconds": round(time.process_time(), 1),
+        "num_parameters": sum(p.numel() for p in task.model.parameters()),
+        "rows": {name: len(rows) for name, rows in task.splits.items()},
+        "mean_tokens": sum(task.splits["train"]["length"]) / len(task.splits["train"]),
+        "training_curve": [{k: entry[k] for k in curve_keys if k in entry} for entry in history if "loss" in entry],
+        "validation_curve": [
+            {k.removeprefix("eval_"): v for k, v in entry.items()} for entry in history if "eval_loss" in entry
+        ],
+        "test": test,
+    }
