@@ -1,0 +1,132 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""What the figures for generated crystals share: how crystals are read, and how results become plain values."""
+
+import dataclasses
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from hf_crystal.models.structures_crystal import CHEMICAL_SYMBOLS, CrystalInputError, as_structure
+
+
+class PlainResult:
+    """Base of the result dataclasses: `to_dict` for JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; NaN becomes None."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(entry) for key, entry in value.items()}
+            if isinstance(value, list | tuple):
+                return [plain(entry) for entry in value]
+            return None if isinstance(value, float) and math.isnan(value) else value
+
+        assert dataclasses.is_dataclass(self)
+        return plain(dataclasses.asdict(self))
+
+
+@dataclass(frozen=True, eq=False)
+class ReadCrystal:
+    """A crystal as the metrics see it.
+
+    Attributes:
+        structure: pymatgen `Structure` of plain elements, or None.
+        error: Why there is no structure, or None.
+        formula: Atomic numbers and their counts divided by the largest common divisor; () without a structure.
+    """
+
+    structure: Any
+    error: str | None = None
+    formula: tuple[tuple[int, int], ...] = ()
+
+
+def reduced_formula(atomic_numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Atomic numbers with their counts over the largest common divisor: Na4Cl4 gives ((11, 1), (17, 1))."""
+    counts = Counter(int(number) for number in atomic_numbers)
+    divisor = reduce(math.gcd, counts.values(), 0)
+    return tuple((number, counts[number] // divisor) for number in sorted(counts))
+
+
+def read_crystal(obj: Any, *, index: int | None = None) -> ReadCrystal:
+    """Read one generated crystal; what cannot be read keeps its place, with the reason.
+
+    Overlapping atoms and small cells are read: judging them is the task of the metrics.
+
+    Args:
+        obj: Any form that `as_structure` takes, or an object with `structure` and `error` (`DecodedCrystal`).
+        index: Place in the caller's list.
+    """
+    if obj is None:
+        return ReadCrystal(None, "no crystal (None)")
+    if hasattr(obj, "structure") and hasattr(obj, "error"):
+        if obj.structure is None or obj.error is not None:
+            return ReadCrystal(None, str(obj.error) if obj.error is not None else "no structure")
+        obj = obj.structure
+    try:
+        return _structure_of(obj, index)
+    except CrystalInputError as error:
+        return ReadCrystal(None, str(error))
+
+
+def read_crystals(crystals: Iterable[Any]) -> list[ReadCrystal]:
+    """`read_crystal` of each."""
+    return [read_crystal(crystal, index=index) for index, crystal in enumerate(crystals)]
+
+
+def read_references(references: Iterable[Any]) -> list[ReadCrystal]:
+    """Read true crystals, which all have to be readable.
+
+    Raises:
+        CrystalInputError: for the first that is not.
+        ValueError: if there are none.
+    """
+    result = []
+    for index, reference in enumerate(references):
+        read = read_crystal(reference, index=index)
+        if read.structure is None:
+            raise CrystalInputError(f"a reference crystal cannot be read: {read.error}", index=index)
+        result.append(read)
+    if not result:
+        raise ValueError("references is empty: expected at least one crystal")
+    return result
+
+
+def _structure_of(obj: Any, index: int | None) -> ReadCrystal:
+    from pymatgen.core import Lattice, Structure
+
+    record = as_structure(obj, index=index, check_distances=False, min_volume_per_atom=0.0)
+    symbols = [CHEMICAL_SYMBOLS[number] for number in record.atomic_numbers]
+    structure = Structure(Lattice(record.cell), symbols, record.frac_coords)
+    return ReadCrystal(structure, None, reduced_formula(record.atomic_numbers))
+
+
+def find_space_group(structure: Any, symprec: float) -> int | None:
+    """ITA number of the space group that moyopy finds, or None where it finds none.
+
+    Args:
+        structure: pymatgen `Structure`.
+        symprec: Tolerance, Å.
+    """
+    import moyopy
+
+    numbers = [site.specie.Z for site in structure]
+    cell = moyopy.Cell(structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), numbers)
+    # moyopy logs operations that do not fit the input cell where it found a smaller one; only the number is used
+    log = logging.getLogger("moyo")
+    before, log.disabled = log.disabled, True
+    try:
+        return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
+    except ValueError:
+        return None
+    except BaseException as error:
+        # a Rust panic arrives as a BaseException; anything else goes on its way
+        if type(error).__name__ != "PanicException":
+            raise
+        return None
+    finally:
+        log.disabled = before

@@ -1,0 +1,199 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""Structural and compositional validity of generated crystals, as CDVAE and DiffCSP judge them."""
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from hf_crystal.evaluation.results import PlainResult, ReadCrystal, read_crystals
+from hf_crystal.models.structures_crystal import CHEMICAL_SYMBOLS
+
+MIN_DISTANCE = 0.5  # Å
+MIN_VOLUME = 0.1  # Å³, of the cell
+SMACT_SET = "smact14"
+SMACT_MAX_ATOMIC_NUMBER = 103  # smact knows no element beyond
+
+ValidityFilter = Literal["none", "structure", "structure+smact14"]
+VALIDITY_FILTERS: tuple[ValidityFilter, ...] = ("none", "structure", "structure+smact14")
+
+STRUCTURE_RULE = f"distances >= {MIN_DISTANCE} Å, cell volume >= {MIN_VOLUME} Å³"
+COMPOSITION_RULE = f"SMACT charge neutrality and Pauling test, {SMACT_SET} states, alloys and single elements pass"
+
+
+@dataclass(frozen=True)
+class CrystalValidity:
+    """Judgement of one crystal.
+
+    Attributes:
+        valid: Passes everything that was asked for.
+        structure_valid: Distances and volume; False for a crystal that cannot be read.
+        composition_valid: SMACT; None where it was not asked for; False for a crystal that cannot be read.
+        error: Why the crystal cannot be read, or None.
+    """
+
+    valid: bool
+    structure_valid: bool
+    composition_valid: bool | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class ValidityResult(PlainResult):
+    """Fractions of valid crystals; all fractions are of `num_crystals`, unreadable ones included.
+
+    Attributes:
+        protocol: Name and rules.
+        min_distance: Å.
+        min_volume: Å³.
+        oxidation_states: Set of oxidation states, or None where compositions were not judged.
+        valid: Fraction that passes everything that was asked for.
+        structure_valid: Fraction with valid structure.
+        composition_valid: Fraction with valid composition; None where not judged.
+        num_crystals: Crystals given.
+        num_unreadable: Crystals that could not be read; they count as not valid.
+        num_valid: Crystals that pass everything.
+        num_structure_valid: Crystals with valid structure.
+        num_composition_valid: Crystals with valid composition; None where not judged.
+        crystals: Judgement of each, in order.
+    """
+
+    protocol: str
+    min_distance: float
+    min_volume: float
+    oxidation_states: str | None
+    valid: float
+    structure_valid: float
+    composition_valid: float | None
+    num_crystals: int
+    num_unreadable: int
+    num_valid: int
+    num_structure_valid: int
+    num_composition_valid: int | None
+    crystals: tuple[CrystalValidity, ...]
+
+
+def structure_is_valid(structure: Any) -> bool:
+    """Whether no two atoms are nearer than 0.5 Å and the cell has at least 0.1 Å³.
+
+    As in the protocol, an atom and its own periodic images are not compared.
+
+    Args:
+        structure: pymatgen `Structure`.
+    """
+    if structure.volume < MIN_VOLUME:
+        return False
+    distances = structure.distance_matrix
+    pairs = distances[np.triu_indices(len(distances), k=1)]
+    return not pairs.size or bool(pairs.min() >= MIN_DISTANCE)
+
+
+@functools.lru_cache(maxsize=65536)
+def composition_is_valid(formula: tuple[tuple[int, int], ...]) -> bool:
+    """Whether SMACT finds a charge-neutral assignment of `smact14` oxidation states.
+
+    Args:
+        formula: Atomic numbers and counts (see `reduced_formula`).
+
+    Raises:
+        ImportError: if smact is not installed.
+    """
+    smact_validity = _smact_validity()
+    if not formula or any(number > SMACT_MAX_ATOMIC_NUMBER for number, _ in formula):
+        return False
+    from pymatgen.core import Composition
+
+    composition = Composition({CHEMICAL_SYMBOLS[number]: count for number, count in formula})
+    return bool(
+        smact_validity(composition, use_pauling_test=True, include_alloys=True, oxidation_states_set=SMACT_SET)
+    )
+
+
+def _smact_validity() -> Any:
+    try:
+        from smact.screening import smact_validity
+    except ImportError as error:
+        raise ImportError(
+            "compositional validity needs smact: pip install hf_crystal[metrics], or leave it out "
+            "(composition=None for validity, validity_filter='none' or 'structure' elsewhere)"
+        ) from error
+    return smact_validity
+
+
+def judge(crystal: ReadCrystal, *, composition: bool) -> CrystalValidity:
+    """Judge one crystal.
+
+    Args:
+        crystal: What `read_crystal` gave.
+        composition: Whether to ask SMACT.
+    """
+    if crystal.structure is None:
+        return CrystalValidity(False, False, False if composition else None, crystal.error)
+    structure_valid = structure_is_valid(crystal.structure)
+    composition_valid = composition_is_valid(crystal.formula) if composition else None
+    return CrystalValidity(
+        structure_valid and composition_valid is not False, structure_valid, composition_valid, None
+    )
+
+
+def passes(crystals: Sequence[ReadCrystal], validity_filter: ValidityFilter) -> list[bool]:
+    """Which crystals are readable and pass the filter.
+
+    Raises:
+        ValueError: for an unknown filter.
+        ImportError: if the filter needs smact and it is not installed.
+    """
+    if validity_filter not in VALIDITY_FILTERS:
+        raise ValueError(f"validity_filter is {validity_filter!r}; accepted: {', '.join(VALIDITY_FILTERS)}")
+    if validity_filter == "none":
+        return [crystal.structure is not None for crystal in crystals]
+    composition = validity_filter == "structure+smact14"
+    if composition:
+        _smact_validity()
+    return [judge(crystal, composition=composition).valid for crystal in crystals]
+
+
+def validity(crystals: Iterable[Any], *, composition: Literal["smact14"] | None = "smact14") -> ValidityResult:
+    """Fractions of generated crystals with valid structure and composition.
+
+    Source: CDVAE (Xie et al., ICLR 2022), `scripts/eval_utils.py`; the oxidation states are SMACT's set of 2014, which
+    the literature used and which is no longer SMACT's default.
+
+    Args:
+        crystals: Forms that `as_structure` takes, or objects with `structure` and `error`; an error is not valid.
+        composition: "smact14", or None to judge structures only.
+
+    Returns:
+        The fractions, the counts and the judgement of each crystal.
+
+    Raises:
+        ValueError: if there are no crystals or `composition` is something else.
+        ImportError: if smact is needed and not installed.
+    """
+    if composition not in (SMACT_SET, None):
+        raise ValueError(f"composition is {composition!r}; accepted: {SMACT_SET!r} or None")
+    if composition is not None:
+        _smact_validity()
+    judged = tuple(judge(crystal, composition=composition is not None) for crystal in read_crystals(crystals))
+    if not judged:
+        raise ValueError("crystals is empty: expected at least one")
+    total = len(judged)
+    valid, structure = sum(c.valid for c in judged), sum(c.structure_valid for c in judged)
+    compositions = None if composition is None else sum(bool(c.composition_valid) for c in judged)
+    return ValidityResult(
+        protocol="cdvae-validity: " + STRUCTURE_RULE + ("" if composition is None else "; " + COMPOSITION_RULE),
+        min_distance=MIN_DISTANCE,
+        min_volume=MIN_VOLUME,
+        oxidation_states=composition,
+        valid=valid / total,
+        structure_valid=structure / total,
+        composition_valid=None if compositions is None else compositions / total,
+        num_crystals=total,
+        num_unreadable=sum(c.error is not None for c in judged),
+        num_valid=valid,
+        num_structure_valid=structure,
+        num_composition_valid=compositions,
+        crystals=judged,
+    )
