@@ -4,7 +4,7 @@ from crystals_for_metrics import Canonical, Decoded, caesium_chloride, chain, mi
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
-from hf_crystal.evaluation import generation, novelty, space_group_agreement, uniqueness
+from hf_crystal.evaluation import generation, match_rate, novelty, space_group_agreement, uniqueness, validity
 from hf_crystal.evaluation.matching import DEFAULT_MATCHER
 from hf_crystal.evaluation.results import find_space_group, read_crystal
 
@@ -107,12 +107,26 @@ def test_space_groups_are_compared_with_what_the_sequence_says():
         space_group_agreement([rocksalt()])
 
 
-def test_a_crystal_without_symmetry_result_is_counted():
-    collapsed = Structure(Lattice.cubic(4.0), ["Na", "Na"], [[0, 0, 0], [0, 0, 0]])  # moyopy refuses it
+def test_a_crystal_without_space_group_is_counted():
+    collapsed = Structure(Lattice.cubic(4.0), ["Na", "Na"], [[0, 0, 0], [0, 0, 0]])  # moyopy finds no group for it
     assert read_crystal(collapsed).error is None
     result = space_group_agreement([collapsed, chain()], [1, 221])
-    assert (result.found[1], result.num_agreeing) == (221, 1 + (result.found[0] == 1))
-    assert result.num_not_found == (result.found[0] is None)
+    assert (result.found, result.num_agreeing, result.num_not_found) == ((None, 221), 1, 1)
+
+
+def test_decoded_sequences_are_judged_as_they_come():
+    from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
+
+    tokenizer = Mat2SeqTokenizer()
+    ids = tokenizer([rocksalt(), off_centre()])["input_ids"]
+    decoded = tokenizer.batch_decode_structures([*ids, ids[0][:5]])
+    result = space_group_agreement(decoded)
+    assert (result.expected, result.found) == ((225, 99, None), (225, 99, None))
+    assert (result.agreement, result.num_unreadable) == (2 / 3, 1)
+    assert match_rate(decoded, [rocksalt(), off_centre(), rocksalt()]).counts == {"matched": 2, "unreadable": 1}
+    assert validity(decoded, composition=None).valid == 2 / 3
+    assert uniqueness(decoded).num_unique == 2
+    assert novelty(decoded, [rocksalt()]).num_novel == 1
 
 
 @pytest.mark.parametrize(
