@@ -44,6 +44,13 @@ PIPELINES = (
         "AutoModelForCrystalPropertyPrediction",
         "crystalformer-mp20",
     ),
+    (
+        "crystal-generation",
+        "pipeline_crystal_generation",
+        "CrystalGenerationPipeline",
+        "AutoModelForCrystalGeneration",
+        "mat2seq-mp20",
+    ),
 )
 
 # module of transformers that defines an Auto class, where it is not modeling_auto
@@ -109,6 +116,10 @@ def _register_pipeline(task: str, file: str, name: str, auto_name: str, checkpoi
     )
 
 
+def _register_tokenizer() -> None:
+    _load(_module("models", "tokenization_mat2seq"), "register_mat2seq_tokenizer")()
+
+
 def register_auto_classes() -> None:
     """Register every class of this package with transformers: at once where that is loaded, else when it is."""
     auto = "transformers.models.auto"
@@ -121,6 +132,7 @@ def register_auto_classes() -> None:
         when_imported(
             auto_module, needed, functools.partial(_register_class, auto_module, auto_name, config_name, file, name)
         )
+    when_imported(f"{auto}.tokenization_auto", [_module("models", "tokenization_mat2seq")], _register_tokenizer)
     for task, file, name, auto_name, checkpoint in PIPELINES:
         needed = [_module("pipelines", file), f"{__package__}.auto_model"]
         register = functools.partial(_register_pipeline, task, file, name, auto_name, checkpoint)

@@ -1,13 +1,15 @@
-"""The package's own Auto class: any crystal model with a property head."""
+"""The package's own Auto classes: any crystal model with a property head, any crystal generator."""
 
 from collections import OrderedDict
 from typing import Any
 
+from transformers import LlamaConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .models.configuration_crystalformer import CrystalformerConfig
 from .models.configuration_crystalframer import CrystalFramerConfig
+from .models.generation_mat2seq import Mat2SeqForCausalLM
 from .models.modeling_crystalformer import CrystalformerForPropertyPrediction
 from .models.modeling_crystalframer import CrystalFramerForPropertyPrediction
 
@@ -22,3 +24,14 @@ class AutoModelForCrystalPropertyPrediction(_BaseAutoModelClass):
 
 AutoModelForCrystalPropertyPrediction.register(CrystalformerConfig, CrystalformerForPropertyPrediction, exist_ok=True)
 AutoModelForCrystalPropertyPrediction.register(CrystalFramerConfig, CrystalFramerForPropertyPrediction, exist_ok=True)
+
+MODEL_FOR_CRYSTAL_GENERATION_MAPPING = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForCrystalGeneration(_BaseAutoModelClass):
+    """Loads a language model over crystal sequences, with `generate_crystals`; the folder is a stock Llama's."""
+
+    _model_mapping: Any = MODEL_FOR_CRYSTAL_GENERATION_MAPPING
+
+
+AutoModelForCrystalGeneration.register(LlamaConfig, Mat2SeqForCausalLM, exist_ok=True)

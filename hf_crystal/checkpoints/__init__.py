@@ -11,22 +11,29 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def embedded_checkpoints() -> list[str]:
-    """Names of the checkpoints in this installation, sorted."""
-    return sorted(folder.parent.name for folder in _ROOT.glob("*/config.json"))
+    """Names of the property models in this installation, sorted."""
+    return sorted(folder.parent.name for folder in _ROOT.glob("*/preprocessor_config.json"))
+
+
+def embedded_generators() -> list[str]:
+    """Names of the crystal generators in this installation, sorted."""
+    return sorted(folder.parent.name for folder in _ROOT.glob("*/tokenizer_config.json"))
 
 
 def embedded_checkpoint(name: str = "crystalformer-mp20") -> Path:
     """Folder of an embedded checkpoint, for `from_pretrained`.
 
     Args:
-        name: one of `embedded_checkpoints()`.
+        name: one of `embedded_checkpoints()` or `embedded_generators()`.
 
     Returns:
-        Folder with `config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md` and `metrics.json`.
+        Folder with `config.json`, `model.safetensors`, `README.md`, `metrics.json`, and `preprocessor_config.json`
+        or the files of a tokenizer.
 
     Raises:
         ValueError: there is no such checkpoint in this installation.
     """
-    if name not in embedded_checkpoints():
-        raise ValueError(f"embedded checkpoint {name!r} not found; available: {embedded_checkpoints()}")
+    available = [*embedded_checkpoints(), *embedded_generators()]
+    if name not in available:
+        raise ValueError(f"embedded checkpoint {name!r} not found; available: {available}")
     return checkpoint_folder(name)

@@ -20,7 +20,7 @@ def info() -> None:
     import torch
 
     from .. import __version__
-    from ..checkpoints import checkpoint_folder, embedded_checkpoints
+    from ..checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
 
     print(f"hf_crystal {__version__}, Python {platform.python_version()}")
     for package in _PACKAGES:
@@ -34,3 +34,5 @@ def info() -> None:
             f"{target} ({unit})" for target, unit in zip(config["target_names"], config["target_units"], strict=True)
         )
         print(f"  {name}: {targets}")
+    for name in embedded_generators():
+        print(f"  {name}: crystal generation")

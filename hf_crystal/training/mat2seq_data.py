@@ -197,7 +197,7 @@ class Mat2SeqCollator:
         chosen = {
             name: row[name] for name, draw in zip(known, draws, strict=False) if draw < self.condition_probability
         }
-        conditions = self.tokenizer.convert_tokens_to_ids(self.tokenizer.condition_tokens(chosen))
+        conditions: Any = self.tokenizer.convert_tokens_to_ids(self.tokenizer.condition_tokens(chosen))
         ids = [row["input_ids"][0], *conditions, *row["input_ids"][1:]]
         learns_composition = draws[-1] < self.composition_loss_probability
         return ids, len(conditions) + (1 if learns_composition else row["answer_start"])

@@ -1,0 +1,132 @@
+"""`hf-crystal generate`: crystals of a composition."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .models import check_device, quiet_transformers, resolve_model
+from .writers import Format, open_writer
+
+EXAMPLE = "Example: hf-crystal generate --composition SrTiO3 --num 4 --output-dir output"
+DEFAULT_GENERATOR = "mat2seq-mp20"
+_COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "file"]
+_TYPES = {"num_atoms": "int64", "volume": "double", "log_likelihood": "double"}
+
+
+def _properties(given: list[str]) -> dict[str, float] | None:
+    """`name=value` words as a mapping."""
+    found: dict[str, float] = {}
+    for word in given:
+        name, separator, value = word.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            separator = ""
+        if not separator or not name:
+            raise typer.BadParameter(f"{word}: expected name=value with a number", param_hint="--property")
+    return found or None
+
+
+def load_generation_pipeline(name: str, device: str | None) -> Any:
+    """The pipeline "crystal-generation" with the named model.
+
+    Args:
+        name: an embedded generator, a folder, or a repository of the Hub.
+        device: torch device; None for an accelerator where there is one, else the CPU.
+
+    Returns:
+        `CrystalGenerationPipeline`.
+
+    Raises:
+        ValueError: there is no such model, or it is no generator.
+    """
+    from ..checkpoints import checkpoint_folder, embedded_generators
+
+    location = str(checkpoint_folder(name)) if name in embedded_generators() else resolve_model(name)
+    if device is not None:
+        check_device(device)
+    quiet_transformers()
+    if Path(location).is_dir() and not (Path(location) / "tokenizer_config.json").is_file():
+        raise ValueError(f"{name} has no tokenizer, so it is no generator; embedded are {embedded_generators()}")
+    from ..auto_model import AutoModelForCrystalGeneration
+    from ..models.tokenization_mat2seq import Mat2SeqTokenizer
+    from ..pipelines.pipeline_crystal_generation import CrystalGenerationPipeline
+
+    return CrystalGenerationPipeline(
+        model=AutoModelForCrystalGeneration.from_pretrained(location, dtype="auto"),
+        tokenizer=Mat2SeqTokenizer.from_pretrained(location),
+        task="crystal-generation",
+        device=device,
+    )
+
+
+def _write_cif(folder: Path, number: int, result: dict[str, Any]) -> str:
+    """Write one crystal; the name of its file."""
+    group = re.sub(r"[^0-9A-Za-z_-]", "-", result["space_group"])
+    path = folder / f"{result['formula']}_{number:03d}_{group}.cif"
+    path.write_text(result["cif"], encoding="utf-8")
+    return str(path)
+
+
+def generate(
+    composition: Annotated[
+        str | None, typer.Option(help="Atoms of the primitive cell, such as SrTiO3 or Ti2O4; none: any.")
+    ] = None,
+    space_group: Annotated[str | None, typer.Option(help="Symbol such as Pm-3m, or number 1 to 230.")] = None,
+    chemical_system: Annotated[str | None, typer.Option(help="Elements, such as Li-Fe-O.")] = None,
+    properties: Annotated[
+        list[str] | None, typer.Option("--property", help="Condition name=value; may be repeated.")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Number of crystals.")] = 1,
+    output_dir: Annotated[Path | None, typer.Option(help="Write one CIF file per crystal here.")] = None,
+    output: Annotated[Format, typer.Option(help="How the list is written.")] = "table",
+    output_file: Annotated[Path | None, typer.Option(help="Write the list here, not to standard output.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same crystals.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 for the most probable crystal.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+    min_distance: Annotated[
+        float | None, typer.Option(help="Leave out crystals with atoms closer than this, Å.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
+    ] = DEFAULT_GENERATOR,
+    device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
+) -> None:
+    """Generate crystals, the most probable first; no two have the same sequence.
+
+    Each has the composition and the space group asked for. Where the model repeats itself there may be fewer than
+    asked for; exit code 1 if there is none.
+    """
+    if num < 1:
+        raise typer.BadParameter(f"{num} is not positive", param_hint="--num")
+    if output == "parquet" and output_file is None:
+        raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
+    conditions = _properties(properties or [])
+    pipe = load_generation_pipeline(model, device)
+    group: str | int | None = int(space_group) if space_group and space_group.isdecimal() else space_group
+    results = pipe(
+        composition,
+        space_group=group,
+        chemical_system=chemical_system,
+        properties=conditions,
+        num_return_sequences=num,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        min_distance=min_distance,
+        rank=True,
+    )
+    if not results:
+        raise ValueError(f"no crystal passed the filters (min_distance {min_distance} Å); ask for more or allow less")
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    with open_writer(
+        output, output_file, _COLUMNS if output == "table" else [*_COLUMNS, "sequence"], _TYPES
+    ) as writer:
+        for number, result in enumerate(results, 1):
+            row: dict[str, Any] = {name: result[name] for name in ("formula", "space_group", "log_likelihood")}
+            row |= {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
+            row["file"] = None if output_dir is None else _write_cif(output_dir, number, result)
+            writer.write(row if output == "table" else {**row, "sequence": result["sequence"]})

@@ -1,0 +1,93 @@
+"""`hf-crystal generate`: the table, the CIF files, one line per error."""
+
+import json
+
+import pytest
+import torch
+from pymatgen.core import Composition, Structure
+from transformers.utils import logging
+
+from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
+from hf_crystal.cli.main import run
+from hf_crystal.models.generation_mat2seq import mat2seq_config
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("generator")
+    tokenizer = Mat2SeqTokenizer()
+    torch.manual_seed(0)
+    Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer, max_position_embeddings=300)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def command(capfd):
+    """Call `hf-crystal generate` in this process: exit code, standard output, standard error."""
+
+    def call(*words) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = run(["generate", *[str(word) for word in words]])
+        return (code, *capfd.readouterr())
+
+    verbosity = logging.get_verbosity()
+    yield call
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+
+
+@pytest.mark.filterwarnings("ignore:Issues encountered while parsing CIF")  # 0.3333 is read as a third
+def test_table_and_cif_files(command, generator, tmp_path):
+    words = ("--composition", "SrTiO3", "--num", 3, "--seed", 0, "--model", generator)
+    code, out, err = command(*words, "--output-dir", tmp_path / "made")
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert lines[0].split() == ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "file"]
+    assert [line.split()[0] for line in lines[2:]] == ["Sr1Ti1O3"] * 3
+    files = sorted((tmp_path / "made").iterdir())
+    assert [file.name[:12] for file in files] == ["Sr1Ti1O3_001", "Sr1Ti1O3_002", "Sr1Ti1O3_003"]
+    assert {Structure.from_file(file).composition for file in files} == {Composition("SrTiO3")}
+    assert command(*words, "--output-dir", tmp_path / "made")[1] == out
+
+
+def test_json_has_sequences_in_order_of_likelihood_and_the_space_group(command, generator):
+    words = ("--composition", "Ti2O4", "--space-group", "136", "--num", 3, "--property", "band_gap=2")
+    code, out, _ = command(*words, "--model", generator, "--output", "json", "--seed", 1)
+    rows = json.loads(out)
+    assert code == 0
+    assert {row["space_group"] for row in rows} == {"P4_2/mnm"}
+    assert all("Ti 2 O 4 | P4_2/mnm |" in row["sequence"] for row in rows)
+    likelihoods = [row["log_likelihood"] for row in rows]
+    assert likelihoods == sorted(likelihoods, reverse=True)
+    assert len({row["sequence"] for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--composition", "Xx2"], 1, "Xx"),
+        (["--composition", "NaCl", "--space-group", "Pnope"], 1, "Pnope"),
+        (["--composition", "NaCl", "--space-group", "Fd-3m"], 1, "no crystal"),
+        (["--composition", "NaCl", "--num", "0"], 2, "0 is not positive"),
+        (["--composition", "NaCl", "--property", "band_gap"], 2, "expected name=value"),
+        (["--composition", "NaCl", "--property", "band_gap=wide"], 2, "expected name=value"),
+        (["--composition", "NaCl", "--property", "colour=1"], 1, "colour"),
+        (["--composition", "NaCl", "--temperature", "-1"], 1, "temperature"),
+        (["--composition", "NaCl", "--min-distance", "50"], 1, "no crystal passed the filters"),
+        (["--composition", "NaCl", "--output", "parquet"], 2, "needs --output-file"),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(command, generator, words, code, message):
+    got, out, err = command(*words, "--model", generator)
+    assert (got, out) == (code, "")
+    assert err.startswith("hf-crystal: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_model_that_is_no_generator(command, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    got, out, err = command("--composition", "NaCl", "--model", tmp_path)
+    assert (got, out) == (1, "")
+    assert "has no tokenizer" in err

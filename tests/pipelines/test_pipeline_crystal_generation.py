@@ -1,0 +1,116 @@
+"""The task "crystal-generation": what was asked for, seeds, repeats, filters, bad prompts, saving."""
+
+import pytest
+import torch
+from pymatgen.core import Composition, Structure
+from transformers import AutoTokenizer, pipeline
+
+from hf_crystal import CrystalGenerationPipeline, Mat2SeqForCausalLM, Mat2SeqTokenizer
+from hf_crystal.models.generation_mat2seq import mat2seq_config
+
+TASK = "crystal-generation"
+
+
+@pytest.fixture(scope="module")
+def pipe() -> CrystalGenerationPipeline:
+    tokenizer = Mat2SeqTokenizer()
+    torch.manual_seed(0)
+    model = Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer, max_position_embeddings=300))
+    return CrystalGenerationPipeline(model=model, tokenizer=tokenizer, task=TASK)
+
+
+@pytest.mark.filterwarnings("ignore:Issues encountered while parsing CIF")  # 0.3333 is read as a third
+def test_results_are_the_composition_and_decode_again(pipe):
+    results = pipe("SrTiO3", num_return_sequences=4, seed=0)
+    assert len(results) == 4
+    for result in results:
+        assert list(result) == ["structure", "cif", "formula", "space_group", "sequence", "log_likelihood"]
+        assert result["structure"].composition == Composition("SrTiO3")
+        assert Structure.from_str(result["cif"], fmt="cif").composition == Composition("SrTiO3")
+        assert result["formula"] == "Sr1Ti1O3"
+        assert result["sequence"].startswith(("Sr 1 Ti 1 O 3 |", "Ti 1 Sr 1 O 3 |"))
+        assert result["log_likelihood"] < 0
+        assert pipe.tokenizer.decode_structure(pipe.tokenizer.encode(result["sequence"])) == result["structure"]
+
+
+def test_space_group_and_mapping(pipe):
+    results = pipe({"Ti": 2, "O": 4}, space_group="P4_2/mnm", num_return_sequences=2, seed=1)
+    assert {result["space_group"] for result in results} == {"P4_2/mnm"}
+    assert {result["formula"] for result in results} == {"Ti2O4"}
+
+
+def test_seed_reproduces_and_another_differs(pipe):
+    first, second, third = (
+        [result["sequence"] for result in pipe("NaCl", num_return_sequences=3, seed=seed)] for seed in (3, 3, 4)
+    )
+    assert first == second != third
+
+
+def test_prompts_in_a_list_and_as_fields(pipe):
+    results = pipe(["NaCl", {"composition": "ZnO", "space_group": "P-1"}], seed=0)
+    assert [[item["formula"] for item in row] for row in results] == [["Na1Cl1"], ["Zn1O1"]]
+    assert results[1][0]["space_group"] == "P-1"
+
+
+@pytest.mark.filterwarnings("ignore:No Pauling electronegativity")  # an untrained model takes any element
+def test_nothing_and_a_chemical_system_are_prompts(pipe):
+    assert len(pipe(seed=0, max_atoms=6)) == 1
+    assert {str(e) for e in pipe(chemical_system="Li-O", seed=0)[0]["structure"].composition} == {"Li", "O"}
+
+
+def test_repeats_are_left_out_unless_wanted(pipe):
+    greedy = pipe("NaCl", num_return_sequences=3, temperature=0)
+    assert len(greedy) == 1
+    repeated = pipe("NaCl", num_return_sequences=3, temperature=0, unique=False)
+    assert [item["sequence"] for item in repeated] == [greedy[0]["sequence"]] * 3
+
+
+def test_filter_and_rank(pipe):
+    everything = pipe("NaCl", num_return_sequences=6, seed=0, max_rounds=1)
+    assert len(everything) == 6
+    closest = sorted(min(item["structure"].get_neighbor_list(60.0)[3], default=60.0) for item in everything)
+    limit = (closest[2] + closest[3]) / 2
+    apart = pipe("NaCl", num_return_sequences=6, seed=0, max_rounds=1, min_distance=limit)
+    assert len(apart) == 3
+    assert all(min(item["structure"].get_neighbor_list(60.0)[3], default=60.0) > limit for item in apart)
+    ranked = pipe("NaCl", num_return_sequences=6, seed=0, max_rounds=1, rank=True)
+    likelihoods = [item["log_likelihood"] for item in ranked]
+    assert likelihoods == sorted(likelihoods, reverse=True)
+    assert {item["sequence"] for item in ranked} == {item["sequence"] for item in everything}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "message"),
+    [
+        ("Xx2", {}, ValueError, "Xx"),
+        ("NaCl", {"space_group": "Pnope"}, ValueError, "Pnope"),
+        ("NaCl", {"space_group": 300}, ValueError, "300"),
+        ("Na1Cl1", {"space_group": "Fd-3m"}, ValueError, "Fd-3m|227"),
+        ("NaCl", {"temperature": -1}, ValueError, "temperature"),
+        ("NaCl", {"num_return_sequences": 0}, ValueError, "num_return_sequences is 0"),
+        ("NaCl", {"properties": {"colour": 1}}, ValueError, "colour"),
+        ("NaCl", {"chemical_system": "Na-Cl"}, ValueError, "exclude each other"),
+        ("NaCl", {"colour": "red"}, TypeError, "unknown arguments .*colour"),
+        ({"composition": "NaCl"}, {"composition_": 1}, TypeError, "composition_"),
+    ],
+)
+def test_bad_prompts_give_one_clear_error(pipe, prompt, options, error, message):
+    with pytest.raises(error, match=message):
+        pipe(prompt, **options)
+
+
+def test_saved_folder_loads_by_task_name(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = pipeline(TASK, model=str(tmp_path))
+    assert isinstance(again, CrystalGenerationPipeline)
+    assert isinstance(AutoTokenizer.from_pretrained(tmp_path), Mat2SeqTokenizer)
+    expected = pipe("ZnS", num_return_sequences=2, seed=7)
+    got = again("ZnS", num_return_sequences=2, seed=7)
+    assert [item["sequence"] for item in got] == [item["sequence"] for item in expected]
+
+
+def test_model_of_another_class_is_refused(pipe):
+    from transformers import LlamaForCausalLM
+
+    with pytest.raises(ValueError, match="LlamaForCausalLM"):
+        CrystalGenerationPipeline(model=LlamaForCausalLM(pipe.model.config), tokenizer=pipe.tokenizer, task=TASK)

@@ -1,0 +1,170 @@
+"""Training of generators: token rows, masks, a run that stops, resumes and saves, recipes."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
+from hf_crystal.training.mat2seq_data import IGNORED_LABEL, Mat2SeqCollator, tokenize_splits
+from hf_crystal.training.mat2seq_recipe import generator_recipe_from_dict, load_generator_recipe
+from hf_crystal.training.mat2seq_run import LAST_RATE, learning_rate_factor, train_generator
+from hf_crystal.training.run_control import WallBudgetCallback
+
+RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes_mat2seq").glob("*.yaml"))
+TINY = {
+    "description": "made-up crystals",
+    "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+    "data": {"conditions": {"formation_energy": "energy", "band_gap": "gap"}},
+    "training": {
+        "batch_size": 8,
+        "num_epochs": 2,
+        "warmup_steps": 2,
+        "eval_steps": 4,
+        "log_steps": 2,
+        "validity_samples": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Mat2SeqTokenizer:
+    return Mat2SeqTokenizer()
+
+
+@pytest.fixture(scope="module")
+def recipe(crystal_table):
+    return generator_recipe_from_dict({**TINY, "data": {**TINY["data"], "path": str(crystal_table)}})
+
+
+@pytest.fixture(scope="module")
+def tokens(recipe, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokens") / "rows"
+    return folder, tokenize_splits(recipe.data, tokenizer, folder, recipe.training.seed)
+
+
+def test_rows_decode_and_are_read_again_from_disk(recipe, tokenizer, tokens):
+    folder, splits = tokens
+    assert {role: len(rows) for role, rows in splits.items()} == {"train": 42, "validation": 11, "test": 13}
+    row = splits["train"][0]
+    assert tokenizer.decode_structure(row["input_ids"]).composition is not None
+    assert tokenizer.convert_ids_to_tokens(row["input_ids"])[row["answer_start"] - 1] == "|"
+    assert row["length"] == len(row["input_ids"])
+    again = tokenize_splits(recipe.data, tokenizer, folder, recipe.training.seed)
+    assert again["train"]["input_ids"][:] == splits["train"]["input_ids"][:]
+
+
+def test_rows_made_with_other_settings_are_refused(recipe, tokens):
+    with pytest.raises(ValueError, match="other settings .*tokenizer"):
+        tokenize_splits(recipe.data, Mat2SeqTokenizer(length_step=0.01), tokens[0], recipe.training.seed)
+
+
+def test_given_tokens_carry_no_loss(tokenizer, tokens):
+    rows = [tokens[1]["train"][index] for index in range(3)]
+    batch = Mat2SeqCollator(tokenizer, condition_probability=1.0, composition_loss_probability=0.0)(rows)
+    for place, row in enumerate(rows):
+        known = [name for name in ("band_gap", "formation_energy") if not math.isnan(row[name])]
+        words = tokenizer.convert_ids_to_tokens(batch["input_ids"][place, : row["length"] + 2 * len(known)])
+        given = row["answer_start"] + 2 * len(known)
+        assert words[1 : 1 + 2 * len(known) : 2] == [f"<{name}>" for name in known]
+        assert words[given - 1] == "|"
+        labels = batch["labels"][place]
+        assert (labels[:given] == IGNORED_LABEL).all()
+        assert labels[given : len(words)].tolist() == row["input_ids"][row["answer_start"] :]
+        assert (labels[len(words) :] == IGNORED_LABEL).all()
+        assert batch["attention_mask"][place].sum() == len(words)
+
+
+def test_composition_is_learnt_with_its_probability_and_validation_rows_do_not_vary(tokenizer, tokens):
+    row = tokens[1]["train"][0]
+    batch = Mat2SeqCollator(tokenizer, 0.0, composition_loss_probability=0.5)([row] * 200)
+    learnt = int((batch["labels"][:, 1] != IGNORED_LABEL).sum())
+    assert 60 < learnt < 140
+    fixed = Mat2SeqCollator(tokenizer, 1.0, 1.0)([{**row, "fixed": True}])
+    assert fixed["input_ids"][0].tolist() == row["input_ids"]
+    assert (fixed["labels"][0, : row["answer_start"]] == IGNORED_LABEL).all()
+
+
+def test_cosine_ends_with_the_steps_or_with_the_budget():
+    clock = WallBudgetCallback(1.0)
+    options = {"warmup_steps": 10, "total_steps": 110, "clock": clock}
+    assert [learning_rate_factor(step, **options) for step in (0, 9)] == [0.1, 1.0]
+    assert learning_rate_factor(60, **options) == pytest.approx((1 + LAST_RATE) / 2)
+    assert learning_rate_factor(110, **options) == pytest.approx(LAST_RATE)
+    clock._step_fraction = 1.0
+    assert learning_rate_factor(20, **options) == pytest.approx(LAST_RATE)
+
+
+def test_run_saves_a_generator_and_its_record_and_resumes(recipe, tokens, tmp_path):
+    record = train_generator(recipe, tmp_path, tokens_folder=tokens[0])
+    assert (record["steps"], record["epochs"]) == (12, 2.0)
+    assert record == json.loads((tmp_path / "run.json").read_text())
+    assert record["recipe"]["data"]["path"] == "crystals.parquet"
+    assert record["training_curve"][-1]["loss"] < record["training_curve"][0]["loss"]
+    assert [entry["step"] for entry in record["validation_curve"]] == [4, 8, 12]
+    assert {"loss", "decoded", "composition"} <= record["validation_curve"][0].keys()
+    assert record["test"]["answer"]["crystals"] == 13
+    assert np.isfinite(record["test"]["answer_with_conditions"]["nats_per_token"])
+    model = Mat2SeqForCausalLM.from_pretrained(tmp_path / "model")
+    made = model.generate_crystals(
+        Mat2SeqTokenizer.from_pretrained(tmp_path / "model"), composition="NaCl", max_length=200, seed=0
+    )
+    assert made[0].structure is not None
+    with pytest.raises(FileExistsError, match="checkpoints of another run"):
+        train_generator(recipe, tmp_path, tokens_folder=tokens[0])
+    # the same as one run of three epochs would take: it goes on after step 12
+    longer = generator_recipe_from_dict({**recipe.to_dict(), "training": {**TINY["training"], "num_epochs": 3}})
+    resumed = train_generator(longer, tmp_path, tokens_folder=tokens[0], resume=True)
+    assert resumed["steps"] == 18
+    assert resumed["training_curve"][: len(record["training_curve"])] == record["training_curve"]
+    assert resumed["training_seconds"] > record["training_seconds"]
+
+
+def test_nothing_to_resume_and_unknown_condition(recipe, tokens, tmp_path):
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        train_generator(recipe, tmp_path, tokens_folder=tokens[0], resume=True)
+    values = recipe.to_dict()
+    values["data"]["conditions"] = {"hardness": "energy"}
+    with pytest.raises(ValueError, match=r"\['hardness'\] unknown; the tokenizer has band_gap, formation_energy"):
+        train_generator(generator_recipe_from_dict(values), tmp_path, tokens_folder=tokens[0])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_loads_and_states_its_cost(path):
+    recipe = load_generator_recipe(path)
+    assert any(word in recipe.cost.lower() for word in ("not measured", "measured on"))
+    assert len(recipe.description) > 20
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("training", "learnin_rate", 1e-3, r"unknown key 'learnin_rate' \(did you mean 'learning_rate'\?\)"),
+        ("training", "condition_probability", 1.5, "training.condition_probability=1.5: expected 0 to 1"),
+        ("training", "batch_size", 0, "training.batch_size=0: expected 1 or more"),
+        ("training", "learning_rate", "5e-4", "YAML reads 5e-4 as text"),
+        ("model", "hidden_size", 18, "model.hidden_size=18: expected a multiple"),
+        ("data", "colour", "red", "data: unknown key 'colour'"),
+    ],
+)
+def test_mistakes_are_named(section, key, value, message, tmp_path):
+    values = {name: dict(part) if isinstance(part, dict) else part for name, part in TINY.items()}
+    values[section][key] = value
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=message):
+        load_generator_recipe(path)
+
+
+def test_overrides_and_round_trip(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    recipe = load_generator_recipe(path, ["training.num_epochs=7", "data.path=y.parquet"])
+    assert (recipe.training.num_epochs, recipe.data.path) == (7, "y.parquet")
+    recipe.save(tmp_path / "again.yaml")
+    assert load_generator_recipe(tmp_path / "again.yaml") == recipe
+    with pytest.raises(ValueError, match="override 'epochs': expected section.key=value"):
+        load_generator_recipe(path, ["epochs"])
