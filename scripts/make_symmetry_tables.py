@@ -4,7 +4,8 @@
 Symbols and operations come from moyopy (ITA standard setting: unique axis b, hexagonal axes for R lattices, origin
 choice 2). Generators of the orientation-preserving affine normaliser are found here by search. The first coordinate
 triplets of the Wyckoff positions are facts of the International Tables, read from a JSON file (number → list of
-[letter, multiplicity, triplet]) and each checked against moyopy: an atom put there must get that letter.
+[letter, multiplicity, triplet]) and checked against moyopy wherever it keeps the setting: an atom put there must get
+that letter.
 
     python scripts/make_symmetry_tables.py --wyckoff ../shared/fixtures/symmetry/wyckoff_table.json
 """

@@ -200,12 +200,13 @@ class CrystalformerAttention(nn.Module):
         outputs, matrix = [], None
         for images in geometry.images:
             layout = images.layout
-            edge_mask = self._edge_mask(inverse_variance[layout.rows], layout, geometry)
+            row_variance = inverse_variance.index_select(0, layout.rows)
+            edge_mask = self._edge_mask(row_variance, layout, geometry)
             result = kernel(
-                query[layout.rows, heads],
+                query[:, heads].index_select(0, layout.rows),
                 key[:, heads],
                 value[:, heads],
-                inverse_variance[layout.rows],
+                row_variance,
                 layout,
                 edge_mask,
                 images.radial,
@@ -217,7 +218,7 @@ class CrystalformerAttention(nn.Module):
                     result.pair_weights, layout.rows, layout.pair_key, layout.pair_mask, geometry.atoms
                 )
                 matrix = part if matrix is None else matrix + part
-        return torch.cat(outputs)[geometry.order], matrix
+        return torch.cat(outputs).index_select(0, cast(torch.Tensor, geometry.order)), matrix
 
     def _radial_weight(self) -> torch.Tensor:
         """W^E; frames scale it."""

@@ -49,8 +49,10 @@ class FrameAxes:
         row (`torch.Tensor` of shape `(F,)`): atom * H + head.
         axis (`torch.Tensor` of shape `(F,)`): 0, 1 or 2.
         direction (`torch.Tensor` of shape `(F, 3)`): unit vectors.
-        weight (`torch.Tensor` of shape `(F,)`): sums to 1 for each row and axis (0 where an axis does not exist).
-        is_symmetric (`bool`): every direction stands for itself and its opposite, with half the weight each.
+        weight (`torch.Tensor` of shape `(F,)`): weight of the direction.
+        opposite (`torch.Tensor` of shape `(F,)`, *optional*): weight of the opposite direction, whose features are
+            those of the direction in reverse order and cost nothing more. All weights of a row and axis sum to 1 (0
+            where an axis does not exist).
         isotropic (`torch.Tensor` of shape `(T * H,)`, *optional*): weight of "any direction" for all three axes.
     """
 
@@ -58,7 +60,7 @@ class FrameAxes:
     axis: torch.Tensor
     direction: torch.Tensor
     weight: torch.Tensor
-    is_symmetric: bool = False
+    opposite: torch.Tensor | None = None
     isotropic: torch.Tensor | None = None
 
 
@@ -106,9 +108,10 @@ def frame_features(
             sums = angular_sums_reference(rows[row], cosines, num_basis, width_scale, truncate=truncate)
         else:
             sums = angular_sums(rows[row], cosines, num_basis, width_scale)
-        total = total.index_add(0, row * 3 + axis, sums * axes.weight[part][:, None])
-    if axes.is_symmetric:
-        total = 0.5 * (total + total.flip(-1))  # b_k(-c) = b_{D-1-k}(c)
+        weighted = sums * axes.weight[part][:, None]
+        if axes.opposite is not None:
+            weighted = weighted + sums.flip(-1) * axes.opposite[part][:, None]  # b_k(-c) = b_{D-1-k}(c)
+        total = total.index_add(0, row * 3 + axis, weighted)
     features = total.view(num_atoms * num_heads, 3, num_basis)
     if axes.isotropic is not None:
         basis = isotropic_angular_basis(num_basis, width_scale, features)
@@ -221,7 +224,9 @@ def max_axes(scores: torch.Tensor, unit_vectors: torch.Tensor, tolerance: float)
 
 
 def _merge_equal(axes: FrameAxes, num_slots: int) -> FrameAxes:
-    """List equal directions once: tied frames share axes, and each listed direction costs a pass over the images.
+    """List equal and opposite directions once: each listed direction costs a pass over the images.
+
+    Tied frames share many axes, and on a site with inversion symmetry all of them point both ways.
 
     Directions are compared on a grid of 2.5e-6. Two equal ones on either side of a grid line stay apart, which costs
     time only; two that differ by less than the grid may merge into their mean, which changes features by 1e-10.
@@ -229,16 +234,23 @@ def _merge_equal(axes: FrameAxes, num_slots: int) -> FrameAxes:
     slot = axes.row * 3 + axes.axis
     if slot.shape[0] <= num_slots:
         return axes
-    grid = torch.round(axes.direction.double() * 4e5).long() + 400_000
+    # one of each two opposite directions: the one whose first component that is not about zero is positive
+    is_nonzero = axes.direction.abs() > 1e-6
+    leading = axes.direction.gather(1, is_nonzero.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]
+    is_reversed = leading < 0
+    directions = torch.where(is_reversed[:, None], -axes.direction, axes.direction)
+    grid = torch.round(directions.double() * 4e5).long() + 400_000
     _, code = torch.unique(slot * 800_001 + grid[:, 0], return_inverse=True)
     _, inverse = torch.unique((code * 800_001 + grid[:, 1]) * 800_001 + grid[:, 2], return_inverse=True)
     count = int(inverse.max()) + 1
-    weight = axes.weight.new_zeros(count).index_add(0, inverse, axes.weight)
+    zeros = axes.weight.new_zeros(count)
+    weight = zeros.index_add(0, inverse, axes.weight * ~is_reversed)
+    opposite = zeros.index_add(0, inverse, axes.weight * is_reversed)
     # the weighted mean of the merged directions does not depend on their order
-    direction = axes.direction.new_zeros((count, 3)).index_add(0, inverse, axes.direction * axes.weight[:, None])
+    direction = axes.direction.new_zeros((count, 3)).index_add(0, inverse, directions * axes.weight[:, None])
     direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny)
     member = torch.zeros(count, dtype=torch.long, device=slot.device).scatter_(0, inverse, slot)
-    return FrameAxes(member // 3, member % 3, direction, weight)
+    return FrameAxes(member // 3, member % 3, direction, weight, opposite)
 
 
 @torch.no_grad()
@@ -307,7 +319,8 @@ def eigen_axes(tensors: torch.Tensor, tolerance: float) -> FrameAxes:
             lists.append((row, torch.full_like(row, axis), ring, share))
     row, axis_column, direction, share = (torch.cat([entry[k] for entry in lists]) for k in range(4))
     dtype = tensors.dtype
-    return FrameAxes(row, axis_column, direction.to(dtype), share.to(dtype), True, everything.to(dtype))
+    half = 0.5 * share.to(dtype)
+    return FrameAxes(row, axis_column, direction.to(dtype), half, half, everything.to(dtype))
 
 
 def _tied(lengths: torch.Tensor, tolerance: float) -> list[tuple[int, float]]:
@@ -361,7 +374,8 @@ def spread_axes(axes: FrameAxes, source: torch.Tensor, num_heads: int) -> FrameA
     first = torch.cumsum(counts[row_source], 0) - counts[row_source]
     entry = order[torch.arange(row.shape[0], device=device) - first[row] + starts[row_source[row]]]
     isotropic = None if axes.isotropic is None else axes.isotropic[row_source]
-    return FrameAxes(row, axes.axis[entry], axes.direction[entry], axes.weight[entry], axes.is_symmetric, isotropic)
+    opposite = None if axes.opposite is None else axes.opposite[entry]
+    return FrameAxes(row, axes.axis[entry], axes.direction[entry], axes.weight[entry], opposite, isotropic)
 
 
 @torch.no_grad()
@@ -391,9 +405,11 @@ def lattice_axes(
             weights.repeat_interleave(3),
         )
         lists.append(_merge_equal(listed, 3))
+    opposite = [torch.zeros_like(entry.weight) if entry.opposite is None else entry.opposite for entry in lists]
     return FrameAxes(
         torch.cat([entry.row for entry in lists]).to(device),
         torch.cat([entry.axis for entry in lists]).to(device),
         torch.cat([entry.direction for entry in lists]).to(device, dtype),
         torch.cat([entry.weight for entry in lists]).to(device, dtype),
+        torch.cat(opposite).to(device, dtype),
     )

@@ -114,6 +114,11 @@ def radial_basis(
     return basis
 
 
+def _rows_of_keys(values: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
+    """values[pair_key]; unlike that of indexing, its gradient is summed in a fixed order, also on several cores."""
+    return values.index_select(0, pair_key.flatten()).view(*pair_key.shape, *values.shape[1:])
+
+
 def pair_scores(query: torch.Tensor, key: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
     """q_i·k_j / sqrt d for the listed keys of each query.
 
@@ -125,14 +130,14 @@ def pair_scores(query: torch.Tensor, key: torch.Tensor, pair_key: torch.Tensor) 
     Returns:
         `torch.Tensor` of shape `(T, P, H)`.
     """
-    keys = key[pair_key].transpose(1, 2)  # (T, H, P, d)
+    keys = _rows_of_keys(key, pair_key).transpose(1, 2)  # (T, H, P, d)
     scores = torch.matmul(keys, query[..., None])[..., 0]
     return scores.transpose(1, 2) / math.sqrt(query.shape[-1])
 
 
 def _mix_values(pair_weights: torch.Tensor, value: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
     """sum_j A_ij v_j, shape (T, H, d)."""
-    values = value[pair_key].transpose(1, 2)  # (T, H, P, d)
+    values = _rows_of_keys(value, pair_key).transpose(1, 2)  # (T, H, P, d)
     return torch.matmul(pair_weights.transpose(1, 2)[:, :, None, :], values)[:, :, 0]
 
 

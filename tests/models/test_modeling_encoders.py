@@ -126,6 +126,25 @@ def test_evaluation_is_deterministic_and_training_noise_is_seeded():
         assert not torch.equal(model(**batch).logits[:2], first[:2])  # symmetric crystals draw their frames
 
 
+@pytest.mark.parametrize("name", ["real", "multihead", "max"])
+def test_gradients_are_the_same_bits_on_two_threads(name):
+    """Resuming a killed run gives the same weights only if sums have a fixed order."""
+    model = build(name, dtype=torch.float32, hidden_size=32).train()
+    batch = collate([supercell(crystal, (2, 2, 1)) for crystal in CRYSTALS] * 6, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = []
+        for _ in range(4):
+            torch.manual_seed(0)
+            model.zero_grad()
+            model(**batch, labels=torch.zeros(18, 1)).loss.backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(other, gradients[0]) for other in gradients[1:])
+
+
 def test_training_frames_have_the_expectation_of_evaluation():
     """One block, where frames enter linearly: the mean over drawn frames is what evaluation computes directly.
 

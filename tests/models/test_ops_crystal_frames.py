@@ -80,14 +80,15 @@ def test_without_ties_the_mean_is_the_single_frame():
 
 
 def test_ties_give_the_mean_over_all_candidates_in_any_order_and_orientation():
-    """An octahedral site: 6 first axes, 4 second axes each; 24 frames whose axes are 6 distinct directions."""
+    """An octahedral site: 6 first axes, 4 second axes each; 24 frames whose axes lie along 3 lines, both ways."""
     octahedron = torch.cat([torch.eye(3), -torch.eye(3)]).double()[None]
     extra = torch.nn.functional.normalize(torch.tensor([[[1.0, 2.0, 3.0]]]).double(), dim=-1)
     vectors = torch.cat([octahedron, extra], dim=1)
     scores = torch.tensor([1.0] * 6 + [-2.0]).double()[None, :, None]
     axes = frames.max_axes(scores, vectors, 1e-2)
-    assert sorted(torch.bincount(axes.axis).tolist()) == [6, 6, 6]
-    torch.testing.assert_close(axes.weight, torch.full((18,), 1 / 6).double())
+    assert torch.bincount(axes.axis).tolist() == [3, 3, 3]
+    torch.testing.assert_close(axes.weight, torch.full((9,), 1 / 6).double())
+    torch.testing.assert_close(axes.opposite, axes.weight)
     weights = torch.linspace(1, 2, 7).double()[None, :, None]
     features = frames.frame_features(weights, vectors, axes, 16, 1.0)
     order = torch.tensor([6, 3, 1, 5, 0, 2, 4])
@@ -96,6 +97,23 @@ def test_ties_give_the_mean_over_all_candidates_in_any_order_and_orientation():
     torch.testing.assert_close(
         frames.frame_features(weights[:, order], turned, other, 16, 1.0), features, atol=1e-9, rtol=0
     )
+
+
+def test_opposite_directions_are_listed_once_and_count_as_themselves():
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(1, 6, 3, generator=generator).double(), dim=-1)
+    weights = torch.rand(1, 6, 1, generator=generator).double()
+    one = torch.nn.functional.normalize(torch.tensor([[1.0, -2.0, 0.5]]).double(), dim=-1)
+    listed = frames.FrameAxes(
+        torch.zeros(4, dtype=torch.long),
+        torch.zeros(4, dtype=torch.long),
+        torch.cat([one, -one, -one, one.flip(1)]),
+        torch.tensor([0.1, 0.2, 0.3, 0.4]).double(),
+    )
+    merged = frames._merge_equal(listed, 3)
+    assert merged.row.shape == (2,)
+    left, right = (frames.frame_features(weights, vectors, axes, 16, 1.0) for axes in (merged, listed))
+    torch.testing.assert_close(left, right, atol=1e-12, rtol=0)
 
 
 def test_prediction_is_continuous_where_candidates_swap():
@@ -157,8 +175,8 @@ def test_lattice_axes_of_a_cube_are_its_edges_equally():
     vectors = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3).double()
     vectors = 4.0 * vectors[vectors.abs().sum(-1) > 0]
     axes = frames.lattice_axes([vectors], 1e-2)
-    assert torch.bincount(axes.axis).tolist() == [6, 6, 6]
-    torch.testing.assert_close(axes.weight, torch.full((18,), 1 / 6).double())
+    assert torch.bincount(axes.axis).tolist() == [3, 3, 3]
+    torch.testing.assert_close(axes.weight + axes.opposite, torch.full((9,), 1 / 3).double())
     first = frames.lattice_axes([vectors], 1e-9, choice="first")
     assert torch.bincount(first.axis).tolist() == [1, 1, 1]
 
