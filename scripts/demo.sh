@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Predict formation energies of the crystals in examples/ with the checkpoint embedded in the package.
-# Creates .venv on the first run. Usage: bash scripts/demo.sh [more CIF files]
+# Predict formation energies of the crystals in examples/ and generate crystals of one composition, with the
+# checkpoints embedded in the package. Creates .venv on the first run; the CIF files go to output/.
+# Usage: bash scripts/demo.sh [more CIF files]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup_env.sh
 setup_env
-exec .venv/bin/hf-crystal predict examples/*.cif "$@"
+.venv/bin/hf-crystal predict examples/*.cif "$@"
+echo
+exec .venv/bin/hf-crystal generate --composition SrTiO3 --num 4 --seed 0 --output-dir output

@@ -162,6 +162,7 @@ def train_generator(
         clock.resume_from = last_complete_checkpoint(checkpoints)
         if clock.resume_from is None:
             raise ValueError(f"{checkpoints} has no complete checkpoint to resume from")
+    environment = environment_record()  # of the code that runs: the checkout may change meanwhile
     task = prepare_generator_task(recipe, tokens_folder or output_dir / TOKENS_FOLDER)
     trainer = _trainer(recipe, task, checkpoints, clock)
     trainer.train(resume_from_checkpoint=str(clock.resume_from) if clock.resume_from else None)
@@ -173,7 +174,7 @@ def train_generator(
             task.model, task.tokenizer, _first_rows(task.splits["test"], 200), seed=recipe.training.seed
         ),
     }
-    record = run_record(recipe, task, trainer, seconds, test)
+    record = run_record(recipe, task, trainer, seconds, {"environment": environment, "test": test})
     task.model.config.use_cache = True  # the Trainer switches it off
     task.model.save_pretrained(output_dir / MODEL_FOLDER)
     task.tokenizer.save_pretrained(output_dir / MODEL_FOLDER)
@@ -218,7 +219,7 @@ def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, cl
 
 
 def run_record(
-    recipe: GeneratorRecipe, task: GeneratorTask, trainer: Trainer, seconds: float, test: dict[str, Any]
+    recipe: GeneratorRecipe, task: GeneratorTask, trainer: Trainer, seconds: float, measured: dict[str, Any]
 ) -> dict[str, Any]:
     """What was run, what it cost and what came out.
 
@@ -227,7 +228,7 @@ def run_record(
         task: Model and data.
         trainer: The Trainer after training.
         seconds: Wall seconds of training with validation, resumed parts included.
-        test: Figures of the test split.
+        measured: "environment", and "test", the figures of the test split.
 
     Returns:
         Recipe, seed, commit, versions, cost, curves and test figures; losses in nats. The validation loss is the
@@ -241,7 +242,7 @@ def run_record(
     return {
         "recipe": described,
         "seed": recipe.training.seed,
-        **environment_record(),
+        **measured["environment"],
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "training_seconds": round(seconds, 1),
@@ -253,5 +254,5 @@ def run_record(
         "validation_curve": [
             {k.removeprefix("eval_"): v for k, v in entry.items()} for entry in history if "eval_loss" in entry
         ],
-        "test": test,
+        "test": measured["test"],
     }

@@ -1,11 +1,14 @@
 """The task "crystal-generation": what was asked for, seeds, repeats, filters, bad prompts, saving."""
 
+import json
+
 import pytest
 import torch
 from pymatgen.core import Composition, Structure
 from transformers import AutoTokenizer, pipeline
 
 from hf_crystal import CrystalGenerationPipeline, Mat2SeqForCausalLM, Mat2SeqTokenizer
+from hf_crystal.checkpoints import embedded_checkpoint
 from hf_crystal.models.generation_mat2seq import mat2seq_config
 
 TASK = "crystal-generation"
@@ -114,3 +117,20 @@ def test_model_of_another_class_is_refused(pipe):
 
     with pytest.raises(ValueError, match="LlamaForCausalLM"):
         CrystalGenerationPipeline(model=LlamaForCausalLM(pipe.model.config), tokenizer=pipe.tokenizer, task=TASK)
+
+
+def test_embedded_generator_is_the_default_and_its_card_has_its_figures():
+    folder = embedded_checkpoint("mat2seq-mp20")
+    embedded = pipeline(TASK)
+    results = embedded("SrTiO3", num_return_sequences=4, seed=0)
+    assert [result["formula"] for result in results] == ["Sr1Ti1O3"] * 4
+    assert sum(result["log_likelihood"] for result in results) / 4 > -120  # an untrained one has about -250
+    card, metrics = (folder / "README.md").read_text(), json.loads((folder / "metrics.json").read_text())
+    assert f"{metrics['num_parameters']:,} parameters" in card
+    assert f"{metrics['test']['answer']['nats_per_token']:.3f} nats per token" in card
+    for measured in metrics["generation"]:
+        counts = (
+            f"| {measured['samples']} | {measured['decoded']} | {measured['composition']} | {measured['matches']} ("
+        )
+        assert counts in card
+    assert sum(p.numel() for p in embedded.model.parameters()) == metrics["num_parameters"]
