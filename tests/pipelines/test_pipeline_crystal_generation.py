@@ -124,7 +124,7 @@ def test_embedded_generator_is_the_default_and_its_card_has_its_figures():
     embedded = pipeline(TASK)
     results = embedded("SrTiO3", num_return_sequences=4, seed=0)
     assert [result["formula"] for result in results] == ["Sr1Ti1O3"] * 4
-    assert sum(result["log_likelihood"] for result in results) / 4 > -120  # an untrained one has about -250
+    assert sum(result["log_likelihood"] for result in results) / 4 > -120  # an untrained one has about -200
     card, metrics = (folder / "README.md").read_text(), json.loads((folder / "metrics.json").read_text())
     assert f"{metrics['num_parameters']:,} parameters" in card
     assert f"{metrics['test']['answer']['nats_per_token']:.3f} nats per token" in card
