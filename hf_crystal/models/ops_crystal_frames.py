@@ -228,8 +228,9 @@ def _merge_equal(axes: FrameAxes, num_slots: int) -> FrameAxes:
 
     Tied frames share many axes, and on a site with inversion symmetry all of them point both ways.
 
-    Directions are compared on a grid of 2.5e-6. Two equal ones on either side of a grid line stay apart, which costs
-    time only; two that differ by less than the grid may merge into their mean, which changes features by 1e-10.
+    Directions are compared on a grid well above rounding (1e-10, in float32 2.5e-6). Two equal ones on either side of
+    a grid line stay apart, which costs time only; two that differ by less than the grid may merge into their mean,
+    which changes features by less than a hundredth of the grid.
     """
     slot = axes.row * 3 + axes.axis
     if slot.shape[0] <= num_slots:
@@ -239,9 +240,10 @@ def _merge_equal(axes: FrameAxes, num_slots: int) -> FrameAxes:
     leading = axes.direction.gather(1, is_nonzero.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]
     is_reversed = leading < 0
     directions = torch.where(is_reversed[:, None], -axes.direction, axes.direction)
-    grid = torch.round(directions.double() * 4e5).long() + 400_000
-    _, code = torch.unique(slot * 800_001 + grid[:, 0], return_inverse=True)
-    _, inverse = torch.unique((code * 800_001 + grid[:, 1]) * 800_001 + grid[:, 2], return_inverse=True)
+    steps = 10_000_000_000 if directions.dtype == torch.float64 else 400_000
+    inverse = slot
+    for component in (torch.round(directions.double() * steps).long() + steps).unbind(1):
+        _, inverse = torch.unique(inverse * (2 * steps + 1) + component, return_inverse=True)
     count = int(inverse.max()) + 1
     zeros = axes.weight.new_zeros(count)
     weight = zeros.index_add(0, inverse, axes.weight * ~is_reversed)
