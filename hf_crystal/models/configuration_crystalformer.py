@@ -126,6 +126,11 @@ class CrystalformerConfig(PreTrainedConfig):
         """Lower bound of sigma_i in reciprocal space, r0 sqrt b, Å."""
         return float(self.reciprocal_scale) * float(self.reciprocal_lower_bound) ** 0.5
 
+    @property
+    def truncates_bases(self) -> bool:
+        """Whether the bases are cut at four sigma; only the released CrystalFramer does."""
+        return False
+
     def layer_domain(self, layer: int) -> str:
         """Domain of one block: `"real"`, `"reciprocal"` or `"multihead"`."""
         if "-" not in self.domain:

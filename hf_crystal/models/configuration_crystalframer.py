@@ -52,3 +52,8 @@ class CrystalFramerConfig(CrystalformerConfig):
             raise ValueError(f"num_angular_basis={self.num_angular_basis} must be at least 2.")
         if not self.frame_tie_tolerance > 0:
             raise ValueError(f"frame_tie_tolerance={self.frame_tie_tolerance} must be positive.")
+
+    @property
+    def truncates_bases(self) -> bool:
+        """Whether the bases are cut at four sigma, as the released code does where it has frames."""
+        return self.match_release and self.frame_method != "none"

@@ -72,8 +72,6 @@ def build_geometry(
     positions: torch.Tensor,
     cell: torch.Tensor,
     attention_mask: torch.Tensor,
-    *,
-    truncate: bool = False,
 ) -> CrystalGeometry:
     """Images, radial basis and reciprocal vectors of a padded batch.
 
@@ -82,7 +80,6 @@ def build_geometry(
         atomic_numbers (`torch.Tensor` of shape `(B, N)`): elements.
         positions (`torch.Tensor` of shape `(B, N, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
         attention_mask (`torch.Tensor` of shape `(B, N)`): nonzero for atoms.
-        truncate (`bool`): cut the radial basis as the released CrystalFramer does.
     """
     atoms = pack_atoms(attention_mask)
     empty = (atoms.sizes == 0).nonzero()[:, 0].tolist()
@@ -98,7 +95,7 @@ def build_geometry(
             geometry.box_unit = 1.0 / plane_spacings(cell)
             largest = torch.full_like(cell[:, 0, 0], config.largest_real_sigma)
             layouts = cells_layouts(packed, cell, atoms, box_extents(config, largest, geometry.box_unit))
-        geometry.images = [ImageBlock(layout, _radial(config, layout, truncate)) for layout in layouts]
+        geometry.images = [ImageBlock(layout, _radial(config, layout)) for layout in layouts]
         geometry.order = torch.argsort(torch.cat([layout.rows for layout in layouts]))
     if config.domain != "real":
         longest = float(config.cutoff_sigmas) / config.smallest_reciprocal_sigma
@@ -108,14 +105,14 @@ def build_geometry(
     return geometry
 
 
-def _radial(config: CrystalformerConfig, layout: NeighborLayout, truncate: bool) -> torch.Tensor | None:
+def _radial(config: CrystalformerConfig, layout: NeighborLayout) -> torch.Tensor | None:
     """Radial basis of every image; none in the simplified model."""
     if not config.num_radial_basis:
         return None
     # sqrt has no gradient at the atom itself; the lower bound is far below any distance
     distances = layout.squared_distances.clamp_min(1e-24).sqrt()
     cutoff, width_scale = float(config.radial_cutoff), float(config.radial_width_scale)
-    return radial_basis(distances, config.num_radial_basis, cutoff, width_scale, truncate=truncate)
+    return radial_basis(distances, config.num_radial_basis, cutoff, width_scale, truncate=config.truncates_bases)
 
 
 def box_extents(config: CrystalformerConfig, sigma: torch.Tensor, box_unit: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .configuration_crystalframer import CrystalFramerConfig
-from .geometry_crystalformer import CrystalGeometry, ImageBlock, build_geometry
+from .geometry_crystalformer import CrystalGeometry, ImageBlock
 from .modeling_crystalformer import (
     CrystalformerAttention,
     CrystalformerForPropertyPrediction,
@@ -150,18 +150,9 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
     def _geometry(
         self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor
     ) -> CrystalGeometry:
-        has_frames = self.config.frame_method != "none"
-        dtype = torch.promote_types(torch.promote_types(positions.dtype, torch.float32), self.embeddings.weight.dtype)
-        with torch.autocast(positions.device.type, enabled=False):
-            geometry = build_geometry(
-                self.config,
-                atomic_numbers,
-                positions.to(dtype),
-                cell.to(dtype),
-                attention_mask,
-                truncate=self.config.match_release and has_frames,
-            )
-            if has_frames:
+        geometry = super()._geometry(atomic_numbers, positions, cell, attention_mask)
+        if self.config.frame_method != "none":
+            with torch.autocast(positions.device.type, enabled=False):
                 self._add_frames(geometry)
         return geometry
 
