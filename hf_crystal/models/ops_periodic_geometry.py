@@ -33,6 +33,8 @@ MAX_DISTANCE_ENTRIES = 8_000_000
 # Atoms are dealt into at most this many layouts, each of at least so many rows.
 MAX_LAYOUTS = 6
 MIN_LAYOUT_ROWS = 64
+# Å²; where a row of images is padded: far enough for a weight of exactly zero, so that sums over images need no mask
+PADDING_SQUARED_DISTANCE = 1e12
 
 
 def cell_volume(cell: torch.Tensor) -> torch.Tensor:
@@ -119,6 +121,7 @@ class NeighborLayout:
     Attributes:
         rows (`torch.Tensor` of shape `(T,)`): packed indices of the query atoms.
         edge_vectors (`torch.Tensor` of shape `(T, M, 3)`): p_j + n·cell - p_i, Å; zero where padded.
+        squared_distances (`torch.Tensor` of shape `(T, M)`): |r|², Å²; `PADDING_SQUARED_DISTANCE` where padded.
         edge_mask (`torch.Tensor` of shape `(T, M)`): true for images, false for padding.
         edge_pair (`torch.Tensor` of shape `(T, M)`): column of the image's key atom in `pair_key`.
         pair_key (`torch.Tensor` of shape `(T, P)`): packed index of each distinct key atom of the query.
@@ -128,16 +131,12 @@ class NeighborLayout:
 
     rows: torch.Tensor
     edge_vectors: torch.Tensor
+    squared_distances: torch.Tensor
     edge_mask: torch.Tensor
     edge_pair: torch.Tensor
     pair_key: torch.Tensor
     pair_mask: torch.Tensor
     edge_images: torch.Tensor | None = None
-
-    @property
-    def squared_distances(self) -> torch.Tensor:
-        """|r|² of every image, Å², shape `(T, M)`."""
-        return self.edge_vectors.square().sum(-1)
 
 
 def build_layouts(
@@ -196,12 +195,15 @@ def _padded_layout(
     edge_mask = padded(width, (), is_new_pair).index_put((query, column), torch.ones_like(is_new_pair))
     edge_pair = padded(width, (), query).index_put((query, column), pair_column[pair_number])
     edge_vectors = padded(width, (3,), vectors).index_put((query, column), vectors)
+    squared_distances = torch.where(edge_mask, edge_vectors.square().sum(-1), PADDING_SQUARED_DISTANCE)
     edge_images = None if images is None else padded(width, (3,), images).index_put((query, column), images)
     pair_mask = padded(pair_width, (), is_new_pair).index_put(
         (pair_query, pair_column), torch.ones_like(pair_query, dtype=torch.bool)
     )
     pair_key = padded(pair_width, (), query).index_put((pair_query, pair_column), pair_keys)
-    return NeighborLayout(rows, edge_vectors, edge_mask, edge_pair, pair_key, pair_mask, edge_images)
+    return NeighborLayout(
+        rows, edge_vectors, squared_distances, edge_mask, edge_pair, pair_key, pair_mask, edge_images
+    )
 
 
 def dense_pair_layout(atoms: PackedAtoms) -> tuple[torch.Tensor, torch.Tensor]:
