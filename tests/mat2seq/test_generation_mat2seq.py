@@ -152,7 +152,7 @@ def test_impossible_prompts_are_refused(tokenizer, model, grammar):
         {"composition": "SrTiO3", "formula_units": [1, 2]},
         {"space_group": 227},
         {"chemical_system": "Li-Fe-O", "space_group": "Pnma"},
-        {"prompt": "Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a"},
+        {"prompt": "Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a"},
         {"properties": {"band_gap": 1.0}, "composition": "ZnO"},
     ],
     ids=str,
