@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .checkpoints import embedded_checkpoint as embedded_checkpoint
     from .data import CrystalCollator as CrystalCollator
     from .data import load_crystal_dataset as load_crystal_dataset
+    from .embeddings import embed as embed
     from .hub import export_pretrained as export_pretrained
     from .hub import render_model_card as render_model_card
     from .models.canonical_crystal import CanonicalCrystal as CanonicalCrystal
@@ -59,6 +60,7 @@ _NAMES = {
     "Mat2SeqForCausalLM": "models.generation_mat2seq",
     "Mat2SeqTokenizer": "models.tokenization_mat2seq",
     "canonicalize": "models.canonical_crystal",
+    "embed": "embeddings",
     "embedded_checkpoint": "checkpoints",
     "export_pretrained": "hub",
     "load_crystal_dataset": "data",

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from . import convert, evaluate, export, generate, info, predict, train
+from . import convert, embed, evaluate, export, generate, info, predict, train
 
 app = typer.Typer(
     name="hf-crystal",
@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
+app.command("embed", epilog=embed.EXAMPLE)(embed.embed)
 app.command("generate", epilog=generate.EXAMPLE)(generate.generate)
 app.command("convert", epilog=convert.EXAMPLE)(convert.convert)
 app.command("export", epilog=export.EXAMPLE)(export.export)

@@ -82,11 +82,14 @@ class _Json:
 class _Parquet:
     """A parquet file in row groups of 10,000."""
 
-    def __init__(self, path: Path, columns: Sequence[str], types: dict[str, str]):
+    def __init__(self, path: Path, columns: Sequence[str], types: dict[str, Any]):
         import pyarrow
         import pyarrow.parquet
 
-        self.schema = pyarrow.schema([(name, pyarrow.type_for_alias(types.get(name, "string"))) for name in columns])
+        def type_of(kind: Any) -> Any:
+            return pyarrow.type_for_alias(kind) if isinstance(kind, str) else kind
+
+        self.schema = pyarrow.schema([(name, type_of(types.get(name, "string"))) for name in columns])
         self.table = pyarrow.Table
         self.writer = pyarrow.parquet.ParquetWriter(path, self.schema, compression="zstd")
         self.rows: list[dict[str, Any]] = []
@@ -106,7 +109,7 @@ class _Parquet:
 
 
 @contextlib.contextmanager
-def open_writer(output: Format, path: Path | None, columns: Sequence[str], types: dict[str, str]) -> Iterator[Writer]:
+def open_writer(output: Format, path: Path | None, columns: Sequence[str], types: dict[str, Any]) -> Iterator[Writer]:
     """A writer for rows with `columns`; a file appears under its name only when all rows are in it.
 
     Args:

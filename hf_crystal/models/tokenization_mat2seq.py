@@ -46,14 +46,14 @@ class DecodedCrystal:
 
     Attributes:
         structure: The crystal (primitive cell), or None where the sequence is none.
-        error: The reason, or None.
+        error: The reason, or None; a `SequenceError` says at which token.
         sequence: The sequence as text.
         log_likelihood: Natural logarithm of the probability of the generated part, where a model wrote it.
         canonical: The crystal on its grid, as the sequence spells it.
     """
 
     structure: Any
-    error: SequenceError | None
+    error: ValueError | None
     sequence: str = ""
     log_likelihood: float | None = None
     canonical: CanonicalCrystal | None = None

@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,7 @@ def _tokenize(
 
 
 class Mat2SeqCollator:
-    """Token rows → padded batch with labels; conditions and the loss on the composition are drawn at random.
+    """Token rows → padded batch with labels; conditions, their order and where the composition is learnt are random.
 
     The begin token and the conditions carry no loss: they are given, never generated. The composition is given too
     when a user asks for one, so it carries loss only with `composition_loss_probability`; that keeps a share of
@@ -158,6 +159,8 @@ class Mat2SeqCollator:
         tokenizer: The tokenizer.
         condition_probability: Chance of each known condition to be written in front.
         composition_loss_probability: Chance of a row that its composition is learnt.
+        seed: Seed of the draws, which depend on it, the epoch and the first row of a batch only: a resumed run draws
+            the same, whatever was loaded ahead when it was stopped.
     """
 
     def __init__(
@@ -165,17 +168,23 @@ class Mat2SeqCollator:
         tokenizer: "Mat2SeqTokenizer",
         condition_probability: float = 0.0,
         composition_loss_probability: float = 0.5,
+        seed: int = 0,
     ):
         self.tokenizer = tokenizer
         self.condition_probability = condition_probability
         self.composition_loss_probability = composition_loss_probability
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draws of this epoch."""
+        self.epoch = epoch
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels`, each (B, L); -100 carries no loss.
-
-        Draws from torch's global generator, whose state the checkpoints of `Trainer` hold.
-        """
-        pairs = [self._example(row) for row in rows]
+        """`input_ids`, `attention_mask`, `labels`, each (B, L); -100 carries no loss."""
+        draw = f"{self.seed} {self.epoch} {rows[0]['material_id']}"
+        generator = torch.Generator().manual_seed(zlib.crc32(draw.encode()))
+        pairs = [self._example(row, generator) for row in rows]
         longest = max(len(ids) for ids, _ in pairs)
         batch = {
             "input_ids": torch.full((len(rows), longest), int(self.tokenizer.pad_token_id)),
@@ -189,15 +198,18 @@ class Mat2SeqCollator:
             batch["labels"][place, given : len(ids)] = row[given:]
         return batch
 
-    def _example(self, row: Mapping[str, Any]) -> tuple[list[int], int]:
+    def _example(self, row: Mapping[str, Any], generator: torch.Generator) -> tuple[list[int], int]:
         """Ids with conditions, and the number of ids in front that carry no loss."""
         known = [bins.name for bins in self.tokenizer.property_bins if bins.name in row]
         # rows marked "fixed" (validation) look the same every time: no conditions, the composition is given
-        draws = [1.0] * (len(known) + 1) if row.get("fixed") else torch.rand(len(known) + 1).tolist()
-        chosen = {
-            name: row[name] for name, draw in zip(known, draws, strict=False) if draw < self.condition_probability
-        }
-        conditions: Any = self.tokenizer.convert_tokens_to_ids(self.tokenizer.condition_tokens(chosen))
+        draws = (
+            [1.0] * (len(known) + 1) if row.get("fixed") else torch.rand(len(known) + 1, generator=generator).tolist()
+        )
+        chosen = [name for name, draw in zip(known, draws, strict=False) if draw < self.condition_probability]
+        if len(chosen) > 1:
+            chosen = [chosen[place] for place in torch.randperm(len(chosen), generator=generator).tolist()]
+        words = [word for name in chosen for word in self.tokenizer.condition_tokens({name: row[name]})]
+        conditions: Any = self.tokenizer.convert_tokens_to_ids(words)
         ids = [row["input_ids"][0], *conditions, *row["input_ids"][1:]]
         learns_composition = draws[-1] < self.composition_loss_probability
         return ids, len(conditions) + (1 if learns_composition else row["answer_start"])

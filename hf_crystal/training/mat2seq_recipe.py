@@ -9,40 +9,44 @@ from typing import Any
 import yaml
 
 from hf_crystal.training.arguments import check_keys, section_from_dict
+from hf_crystal.training.recipe_files import read_recipe
 
 _SECTIONS = ["description", "cost", "model", "data", "training"]
 
 
 @dataclass(kw_only=True)
 class GeneratorModelArguments:
-    """Shape of the Llama model.
+    """Shape of the language model.
 
     Attributes:
+        model_type: "llama", or "gpt2" as in the paper.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: As in `LlamaConfig`.
         max_position_embeddings: Longest sequence in tokens, conditions included.
-        dropout: Dropout of the attention weights.
+        dropout: Dropout of what attention and feed-forward layers add to the hidden states, in training only.
+        embedding_init: "random", or "meaning": like elements and near numbers begin near each other.
     """
 
+    model_type: str = "llama"
     hidden_size: int = 256
     num_hidden_layers: int = 6
     num_attention_heads: int = 4
     intermediate_size: int = 768
     max_position_embeddings: int = 1024
     dropout: float = 0.0
+    embedding_init: str = "random"
 
     def __post_init__(self) -> None:
+        if self.embedding_init not in ("random", "meaning"):
+            raise ValueError(f"model.embedding_init={self.embedding_init!r}: expected random or meaning")
+        if self.model_type not in ("llama", "gpt2"):
+            raise ValueError(f"model.model_type={self.model_type!r}: expected llama or gpt2")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout={self.dropout}: expected 0 up to, not including, 1")
         if self.num_attention_heads < 1 or self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"model.hidden_size={self.hidden_size}: expected a multiple of twice num_attention_heads="
                 f"{self.num_attention_heads}"
             )
-
-    def llama_fields(self) -> dict[str, Any]:
-        """Fields of `LlamaConfig`."""
-        fields = dataclasses.asdict(self)
-        fields["attention_dropout"] = fields.pop("dropout")
-        fields["num_key_value_heads"] = self.num_attention_heads
-        return fields
 
 
 @dataclass(kw_only=True)
@@ -78,10 +82,13 @@ class GeneratorTrainingArguments:
         batch_size: Crystals per step and process.
         eval_batch_size: Crystals per evaluation batch.
         num_epochs: Passes over the training split.
-        learning_rate: Highest rate, reached after the warm-up; a cosine takes it down to a tenth of a percent.
+        optimizer: "adamw", or "muon": Muon for the matrices inside the layers, AdamW for the rest.
+        learning_rate: Highest rate of AdamW, after the warm-up; a cosine takes it down to a tenth of a percent.
+        muon_learning_rate: The same for Muon.
         warmup_steps: Steps of linear warm-up.
         weight_decay: Decoupled weight decay of matrices; vectors have none.
         max_grad_norm: Gradients are clipped to this norm.
+        swa_epochs: The saved weights are the mean over the steps of so many last epochs; 0 takes the last weights.
         condition_probability: Chance of each known condition to be written in front of a sequence.
         composition_loss_probability: Chance of a sequence that its composition carries loss.
         eval_steps: Steps between validations and checkpoints.
@@ -93,10 +100,13 @@ class GeneratorTrainingArguments:
     batch_size: int = 64
     eval_batch_size: int = 128
     num_epochs: int = 10
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
+    muon_learning_rate: float = 0.02
     warmup_steps: int = 100
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    swa_epochs: int = 0
     condition_probability: float = 0.3
     composition_loss_probability: float = 0.5
     eval_steps: int = 500
@@ -111,8 +121,13 @@ class GeneratorTrainingArguments:
         for name in ("condition_probability", "composition_loss_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 to 1")
-        if self.learning_rate <= 0:
-            raise ValueError(f"training.learning_rate={self.learning_rate}: expected above 0")
+        if not 0 <= self.swa_epochs <= self.num_epochs:
+            raise ValueError(f"training.swa_epochs={self.swa_epochs}: expected 0 to num_epochs={self.num_epochs}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"training.optimizer={self.optimizer!r}: expected adamw or muon")
+        for name in ("learning_rate", "muon_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"training.{name}={getattr(self, name)}: expected above 0")
 
 
 @dataclass(kw_only=True)
@@ -171,19 +186,4 @@ def load_generator_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Ge
     Raises:
         ValueError: See `generator_recipe_from_dict`; also for text that is no YAML, naming the file.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected sections {', '.join(_SECTIONS)}")
-    for override in overrides:
-        place, separator, text = override.partition("=")
-        section, dot, key = place.strip().partition(".")
-        if not (separator and dot):
-            raise ValueError(f"override {override!r}: expected section.key=value")
-        values.setdefault(section, {})[key] = yaml.safe_load(text)
-    try:
-        return generator_recipe_from_dict(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return read_recipe(path, overrides, generator_recipe_from_dict, _SECTIONS)

@@ -1,5 +1,7 @@
 """Train a generator from a recipe and write down what was done; the script calls this."""
 
+# ruff: noqa: ARG002  (the signatures are those of TrainerCallback)
+
 import functools
 import json
 import math
@@ -10,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments, set_seed
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.utils import logging
 
+from hf_crystal.data import AtomBudgetBatchSampler
 from hf_crystal.training.mat2seq_data import Mat2SeqCollator, tokenize_splits
+from hf_crystal.training.mat2seq_models import build_generator
+from hf_crystal.training.mat2seq_optimizer import build_optimizer
 from hf_crystal.training.mat2seq_recipe import GeneratorRecipe
 from hf_crystal.training.mat2seq_validity import ValidityCallback, answer_loss, free_validity
 from hf_crystal.training.property_run import CHECKPOINT_FOLDER, MODEL_FOLDER, RECIPE_NAME, RUN_NAME, environment_record
@@ -22,6 +28,7 @@ from hf_crystal.training.run_control import (
     WallBudgetCallback,
     last_complete_checkpoint,
 )
+from hf_crystal.training.weight_averaging import SWACallback
 
 TOKENS_FOLDER = "tokens"
 LAST_RATE = 1e-3  # share of the highest learning rate at the end
@@ -48,7 +55,6 @@ def prepare_generator_task(recipe: GeneratorRecipe, tokens_folder: str | Path) -
     Raises:
         ValueError: For data that do not fit the recipe, and sequences longer than the model's context.
     """
-    from hf_crystal.models.generation_mat2seq import Mat2SeqForCausalLM, mat2seq_config
     from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
 
     set_seed(recipe.training.seed)
@@ -63,8 +69,7 @@ def prepare_generator_task(recipe: GeneratorRecipe, tokens_folder: str | Path) -
         raise ValueError(
             f"model.max_position_embeddings={recipe.model.max_position_embeddings}: the longest sequence has {longest}"
         )
-    model = Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer, **recipe.model.llama_fields()))
-    return GeneratorTask(model, tokenizer, splits)
+    return GeneratorTask(build_generator(recipe.model, tokenizer), tokenizer, splits)
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, clock: WallBudgetCallback) -> float:
@@ -83,15 +88,6 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, cloc
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _optimizer(model: Any, recipe: GeneratorRecipe) -> torch.optim.Optimizer:
-    training = recipe.training
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98))
-
-
 def _training_arguments(recipe: GeneratorRecipe, checkpoints: Path) -> TrainingArguments:
     training = recipe.training
     return TrainingArguments(
@@ -101,8 +97,6 @@ def _training_arguments(recipe: GeneratorRecipe, checkpoints: Path) -> TrainingA
         num_train_epochs=training.num_epochs,
         learning_rate=training.learning_rate,
         max_grad_norm=training.max_grad_norm,
-        train_sampling_strategy="group_by_length",
-        length_column_name="length",
         remove_unused_columns=False,
         label_names=["labels"],
         prediction_loss_only=True,
@@ -187,11 +181,48 @@ def _first_rows(rows: Any, count: int) -> list[dict[str, Any]]:
     return [dict(row) for row in rows.select(range(min(count, len(rows))))]
 
 
+class _GeneratorTrainer(Trainer):
+    """Trainer with batches of like length whose order depends on the seed and the epoch only.
+
+    The stock length groups are drawn from the global generator, which a resume in the middle of an epoch finds in
+    another state: rows would be repeated and left out.
+    """
+
+    train_dataset: Any
+    data_collator: Any
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of one process."""
+        lengths = self.train_dataset["length"]
+        self.train_batch_sampler = AtomBudgetBatchSampler(
+            lengths,
+            max(lengths) * self.args.per_device_train_batch_size,
+            max_batch_size=self.args.per_device_train_batch_size,
+            seed=self.args.seed,
+            multiple_of=self.args.world_size,
+        )
+        loader = DataLoader(self.train_dataset, batch_sampler=self.train_batch_sampler, collate_fn=self.data_collator)
+        return self.accelerator.prepare(loader)
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells batch sampler and collator their epoch, on which all their draws depend."""
+
+    def __init__(self, trainer: _GeneratorTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for part in (self.trainer.train_batch_sampler, self.trainer.data_collator):
+            part.set_epoch(int(state.epoch or 0))
+
+
 def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, clock: WallBudgetCallback) -> Trainer:
-    """A stock Trainer with our schedule and callbacks."""
+    """A Trainer with our schedule and callbacks."""
     training = recipe.training
     train, validation = task.splits["train"], task.splits["validation"]
-    optimizer = _optimizer(task.model, recipe)
+    optimizer = build_optimizer(task.model, training)
     factor = functools.partial(
         learning_rate_factor,
         warmup_steps=training.warmup_steps,
@@ -199,11 +230,13 @@ def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, cl
         clock=clock,
     )
     samples = _first_rows(validation, training.validity_samples)
-    return Trainer(
+    averaging = SWACallback(training.swa_epochs, fraction_used=clock.fraction_used)
+    averaging.resume_from = clock.resume_from
+    trainer = _GeneratorTrainer(
         model=task.model,
         args=_training_arguments(recipe, checkpoints),
         data_collator=Mat2SeqCollator(
-            task.tokenizer, training.condition_probability, training.composition_loss_probability
+            task.tokenizer, training.condition_probability, training.composition_loss_probability, training.seed
         ),
         train_dataset=train,
         eval_dataset=validation.add_column("fixed", [True] * len(validation)),
@@ -213,9 +246,12 @@ def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, cl
         callbacks=[
             ValidityCallback(task.tokenizer, samples, training.seed),
             clock,
+            averaging,
             CompleteCheckpointCallback(clock),
         ],
     )
+    trainer.add_callback(_EpochCallback(trainer))
+    return trainer
 
 
 def run_record(

@@ -19,6 +19,7 @@ from hf_crystal.training.arguments import (
 )
 from hf_crystal.training.optimizers import RELEASE_BIAS_WEIGHT_DECAY
 from hf_crystal.training.property_models import property_config_class
+from hf_crystal.training.recipe_files import read_recipe
 
 _SECTIONS = ["description", "cost", "published", "model", "data", "training"]
 
@@ -113,23 +114,6 @@ def recipe_from_dict(given: Mapping[str, Any]) -> TrainingRecipe:
     return recipe
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    if not separator:
-        raise ValueError(f"override {override!r}: expected section.key=value")
-    *parents, last = path.strip().split(".")
-    place: Any = values
-    for parent in parents:
-        place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
-        if not isinstance(place, dict | list):
-            raise ValueError(f"override {override!r}: {parent!r} is a value, not a section")
-    value = yaml.safe_load(text)
-    if isinstance(place, list):
-        place[int(last)] = value
-    else:
-        place[last] = value
-
-
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> TrainingRecipe:
     """Read a recipe.
 
@@ -140,15 +124,4 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> TrainingReci
     Raises:
         ValueError: See `recipe_from_dict`; also for text that is no YAML, naming the file.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected sections {', '.join(_SECTIONS)}")
-    for override in overrides:
-        _apply_override(values, override)
-    try:
-        return recipe_from_dict(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return read_recipe(path, overrides, recipe_from_dict, _SECTIONS)

@@ -1,19 +1,9 @@
 """The grammar: no dead ends, nothing but crystals, exactly what was asked for; the language model around it."""
 
-import random
-from collections import Counter
-
 import pytest
 import torch
-from mat2seq_crystals import DATASETS, baddeleyite, lopsided, perovskite, quartz, read_records, rock_salt, rutile
+from mat2seq_crystals import baddeleyite, lopsided, perovskite, quartz, rock_salt, rutile
 
-from hf_crystal.models.canonical_crystal import canonicalize
-from hf_crystal.models.canonical_text import parse_tokens, write_tokens
-from hf_crystal.models.feasibility_mat2seq import (
-    can_finish,
-    collapsing_values,
-    equivalent_parameters,
-)
 from hf_crystal.models.generation_mat2seq import (
     MAT2SEQ_SIZES,
     CrystalLogitsProcessor,
@@ -22,7 +12,8 @@ from hf_crystal.models.generation_mat2seq import (
     mat2seq_config,
     parse_composition,
 )
-from hf_crystal.models.grammar_mat2seq import CrystalGrammar, GrammarState, PromptConstraint
+from hf_crystal.models.grammar_constraint_mat2seq import PromptConstraint
+from hf_crystal.models.grammar_mat2seq import CrystalGrammar
 from hf_crystal.models.symmetry_crystal import space_group
 
 CRYSTALS = [quartz, rutile, rock_salt, perovskite, baddeleyite, lopsided]
@@ -39,88 +30,6 @@ def model(tokenizer):
     return Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer, max_position_embeddings=400)).eval()
 
 
-def walk(grammar, constraint, source):
-    """Tokens of a random walk through the grammar."""
-    state, tokens = GrammarState(), []
-    while not tokens or tokens[-1] != grammar.eos_token:
-        allowed = grammar.allowed_tokens(state, constraint)
-        assert allowed, (tokens, state)
-        tokens.append(source.choice(allowed))
-        state = grammar.advance(state, tokens[-1])
-    return tokens
-
-
-@pytest.mark.slow
-def test_random_walks_end_in_crystals_in_every_space_group(grammar):
-    source = random.Random(0)
-    for number in range(1, 231):
-        constraint = PromptConstraint.build(None, [number])
-        grammar.check(constraint)
-        tokens = walk(grammar, constraint, source)
-        crystal = parse_tokens(tokens[:-1], grammar.layout)
-        assert crystal.space_group == number
-        assert len(tokens) + 1 <= grammar.max_tokens
-
-
-@pytest.mark.parametrize("composition", [{38: 1, 22: 1, 8: 3}, {14: 6, 8: 12}, {6: 20}, {1: 1}])
-def test_random_walks_keep_the_composition(grammar, composition):
-    source = random.Random(1)
-    constraint = PromptConstraint.build([composition])
-    for _ in range(25):
-        tokens = walk(grammar, constraint, source)
-        crystal = parse_tokens(tokens[:-1], grammar.layout)
-        assert crystal.composition == composition
-        assert Counter(crystal.to_record()["atomic_numbers"].tolist()) == composition
-
-
-@pytest.mark.parametrize("number", [2, 14, 62, 136])
-def test_orbits_are_written_by_their_smallest_parameters(grammar, number):
-    source = random.Random(number)
-    for _ in range(15):
-        tokens = walk(grammar, PromptConstraint.build(None, [number]), source)
-        for site in parse_tokens(tokens[:-1], grammar.layout).sites:
-            if site.parameters:
-                images = equivalent_parameters(number, site.position, site.parameters, grammar.steps)
-                assert min(images) == site.parameters
-
-
-@pytest.mark.parametrize("make", CRYSTALS)
-def test_canonical_sequences_are_in_the_grammar(grammar, make):
-    state, constraint = GrammarState(), PromptConstraint()
-    for token in [*write_tokens(canonicalize(make())), grammar.eos_token]:
-        assert token in grammar.allowed_tokens(state, constraint)
-        state = grammar.advance(state, token)
-    assert state.phase == "end"
-
-
-@pytest.mark.parametrize(("name", "split"), DATASETS)
-def test_real_crystals_are_in_the_grammar(tokenizer, data_dir, name, split):
-    wide = CrystalGrammar(tokenizer, max_atoms=512, max_tokens=6000, length_range=(1.0, 199.0))
-    for record in read_records(data_dir, name, split, 10, seed=11):
-        state = GrammarState()
-        for token in [*write_tokens(canonicalize(record)), wide.eos_token]:
-            assert token in wide.allowed_tokens(state, PromptConstraint())
-            state = wide.advance(state, token)
-
-
-def test_counts_that_do_not_add_up_are_seen():
-    assert can_finish(225, ((11, 1), (17, 1)), None)
-    assert can_finish(225, ((11, 1), (17, 1), (19, 2)), None)
-    assert not can_finish(225, ((11, 1), (17, 1), (19, 1)), None)  # 4a and 4b are taken
-    assert not can_finish(225, ((11, 1),), (1, 17))  # after 4b only larger positions come
-    assert can_finish(1, tuple((z, 3) for z in range(1, 60)), None)
-    assert not can_finish(14, ((8, 1),), None)  # P2_1/c: 2 or 4
-
-
-def test_values_that_collapse_an_orbit_are_seen():
-    forbidden = set(collapsing_values(136, space_group(136).letters["f"].index, (), 2000).nonzero()[0].tolist())
-    assert forbidden == {0, 1000}  # 4f x,x,0 passes through 2a at 0 and 2a again at 1/2
-
-
-def test_equivalent_parameters_hold_the_mirror_partner():
-    assert equivalent_parameters(136, space_group(136).letters["f"].index, (611,), 2000) == {(611,), (1389,)}
-
-
 def test_impossible_prompts_are_refused(tokenizer, model, grammar):
     for options, reason in [
         ({"composition": "NaKCl", "space_group": 225}, "multiplicities"),
@@ -128,7 +37,7 @@ def test_impossible_prompts_are_refused(tokenizer, model, grammar):
         ({"composition": "Xx2"}, "Xx"),
         ({"composition": {"Na": 0.5}}, "whole numbers"),
         ({"composition": {}}, "empty"),
-        ({"composition": {"C": 900}}, "multiplicities|tokens"),
+        ({"composition": {"C": 900}}, "900 atoms; accepted: up to 512"),
         ({"chemical_system": "Na-Qq"}, "Qq"),
         ({"composition": "NaCl", "chemical_system": "Na-Cl"}, "exclude"),
         ({"formula_units": [1]}, "composition"),
@@ -265,11 +174,3 @@ def test_named_sizes_have_the_vocabulary_of_the_tokenizer(tokenizer, size):
 def test_an_unknown_size_is_refused(tokenizer):
     with pytest.raises(ValueError, match="huge"):
         mat2seq_config("huge", tokenizer)
-
-
-@pytest.mark.parametrize(
-    "options", [{"max_tokens": 20}, {"length_range": (5, 2)}, {"angle_range": (80, 100)}], ids=lambda o: next(iter(o))
-)
-def test_bounds_that_leave_no_crystal_are_refused(tokenizer, options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        CrystalGrammar(tokenizer, **options)

@@ -1,0 +1,233 @@
+"""ASE: the models as a calculator, and relaxation of generated crystals with any calculator.
+
+```python
+from ase.build import bulk
+from hf_crystal.ase import CrystalCalculator, relax
+
+atoms = bulk("NaCl", "rocksalt", a=5.64)
+atoms.calc = CrystalCalculator()                       # the embedded model
+atoms.calc.get_property("formation_energy", atoms)     # in atoms.calc.units["formation_energy"]
+relax(generated_structures, any_ase_calculator)        # energies before and after
+```
+
+`hf_crystal.ase` is a module of this package; `import ase` here and everywhere else is the real one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+try:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+except ImportError as error:
+    raise ImportError("hf_crystal.ase needs ASE: pip install hf_crystal[ase]") from error
+
+from .loading import load_property_model
+from .models.structures_crystal import as_structure, record_to_structure
+
+__all__ = ["CrystalCalculator", "RelaxedCrystal", "relax"]
+
+_MECHANICAL = ("forces", "stress", "stresses", "energies", "free_energy")
+# what calculators and optimizers raise for a crystal they cannot treat
+_CALCULATOR_ERRORS = (ValueError, RuntimeError, KeyError, ArithmeticError, AssertionError)
+
+
+class CrystalCalculator(Calculator):
+    """Properties of a periodic `Atoms` as the model predicts them.
+
+    Each target of the model is a property of ASE under the target's own name, in `units[name]`; `embedding` is the
+    pooled vector of the encoder. The models predict properties of whole crystals, no forces and no stress: asking for
+    those is an error.
+
+    Args:
+        model: see `hf_crystal.loading.load_property_model`.
+        energy: target that `atoms.get_potential_energy()` shall give, in eV of the whole cell. None: asking for the
+            energy is an error, because a formation energy is no potential energy.
+        feature_extractor: replaces the model's own.
+        device: torch device.
+        **kwargs: passed to ASE's `Calculator`.
+
+    Raises:
+        ValueError: `energy` is no target of the model, or its unit is neither eV nor eV/atom.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        *,
+        energy: str | None = None,
+        feature_extractor: Any = None,
+        device: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.model, self.feature_extractor = load_property_model(model, feature_extractor, device)
+        config = self.model.config
+        self.units: dict[str, str] = dict(zip(config.target_names, config.target_units, strict=True))
+        if energy is not None and self.units.get(energy) not in ("eV", "eV/atom"):
+            raise ValueError(
+                f"energy={energy!r}; accepted is a target in eV or eV/atom, and the model has "
+                + ", ".join(f"{name} ({unit})" for name, unit in self.units.items())
+            )
+        self.energy_target = energy
+        self.implemented_properties = [*self.units, "embedding", *(["energy"] if energy else [])]
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """A property of `atoms`: value of a target, `embedding (C,)`, or `energy` in eV of the cell.
+
+        Raises:
+            PropertyNotImplementedError: the model does not predict it.
+            CrystalInputError: not periodic in three directions, overlapping atoms, and the like.
+        """
+        if name not in self.implemented_properties:
+            reason = "choose the target that stands for it with energy=..." if name == "energy" else ""
+            if name in _MECHANICAL:
+                reason = "these models predict properties of whole crystals; use an interatomic potential"
+            raise PropertyNotImplementedError(
+                f"{name} is not predicted by this {type(self.model).__name__}; it has "
+                f"{', '.join(self.implemented_properties)}{f' ({reason})' if reason else ''}"
+            )
+        return super().get_property(name, atoms, allow_calculation)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fill `results` with all targets; called by ASE."""
+        import torch
+
+        super().calculate(atoms, properties, system_changes)
+        batch = self.feature_extractor([self.atoms]).to(self.model.device)
+        with torch.no_grad():
+            output = self.model(**batch)
+        self.results = dict(zip(self.units, output.logits[0].tolist(), strict=True))
+        self.results["embedding"] = output.pooler_output[0].float().cpu().numpy()
+        if self.energy_target is not None:
+            per_atom = self.units[self.energy_target] == "eV/atom"
+            self.results["energy"] = self.results[self.energy_target] * (len(batch["atomic_numbers"][0]) if per_atom else 1)
+
+
+@dataclass(frozen=True)
+class RelaxedCrystal:
+    """One relaxation.
+
+    Attributes:
+        structure: relaxed pymatgen `Structure`; the last one reached where it did not converge; None after an error.
+        energy: eV/atom of the relaxed crystal.
+        initial_energy: eV/atom of the crystal as given.
+        formation_energy: eV/atom against the reference energies; None without them.
+        converged: largest force (and stress times volume) below the threshold.
+        num_steps: steps of the optimizer.
+        max_force: largest force left on an atom, eV/Å.
+        volume_change: relative change of the cell's volume.
+        error: why there is no result, or None.
+    """
+
+    structure: Any = None
+    energy: float | None = None
+    initial_energy: float | None = None
+    formation_energy: float | None = None
+    converged: bool = False
+    num_steps: int = 0
+    max_force: float | None = None
+    volume_change: float | None = None
+    error: str | None = None
+
+
+def relax(
+    structures: Any,
+    calculator: Calculator | Callable[[], Calculator],
+    *,
+    max_force: float = 0.05,
+    max_steps: int = 500,
+    relax_cell: bool = True,
+    optimizer: Any = None,
+    reference_energies: Mapping[str, float] | None = None,
+) -> list[RelaxedCrystal]:
+    """Relax crystals and report their energies; a crystal that fails gives its reason and the others go on.
+
+    Args:
+        structures: crystals in any form that `CrystalFeatureExtractor` takes, `DecodedCrystal`, or results of the
+            pipeline "crystal-generation"; one or a list.
+        calculator: ASE calculator with forces (and stress, to relax the cell), or a function that makes one, for
+            calculators that must not be shared between crystals.
+        max_force: threshold, eV/Å.
+        max_steps: steps of the optimizer at most.
+        relax_cell: relax the cell too.
+        optimizer: class from `ase.optimize`; FIRE by default.
+        reference_energies: symbol → energy of the element, eV/atom, computed with the same calculator.
+
+    Returns:
+        One `RelaxedCrystal` per crystal, in order.
+
+    Raises:
+        ValueError: a threshold or number of steps that is not positive.
+    """
+    if max_force <= 0 or max_steps < 1:
+        raise ValueError(f"max_force is {max_force}, max_steps {max_steps}; accepted: above 0, at least 1")
+    from ase.optimize import FIRE
+
+    many = isinstance(structures, Iterable) and not isinstance(structures, (str, Mapping, Atoms))
+    many = many and not hasattr(structures, "lattice")  # a Structure is iterable too
+    results = []
+    for item in list(structures) if many else [structures]:
+        try:
+            atoms = _to_atoms(item)
+            atoms.calc = calculator if isinstance(calculator, Calculator) else calculator()
+            relaxed = _relax_one(atoms, max_force, max_steps, relax_cell, optimizer or FIRE)
+            results.append(_with_formation_energy(relaxed, atoms, reference_energies))
+        except _CALCULATOR_ERRORS as error:
+            results.append(RelaxedCrystal(error=f"{type(error).__name__}: {error}"))
+    return results
+
+
+def _to_atoms(item: Any) -> Atoms:
+    """Periodic `Atoms` of a crystal in any accepted form, of a generated or a decoded one."""
+    if isinstance(item, Mapping) and "structure" in item:
+        item = item["structure"]
+    elif hasattr(item, "structure") and hasattr(item, "error"):  # DecodedCrystal
+        if item.structure is None:
+            raise ValueError(f"not decoded: {item.error}")
+        item = item.structure
+    record = as_structure(item)
+    return Atoms(numbers=record.atomic_numbers, scaled_positions=record.frac_coords, cell=record.cell, pbc=True)
+
+
+def _relax_one(atoms: Atoms, max_force: float, max_steps: int, relax_cell: bool, optimizer: Any) -> RelaxedCrystal:
+    from ase.filters import FrechetCellFilter
+
+    initial_energy, initial_volume = float(atoms.get_potential_energy()), atoms.get_volume()
+    search = optimizer(FrechetCellFilter(atoms) if relax_cell else atoms, logfile=None)
+    # the last step can end in a cell that overflows; it is reported as an error, not as a warning
+    with np.errstate(all="ignore"):
+        converged = search.run(fmax=max_force, steps=max_steps)
+    energy = float(atoms.get_potential_energy())
+    if not np.isfinite([energy, atoms.get_volume(), *atoms.positions.flat]).all():
+        raise ArithmeticError(f"the relaxation of {atoms.get_chemical_formula()} diverged")
+    return RelaxedCrystal(
+        structure=record_to_structure(atoms),
+        energy=energy / len(atoms),
+        initial_energy=initial_energy / len(atoms),
+        converged=bool(converged),
+        num_steps=search.get_number_of_steps(),
+        max_force=float(np.linalg.norm(atoms.get_forces(), axis=1).max()),
+        volume_change=float(atoms.get_volume() / initial_volume - 1.0),
+    )
+
+
+def _with_formation_energy(
+    relaxed: RelaxedCrystal, atoms: Atoms, reference_energies: Mapping[str, float] | None
+) -> RelaxedCrystal:
+    if reference_energies is None:
+        return relaxed
+    symbols = atoms.get_chemical_symbols()
+    missing = sorted(set(symbols) - set(reference_energies))
+    if missing:
+        raise ValueError(f"reference_energies lacks {', '.join(missing)}")
+    reference = sum(reference_energies[symbol] for symbol in symbols) / len(symbols)
+    return replace(relaxed, formation_energy=relaxed.energy - reference)  # type: ignore[operator]

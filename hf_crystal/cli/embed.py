@@ -1,0 +1,132 @@
+"""`hf-crystal embed`: vectors of crystals, and their nearest neighbours in a table."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .models import DEFAULT_MODEL, check_device, check_model_type, quiet_transformers, resolve_model
+from .sources import count_crystals, find_sources, read_crystals
+from .writers import open_writer
+
+EXAMPLE = "Example: hf-crystal embed examples --output parquet --output-file table.parquet"
+
+
+def _vector_rows(name: str, result: Any, *, by_atom: bool, spread: bool) -> Iterator[dict[str, Any]]:
+    """Rows of one crystal: one, or one per atom; `spread` gives every component a field of its own."""
+    row: dict[str, Any] = {"source": name, "formula": result.formula}
+    if result.error is not None:
+        yield {"source": name, "error": result.error}
+        return
+    for atom, vector in enumerate(result.embedding if by_atom else [result.embedding]):
+        values = vector.tolist()
+        fields = {f"e{k}": value for k, value in enumerate(values)} if spread else {"embedding": values}
+        yield {**row, **({"atom": atom} if by_atom else {}), **fields}
+
+
+def _neighbor_rows(name: str, result: Any, table: Any, k: int, metric: Any) -> Iterator[dict[str, Any]]:
+    if result.error is not None:
+        yield {"source": name, "error": result.error}
+        return
+    for rank, neighbor in enumerate(table.nearest(result.embedding, k, metric=metric), 1):
+        found = {"rank": rank, "neighbor": neighbor.name, "distance": neighbor.distance}
+        yield {"source": name, "formula": result.formula, **found}
+
+
+def _columns(model: Any, *, by_atom: bool, nearest: bool, spread: bool) -> tuple[list[str], dict[str, Any]]:
+    """Fields of the output, and their Arrow types."""
+    if nearest:
+        return ["source", "formula", "rank", "neighbor", "distance", "error"], {"rank": "int64", "distance": "double"}
+    import pyarrow
+
+    width = model.config.hidden_size
+    fields = [f"e{k}" for k in range(width)] if spread else ["embedding"]
+    types = {"atom": "int64", "embedding": pyarrow.list_(pyarrow.float32(), width)}
+    return ["source", "formula", *(["atom"] if by_atom else []), *fields, "error"], types
+
+
+def embed(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="CIF, POSCAR, extended XYZ, JSON or parquet files, globs, folders; - reads one from stdin."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")] = DEFAULT_MODEL,
+    level: Annotated[
+        Literal["crystal", "atom"], typer.Option(help="One vector per crystal, or one per atom.")
+    ] = "crystal",
+    nearest: Annotated[
+        Path | None, typer.Option(help="Table written by this command: list the crystals in it nearest to each.")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Neighbours per crystal, with --nearest.")] = 5,
+    metric: Annotated[
+        Literal["euclidean", "cosine"], typer.Option(help="Distance between vectors, with --nearest.")
+    ] = "euclidean",
+    output: Annotated[
+        Literal["table", "csv", "json", "parquet"] | None,
+        typer.Option(help="How results are written: table with --nearest, else csv."),
+    ] = None,
+    output_file: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Crystals per forward pass at most.")] = 16,
+    device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
+) -> None:
+    """Write the vectors that a model has of crystals, or find similar crystals.
+
+    A crystal that cannot be read gives a row with its reason. Exit code 1 if none can be read.
+    """
+    output = output or ("csv" if nearest is None else "table")
+    if output == "table" and nearest is None:
+        raise typer.BadParameter("table needs --nearest; vectors go to csv, json or parquet", param_hint="--output")
+    if output == "parquet" and output_file is None:
+        raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
+    if nearest is not None and level == "atom":
+        raise typer.BadParameter("only level crystal can be searched", param_hint="--level")
+    for name, value in (("--num", num), ("--batch-size", batch_size)):
+        if value < 1:
+            raise typer.BadParameter(f"{value} is not positive", param_hint=name)
+    sources = find_sources(files)
+    total = count_crystals(sources)
+    from ..embeddings import EmbeddingTable, iterate_embeddings
+
+    table = None if nearest is None else EmbeddingTable.load(nearest)
+    location = resolve_model(model)
+    if device is not None:
+        check_device(device)
+    quiet_transformers()
+    check_model_type(location)
+    from ..loading import load_property_model
+
+    loaded, extractor = load_property_model(location, device=device)
+    by_atom, spread = level == "atom", output == "csv"
+    columns, types = _columns(loaded, by_atom=by_atom, nearest=table is not None, spread=spread)
+    names: list[str] = []
+
+    def crystals() -> Iterator[Any]:
+        for name, crystal in read_crystals(sources):
+            names.append(name)
+            yield crystal
+
+    from tqdm import tqdm
+
+    found = iterate_embeddings(crystals(), loaded, feature_extractor=extractor, level=level, batch_size=batch_size)
+    failures: list[str] = []
+    with open_writer(output, output_file, columns, types) as writer:
+        for index, result in enumerate(tqdm(found, total=total, unit="crystal", disable=None, file=sys.stderr)):
+            if result.error is not None:
+                failures.append(f"{names[index]}: {result.error}")
+            if table is None:
+                rows = _vector_rows(names[index], result, by_atom=by_atom, spread=spread)
+            else:
+                rows = _neighbor_rows(names[index], result, table, num, metric)
+            for row in rows:
+                writer.write(row)
+    if len(failures) == total:
+        raise ValueError(f"no crystal could be read: {failures[0]}")
+    if failures:
+        print(
+            f"hf-crystal: {len(failures)} of {total} crystals could not be read, the first: {failures[0][:200]}",
+            file=sys.stderr,
+        )
