@@ -141,7 +141,7 @@ CONSTRAINTS = [
     PromptConstraint.build([{22: 2, 8: 4}, {22: 4, 8: 8}], [2, 14, 62, 136]),
     PromptConstraint.build(None, [225, 166], [3, 8, 26], [3, 8]),
     PromptConstraint.build(None, range(75, 195)),
-    PromptConstraint.build([{8: 8, 14: 4}], [2], cell=[("alpha", 1800, 1800), ("a", 900, 1000)]),
+    PromptConstraint.build([{8: 8, 14: 4}], [2], cell=[("alpha", 900, 900), ("a", 450, 500)]),
     PromptConstraint.build(
         [{22: 2, 8: 8}], [136], sites=[CanonicalSite(0, 22, ()), CanonicalSite(5, 8, ()), CanonicalSite(5, 8, (611,))]
     ),

@@ -69,7 +69,7 @@ def test_rows_decode_and_are_read_again_from_disk(recipe, tokenizer, tokens):
 
 def test_rows_made_with_other_settings_are_refused(recipe, tokens):
     with pytest.raises(ValueError, match="other settings .*tokenizer"):
-        tokenize_splits(recipe.data, Mat2SeqTokenizer(length_step=0.01), tokens[0], recipe.training.seed)
+        tokenize_splits(recipe.data, Mat2SeqTokenizer(length_step=0.005), tokens[0], recipe.training.seed)
 
 
 def test_given_tokens_carry_no_loss(tokenizer, tokens):
