@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from . import convert, embed, evaluate, export, generate, info, predict, train
+from . import convert, embed, evaluate, export, generate, info, plot, predict, train
 
 app = typer.Typer(
     name="hf-crystal",
@@ -18,6 +18,7 @@ app = typer.Typer(
     # a command line wraps text itself; typer's default width would be that of the terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(plot.app, name="plot")
 app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command("embed", epilog=embed.EXAMPLE)(embed.embed)
 app.command("generate", epilog=generate.EXAMPLE)(generate.generate)
