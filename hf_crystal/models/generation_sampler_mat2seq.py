@@ -10,6 +10,7 @@ from transformers import LogitsProcessorList
 
 from .generation_processor_mat2seq import CrystalLogitsProcessor
 from .generation_prompts_mat2seq import PreparedPrompt
+from .grammar_constraint_mat2seq import PromptConstraint
 from .grammar_mat2seq import CrystalGrammar
 from .tokenization_mat2seq import DecodedCrystal, Mat2SeqTokenizer
 
@@ -70,19 +71,29 @@ class CrystalSampler:
         """The same by `generate_batch`.
 
         Raises:
-            ValueError: for another model, for beam search, for prompts that begin alike and allow different crystals.
+            ValueError: for another model, and for beam search.
         """
-        from .generation_continuous_mat2seq import ContinuousCrystalProcessor, generate_continuously
-
         if self.num_beams > 1 or not hasattr(self.model, "with_processor"):
             raise ValueError("continuous_batching needs a Mat2SeqForCausalLM and num_beams 1")
-        constraints = {prompt.ids: prompt.constraint for prompt in prompts.values()}
-        if any(constraints[prompt.ids] != prompt.constraint for prompt in prompts.values()):
-            raise ValueError("continuous_batching tells prompts apart by their beginning; generate these one by one")
-        keys = [key for key in prompts for _ in range(counts[key])]
+        left = dict(prompts)
+        while left:
+            # The engine tells sequences apart by how they begin: prompts that begin alike take turns.
+            constraints: dict[tuple[int, ...], PromptConstraint] = {}
+            turn = [k for k, p in left.items() if constraints.setdefault(p.ids, p.constraint) == p.constraint]
+            yield from self._draw_turn([(key, left.pop(key)) for key in turn], counts, constraints)
+
+    def _draw_turn(
+        self,
+        prompts: list[tuple[int, PreparedPrompt]],
+        counts: Mapping[int, int],
+        constraints: Mapping[tuple[int, ...], PromptConstraint],
+    ) -> Iterator[tuple[int, DecodedCrystal]]:
+        from .generation_continuous_mat2seq import ContinuousCrystalProcessor, generate_continuously
+
+        rows = [(key, prompt.ids) for key, prompt in prompts for _ in range(counts[key])]
         generated = generate_continuously(
             self.model,
-            [prompts[key].ids for key in keys],
+            [ids for _, ids in rows],
             ContinuousCrystalProcessor(self.tokenizer, self.grammar, constraints),
             max_new_tokens=self.grammar.max_tokens,
             temperature=self.temperature,
@@ -90,12 +101,12 @@ class CrystalSampler:
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        lengths = [len(prompts[key].ids) for key in keys]
-        sequences = [[*prompts[key].ids, *ids] for key, ids in zip(keys, generated, strict=True)]
-        for begin in range(0, len(keys), self.batch_size):
-            part = slice(begin, begin + self.batch_size)
-            likelihoods = self._score(sequences[part], lengths[part])
-            yield from zip(keys[part], self._decode(sequences[part], likelihoods), strict=True)
+        for begin in range(0, len(rows), self.batch_size):
+            part = rows[begin : begin + self.batch_size]
+            answers = generated[begin : begin + self.batch_size]
+            sequences = [[*ids, *answer] for (_, ids), answer in zip(part, answers, strict=True)]
+            likelihoods = self._score(sequences, [len(ids) for _, ids in part])
+            yield from zip([key for key, _ in part], self._decode(sequences, likelihoods), strict=True)
 
     # --------------------------------------------------------------------------------------------------- one batch
 

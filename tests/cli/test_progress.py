@@ -3,8 +3,10 @@
 import io
 import itertools
 import re
+from types import SimpleNamespace
 
 import rich.console
+from rich.console import Console
 
 from hf_crystal.cli import progress
 
@@ -12,10 +14,10 @@ from hf_crystal.cli import progress
 def run(monkeypatch, seconds_per_item: float, is_terminal: bool, done: int = 0) -> str:
     """Track ten items on a clock of our own; what was written to the console."""
     screen = io.StringIO()
-    console = rich.console.Console(file=screen, force_terminal=is_terminal, width=100)
+    console = Console(file=screen, force_terminal=is_terminal, width=100)
     monkeypatch.setattr(rich.console, "Console", lambda stderr: console)
     clock = itertools.count(0.0, seconds_per_item)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert list(progress.track(range(10 - done), 10, "crystal", done=done)) == list(range(10 - done))
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())  # without colours and movements
 
