@@ -23,8 +23,9 @@ TRAVELLING = MODELS + PIPELINES
 ALLOWED_SIBLINGS = {
     "ops": {"ops"},
     "configuration": {"configuration"},
-    "geometry": {"ops", "configuration", "geometry"},
-    "modeling": {"ops", "configuration", "geometry", "modeling"},
+    "kernels": {"ops", "kernels"},
+    "geometry": {"ops", "kernels", "configuration", "geometry"},
+    "modeling": {"ops", "kernels", "configuration", "geometry", "modeling"},
     "records": {"records"},
     "formats": {"records", "formats"},
     "structures": {"records", "formats", "structures"},
@@ -34,9 +35,19 @@ ALLOWED_SIBLINGS = {
     "canonical": {"records", "elements", "symmetry", "structures", "canonical"},
     "feasibility": {"symmetry", "canonical"},
     "vocabulary": {"records", "elements", "symmetry", "canonical"},
-    "grammar": {"records", "elements", "symmetry", "canonical", "feasibility", "vocabulary"},
+    "grammar": {"records", "elements", "symmetry", "canonical", "feasibility", "vocabulary", "grammar"},
     "tokenization": {"structures", "canonical", "vocabulary"},
-    "generation": {"records", "symmetry", "canonical", "grammar", "tokenization"},
+    "validity": {"validity"},
+    "generation": {
+        "records",
+        "symmetry",
+        "canonical",
+        "feasibility",
+        "grammar",
+        "tokenization",
+        "validity",
+        "generation",
+    },
 }
 # what a package may import of the others; `_` stands for the files directly in hf_crystal
 ALLOWED_PACKAGES = {

@@ -5,6 +5,7 @@ A canonical crystal is exact: integers on a grid, a space-group type and Wyckoff
 positions, primitive cell) follows from these, see `expand_crystal`.
 """
 
+import functools
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ __all__ = [
     "ImpossibleCellError",
     "PRESETS",
     "cell_from_parameters",
+    "coordinate_strides",
     "expand_crystal",
     "free_cell_parameters",
     "orbit_points",
@@ -42,9 +44,9 @@ _FREE_PARAMETERS = {
     "cubic": ("a",),
 }
 PRESETS = {
-    "fine": {"fraction_steps": 10_000, "length_step": 0.001, "angle_step": 0.01},
-    "default": {"fraction_steps": 2_000, "length_step": 0.005, "angle_step": 0.05},
-    "mid": {"fraction_steps": 1_000, "length_step": 0.005, "angle_step": 0.05},
+    "fine": {"fraction_steps": 10_000, "length_step": 0.001, "angle_step": 0.01, "coordinate_step": 0.0},
+    "default": {"fraction_steps": 2_000, "length_step": 0.01, "angle_step": 0.1, "coordinate_step": 0.01},
+    "mid": {"fraction_steps": 1_000, "length_step": 0.005, "angle_step": 0.05, "coordinate_step": 0.0},
 }
 
 
@@ -63,14 +65,17 @@ class CanonicalSettings:
         angle_step: Step of cell angles, degrees.
         max_strain: Largest strain of the cell that symmetry may cost.
         max_atoms: Largest number of atoms in the primitive cell.
+        coordinate_step: Largest step, Å, of free coordinates. Where a step of 1/`fraction_steps` is shorter, only
+            every second, fourth, fifth … is used (see `coordinate_strides`); 0 uses every step.
     """
 
     symprec: float = 0.01
     fraction_steps: int = 2_000
-    length_step: float = 0.005
-    angle_step: float = 0.05
+    length_step: float = 0.01
+    angle_step: float = 0.1
     max_strain: float = 1e-3
     max_atoms: int = 512
+    coordinate_step: float = 0.01
 
     def __post_init__(self) -> None:
         for field, value, low, high in (
@@ -80,6 +85,7 @@ class CanonicalSettings:
             ("angle_step", self.angle_step, 1e-4, 5.0),
             ("max_strain", self.max_strain, 1e-9, 0.1),
             ("max_atoms", self.max_atoms, 1, 100_000),
+            ("coordinate_step", self.coordinate_step, 0.0, 0.5),
         ):
             if not (isinstance(value, (int, float)) and low <= value <= high):
                 raise ValueError(f"{field} is {value!r}; accepted: {low} to {high}")
@@ -133,9 +139,7 @@ class CanonicalCrystal:
     @property
     def cell_parameters(self) -> dict[str, float]:
         """Free cell parameters by name; Å and degrees."""
-        names = free_cell_parameters(self.space_group)
-        steps = [self.settings.length_step if len(n) == 1 else self.settings.angle_step for n in names]
-        return {name: value * step for name, value, step in zip(names, self.lattice, steps, strict=True)}
+        return _free_values(self.space_group, self.lattice, self.settings)
 
     @property
     def composition(self) -> dict[int, int]:
@@ -170,6 +174,59 @@ class CanonicalCrystal:
 def quantise(values: np.ndarray | float, step: float) -> np.ndarray:
     """Nearest multiple of `step` as an integer; boundaries are moved off the half."""
     return np.floor(np.asarray(values) / step + (0.5 - _BOUNDARY_OFFSET)).astype(np.int64)
+
+
+def coordinate_strides(number: int, lattice: tuple[int, ...], settings: CanonicalSettings) -> np.ndarray:
+    """Which multiples of 1/`fraction_steps` the free coordinates of canonical crystals take.
+
+    A step of a coordinate moves an atom along a direction of the cell; the coarsest stride that moves it by no more
+    than `coordinate_step` Å is taken, so that short and long cells are rounded alike.
+
+    Args:
+        number: Space group.
+        lattice: Free cell parameters in grid steps.
+        settings: The grid.
+
+    Returns:
+        Integers of shape (Wyckoff positions, 3): coordinate j of position i is a multiple of `strides[i, j]`; 1 for
+        coordinates that are not free.
+
+    Raises:
+        ImpossibleCellError: if the cell cannot exist.
+    """
+    directions = _directions(number)
+    strides = np.ones(directions.shape[:2], dtype=np.int64)
+    if not settings.coordinate_step:
+        return strides
+    cell = cell_from_parameters(*full_cell_parameters(number, _free_values(number, lattice, settings)))
+    moved = directions @ cell
+    lengths = np.sqrt((moved * moved).sum(axis=-1)) / settings.fraction_steps
+    for stride in _strides(settings.fraction_steps):
+        strides[(lengths > 0) & (lengths * stride <= settings.coordinate_step)] = stride
+    return strides
+
+
+@functools.cache
+def _directions(number: int) -> np.ndarray:
+    """Direction in which each parameter of each Wyckoff position moves the first point, (positions, 3, 3)."""
+    positions = space_group(number).positions
+    directions = np.zeros((len(positions), 3, 3))
+    for position in positions:
+        directions[position.index, : position.num_parameters] = position.matrix.T
+    return directions
+
+
+@functools.cache
+def _strides(fraction_steps: int) -> tuple[int, ...]:
+    """Divisors that keep halves and quarters of the cell edge on the grid, smallest first."""
+    return tuple(n for n in range(1, fraction_steps // 4 + 1) if fraction_steps % (4 * n) == 0)
+
+
+def _free_values(number: int, lattice: tuple[int, ...], settings: CanonicalSettings) -> dict[str, float]:
+    """Free cell parameters by name, Å and degrees, from grid steps."""
+    names = free_cell_parameters(number)
+    steps = (settings.length_step if len(name) == 1 else settings.angle_step for name in names)
+    return {name: value * step for name, value, step in zip(names, lattice, steps, strict=True)}
 
 
 def free_cell_parameters(number: int) -> tuple[str, ...]:

@@ -3,6 +3,9 @@
 
 Selling reduction gives short vectors; from these all bases with the smallest rounded lengths, then angle class, then
 rounded angles are kept. A symmetric lattice has several such bases, all of them are returned.
+
+A basis on the grid goes first even where rounding has made another one shorter by a few steps: without this rule a
+lattice that is decoded and encoded again could change its basis, and be rounded anew, many times over.
 """
 
 import itertools
@@ -11,7 +14,10 @@ import numpy as np
 
 from .canonical_grid import quantise
 
-__all__ = ["lengths_and_angles", "reduced_bases"]
+__all__ = ["REDUCTION_SLACK", "lengths_and_angles", "on_grid", "reduced_bases"]
+
+REDUCTION_SLACK = 4  # length steps by which a basis on the grid may be longer than the shortest one
+_ON_GRID = 1e-4  # of a step
 
 _COMBINATIONS = np.array([v for v in itertools.product((-1, 0, 1), repeat=3) if v > (0, 0, 0)])
 _SIGNED = np.concatenate([_COMBINATIONS, -_COMBINATIONS])
@@ -30,13 +36,23 @@ def lengths_and_angles(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return lengths, np.degrees(np.arccos(np.clip(products / neighbours, -1.0, 1.0)))
 
 
-def reduced_bases(cell: np.ndarray, length_step: float, angle_step: float) -> tuple[np.ndarray, np.ndarray]:
+def on_grid(metric: np.ndarray, length_step: float, angle_step: float) -> np.ndarray:
+    """Whether all lengths and angles of metric tensors (..., 3, 3) are multiples of the steps."""
+    lengths, angles = lengths_and_angles(metric)
+    steps = np.concatenate([lengths / length_step, angles / angle_step], axis=-1)
+    return (np.abs(steps - np.rint(steps)) < _ON_GRID).all(axis=-1)
+
+
+def reduced_bases(
+    cell: np.ndarray, length_step: float, angle_step: float, *, prefer_grid: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """All right-handed reduced bases of the lattice that look the same after rounding.
 
     Args:
         cell: Basis vectors as rows, Å, right-handed.
         length_step: Rounding of lengths, Å.
         angle_step: Rounding of angles, degrees.
+        prefer_grid: Whether nearly reduced bases on the grid go first.
 
     Returns:
         Integers of shape (bases, 3, 3), new basis = integers @ `cell`; and the six rounded parameters that all of
@@ -47,20 +63,27 @@ def reduced_bases(cell: np.ndarray, length_step: float, angle_step: float) -> tu
     order = np.argsort((vectors * vectors).sum(axis=1), kind="stable")[:3]
     short = _SIGNED @ superbase[order]
     vectors = short @ cell
-    triples = _shortest_triples(np.sqrt((vectors * vectors).sum(axis=1)), length_step)
+    lengths = np.sqrt((vectors * vectors).sum(axis=1))
     handedness = 1 if np.linalg.det(superbase[order]) > 0 else -1
-    triples = triples[_DETERMINANTS[triples[:, 0], triples[:, 1], triples[:, 2]] == handedness]
-    bases = short[triples]
-    realised = bases @ cell
-    lengths, angles = lengths_and_angles(realised @ realised.transpose(0, 2, 1))
+    for slack in (REDUCTION_SLACK, 0) if prefer_grid else (0,):
+        triples = _shortest_triples(lengths, length_step, slack)
+        triples = triples[_DETERMINANTS[triples[:, 0], triples[:, 1], triples[:, 2]] == handedness]
+        bases = short[triples]
+        realised = bases @ cell
+        metrics = realised @ realised.transpose(0, 2, 1)
+        if slack:
+            wanted = on_grid(metrics, length_step, angle_step)
+            bases, metrics = bases[wanted], metrics[wanted]
+        if len(bases):
+            break
+    long, angles = lengths_and_angles(metrics)
     rounded = quantise(angles, angle_step)
     right = quantise(90.0, angle_step)
     angle_class = np.where((rounded <= right).all(axis=1), 0, np.where((rounded >= right).all(axis=1), 1, 2))
-    keys = np.column_stack([angle_class, rounded])
-    best = min(map(tuple, keys.tolist()))
-    tied = (keys == np.array(best)).all(axis=1)
-    parameters = np.concatenate([quantise(lengths[tied][0], length_step), rounded[tied][0]])
-    return bases[tied], parameters
+    keys = np.column_stack([quantise(long, length_step), angle_class, rounded])
+    best = np.array(min(map(tuple, keys.tolist())))
+    tied = (keys == best).all(axis=1)
+    return bases[tied], best[[0, 1, 2, 4, 5, 6]]
 
 
 def _selling_superbase(cell: np.ndarray) -> np.ndarray:
@@ -80,12 +103,12 @@ def _selling_superbase(cell: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _shortest_triples(lengths: np.ndarray, length_step: float) -> np.ndarray:
-    """Index triples of `_SIGNED` whose rounded lengths are the successive minima of the lattice."""
+def _shortest_triples(lengths: np.ndarray, length_step: float, slack: int) -> np.ndarray:
+    """Index triples of `_SIGNED` whose rounded lengths are the successive minima, or up to `slack` steps more."""
     order = np.argsort(lengths, kind="stable")
     first = int(order[0])
     second = int(order[_INDEPENDENT[first, order].argmax()])
     third = int(order[(_DETERMINANTS[first, second, order] != 0).argmax()])
     rounded = quantise(lengths, length_step)
-    slots = [np.flatnonzero(rounded == rounded[i]) for i in (first, second, third)]
+    slots = [np.flatnonzero(np.abs(rounded - rounded[i]) <= slack) for i in (first, second, third)]
     return np.stack(np.meshgrid(*slots, indexing="ij"), axis=-1).reshape(-1, 3)

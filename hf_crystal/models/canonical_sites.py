@@ -7,8 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .canonical_grid import CanonicalCrystal, CanonicalSettings, CanonicalSite, free_cell_parameters, quantise
-from .canonical_lattice import lengths_and_angles, reduced_bases
+from .canonical_grid import (
+    CanonicalCrystal,
+    CanonicalSettings,
+    CanonicalSite,
+    coordinate_strides,
+    free_cell_parameters,
+    quantise,
+)
+from .canonical_lattice import REDUCTION_SLACK, lengths_and_angles, on_grid, reduced_bases
 from .canonical_symmetry import SymmetricCrystal
 from .symmetry_crystal import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
@@ -62,7 +69,8 @@ def choose_setting(crystal: SymmetricCrystal, settings: CanonicalSettings) -> Ca
         metric, frac = _reduce_monoclinic(crystal.group, metric, frac, settings)
     lattice, changes = _smallest_cells(crystal.group, metric, settings)
     linear, shifts = _candidates(crystal, frac, changes)
-    keys = _site_keys(crystal, frac, linear, shifts, settings.fraction_steps)
+    strides = coordinate_strides(crystal.group.number, lattice, settings)
+    keys = _site_keys(crystal, frac, linear, shifts, settings.fraction_steps, strides)
     keys = np.sort(keys, axis=1)
     alive = np.arange(len(keys))
     for column in range(keys.shape[1]):
@@ -112,11 +120,19 @@ def _smallest_cells(
 ) -> tuple[tuple[int, ...], list[tuple[np.ndarray, np.ndarray]]]:
     """Free cell parameters of the smallest cell, and (basis change, origins) of all settings that have it."""
     if group.number <= 2:
-        bases, parameters = reduced_bases(np.linalg.cholesky(metric), settings.length_step, settings.angle_step)
+        cell = np.linalg.cholesky(metric)
+        bases, parameters = reduced_bases(cell, settings.length_step, settings.angle_step, prefer_grid=True)
         origins = group.settings[0].origins
         return tuple(parameters.tolist()), [(basis.T.astype(float), origins) for basis in bases]
     changes = np.array([family.basis_change for family in group.settings])
-    keys, parameters = _lattice_keys(group.number, changes.transpose(0, 2, 1) @ metric @ changes, settings)
+    metrics = changes.transpose(0, 2, 1) @ metric @ changes
+    keys, parameters = _lattice_keys(group.number, metrics, settings)
+    if group.number <= 15:
+        # A cell on the grid was rounded before; see `reduced_bases`.
+        near = keys[:, 0] <= keys[:, 0].min() + REDUCTION_SLACK
+        near &= on_grid(metrics, settings.length_step, settings.angle_step)
+        if near.any():
+            keys = np.where(near[:, None], keys, np.iinfo(np.int64).max)
     best = min(map(tuple, keys.tolist()))
     tied = np.flatnonzero((keys == np.array(best)).all(axis=1))
     chosen = [(group.settings[i].basis_change, group.settings[i].origins) for i in tied]
@@ -131,6 +147,9 @@ def _candidates(
     if polar:
         elements, counts = np.unique(crystal.atomic_numbers, return_counts=True)
         points = frac[crystal.atomic_numbers == elements[counts.argmin()]]
+        # With all images by centring: half an edge along a polar axis is half an edge across, which is no free choice.
+        points = (points[:, None] + crystal.group.centring / TRANSLATION_GRID).reshape(-1, 3)
+        points -= np.floor(points + 1e-9)
         points = points[np.unique(np.round(points[:, polar], 9), axis=0, return_index=True)[1]]
     linear, shifts = [], []
     for change, origins in changes:
@@ -147,7 +166,12 @@ def _candidates(
 
 
 def _site_keys(
-    crystal: SymmetricCrystal, frac: np.ndarray, linear: np.ndarray, shifts: np.ndarray, steps: int
+    crystal: SymmetricCrystal,
+    frac: np.ndarray,
+    linear: np.ndarray,
+    shifts: np.ndarray,
+    steps: int,
+    strides: np.ndarray,
 ) -> np.ndarray:
     """One integer per candidate setting and orbit: Wyckoff position, element, smallest rounded parameters."""
     group = crystal.group
@@ -163,7 +187,7 @@ def _site_keys(
             raise ValueError(f"an orbit of {multiplicity} atoms fits no Wyckoff position of {group.symbol}")
         for part in _chunks(len(linear), len(members) * images.shape[1] * len(matcher.positions)):
             points = np.einsum("cij,okj->coki", linear[part], images[members]) + shifts[part][:, None, None]
-            codes = _best_codes(matcher, points, steps)
+            codes = _best_codes(matcher, points, steps, strides)
             keys[part, members] = codes + (numbers[members] << _CODE_BITS)
     return keys
 
@@ -180,7 +204,7 @@ def _chunks(count: int, cost: int) -> Iterator[slice]:
         yield slice(begin, min(begin + size, count))
 
 
-def _best_codes(matcher: _Matcher, points: np.ndarray, steps: int) -> np.ndarray:
+def _best_codes(matcher: _Matcher, points: np.ndarray, steps: int, strides: np.ndarray) -> np.ndarray:
     """Position index and smallest parameters of the orbits with these images: shape (c, o, k, 3) → (c, o)."""
     best = np.full(points.shape[:2], np.iinfo(np.int64).max)
     for i, position in enumerate(matcher.positions):
@@ -193,7 +217,8 @@ def _best_codes(matcher: _Matcher, points: np.ndarray, steps: int) -> np.ndarray
             fits = np.abs(residual).max(axis=-1) < _ON_POSITION
             if not fits.any():
                 continue
-        rounded = quantise(parameters, 1.0 / steps) % steps
+        stride = strides[position.index]
+        rounded = quantise(parameters, stride / steps) * stride % steps
         code = (rounded[..., 0] * steps + rounded[..., 1]) * steps + rounded[..., 2] + prefix
         if position.num_parameters < 3:
             code = np.where(fits, code, np.iinfo(np.int64).max)

@@ -147,8 +147,8 @@ def canonical_start(
     moved = (frac - origins[origin]) @ inverse[chosen]
     order = np.lexsort((_codes(moved), numbers))
     metric = realised[chosen] @ realised[chosen].T
-    moved = np.rint(moved[order] * _DIGITS) / _DIGITS
-    return np.rint(metric * _DIGITS) / _DIGITS, moved - np.floor(moved), numbers[order]
+    digits = np.rint(moved[order] * _DIGITS) % _DIGITS  # before the division: equal to the last bit, as promised
+    return np.rint(metric * _DIGITS) / _DIGITS, digits / _DIGITS, numbers[order]
 
 
 def _codes(points: np.ndarray) -> np.ndarray:

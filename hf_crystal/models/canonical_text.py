@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """The sequence of a crystal: composition | space group | cell | sites, as tokens and as one line of text.
 
-    Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .3050
+    Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a O 4f .3050
 
 Counts are those of the primitive cell. Only what the space group leaves free is written. `2a`, `4f` are Wyckoff
 positions with their multiplicity in the conventional cell. A number is split into tokens of a few digits: integer
-part `4.`, further digits `~59` `~5`; a free coordinate has no integer part: `.30` `~50`. As text they stand together.
+part `4.`, further digits `~59`; a free coordinate has no integer part: `.30` `~50`. As text they stand together.
 Tokens are written and read here, side by side.
 """
 

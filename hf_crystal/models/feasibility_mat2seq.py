@@ -47,19 +47,24 @@ def reachable(coins: frozenset[int], limit: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=200_000)
-def can_finish(number: int, remaining: Counts, last: tuple[int, int] | None) -> bool:
+def can_finish(
+    number: int, remaining: Counts, last: tuple[int, int] | None, taken: frozenset[int] = frozenset()
+) -> bool:
     """Whether the remaining atoms can be placed after the site `last`, sites being written in canonical order.
 
     Args:
         number: Space group.
         remaining: Atoms still to place.
         last: Position index and atomic number of the last site written; None before the first.
+        taken: Positions kept for other sites; those without free coordinates are not available.
     """
     if not remaining:
         return True
     positions = primitive_multiplicities(number)
     begin = 0 if last is None else last[0] + 1
-    fixed = Counter(multiplicity for multiplicity, free in positions[begin:] if not free)
+    fixed = Counter(
+        multiplicity for i, (multiplicity, free) in enumerate(positions) if i >= begin and not free and i not in taken
+    )
     coins = frozenset(multiplicity for multiplicity, free in positions[begin:] if free)
     own = coins
     if last is not None and positions[last[0]][1]:
@@ -116,14 +121,29 @@ def _relations(number: int, index: int, place: int) -> _Relations:
 
 @functools.lru_cache(maxsize=4096)
 def collapsing_values(number: int, index: int, earlier: tuple[int, ...], steps: int) -> np.ndarray:
-    """Values of the next parameter that put the orbit on a more special position: bool of shape (`steps`,)."""
+    """Values of the next parameter that put the orbit on a more special position: bool of shape (`steps`,).
+
+    Solves the first row of each relation that contains the parameter and tests the others at the solutions.
+    """
     relations = _relations(number, index, len(earlier))
     unit = steps * TRANSLATION_GRID
-    known = relations.known @ np.array(earlier, dtype=np.int64) if earlier else np.zeros_like(relations.constant)
-    base = (known * TRANSLATION_GRID + relations.constant * steps) % unit
-    values = np.arange(steps) * TRANSLATION_GRID
-    met = (relations.slope[:, :, None] * values + base[:, :, None]) % unit == 0  # relations, rows, values
-    return met.all(axis=1).any(axis=0)
+    known = relations.known @ np.array(earlier, dtype=np.int64) if earlier else 0
+    base = known * TRANSLATION_GRID + relations.constant * steps  # (relations, rows)
+    alive = ~((relations.slope == 0) & (base % unit != 0)).any(axis=1)
+    slope, base = relations.slope[alive], base[alive]
+    found = np.zeros(steps, dtype=bool)
+    if not len(slope):
+        return found
+    row = (slope != 0).argmax(axis=1)[:, None]
+    first = np.take_along_axis(slope, row, axis=1)
+    # slope · 24 t + base = k · unit has one integer solution t modulo `steps` at most for each k below |slope|
+    wanted = np.arange(np.abs(first).max()) * unit - np.take_along_axis(base, row, axis=1)
+    values, remainder = np.divmod(wanted, first * TRANSLATION_GRID)
+    values %= steps  # (relations, k)
+    reached = slope[:, :, None] * TRANSLATION_GRID * values[:, None] + base[:, :, None]
+    met = (reached % unit == 0).all(axis=1) & (remainder == 0)
+    found[values[met]] = True
+    return found
 
 
 @functools.cache
@@ -142,6 +162,23 @@ def _parameter_images(number: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     return linear[keeps], constant[keeps] % TRANSLATION_GRID
 
 
+@functools.cache
+def _spellings(number: int, index: int, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images that the parameters up to `place` decide, and which of them see the last of these in their last row only.
+
+    Images that leave all these parameters as they are, are left out.
+    """
+    linear, constant = _parameter_images(number, index)
+    head = slice(place + 1)
+    decided = ~linear[:, head, place + 1 :].any(axis=(1, 2))
+    rows = np.concatenate([linear[decided, head, head].reshape(-1, (place + 1) ** 2), constant[decided, head]], axis=1)
+    rows = np.unique(rows, axis=0)
+    linear, constant = rows[:, : (place + 1) ** 2].reshape(-1, place + 1, place + 1), rows[:, (place + 1) ** 2 :]
+    same = ~(linear - np.eye(place + 1, dtype=linear.dtype)).any(axis=(1, 2)) & ~constant.any(axis=1)
+    linear, constant = linear[~same], constant[~same]
+    return linear, constant, ~linear[:, :place, place].any(axis=1)
+
+
 @functools.lru_cache(maxsize=4096)
 def values_with_smaller_spelling(number: int, index: int, earlier: tuple[int, ...], steps: int) -> np.ndarray:
     """Values of the next parameter for which another spelling of the orbit comes first: bool of shape (`steps`,).
@@ -149,23 +186,42 @@ def values_with_smaller_spelling(number: int, index: int, earlier: tuple[int, ..
     Canonical crystals use the smallest spelling. Before the last parameter only images that the parameters so far
     decide are compared.
     """
-    linear, constant = _parameter_images(number, index)
     place = len(earlier)
-    decided = ~linear[:, : place + 1, place + 1 :].any(axis=(1, 2))
-    linear, constant = linear[decided], constant[decided]
+    linear, constant, apart = _spellings(number, index, place)
+    if place and apart.any():
+        # Most images change the earlier parameters, whatever the next one is: they are settled by these alone.
+        known = np.array(earlier, dtype=np.int64)
+        fine = (linear[:, :place, :place] @ known) * TRANSLATION_GRID + constant[:, :place] * steps
+        image = quantise(fine % (steps * TRANSLATION_GRID), TRANSLATION_GRID) % steps
+        differs = image != known
+        first = differs.argmax(axis=1)[:, None]
+        less = np.take_along_axis(image < known, first, axis=1)[:, 0] & apart
+        if less.any():
+            return np.ones(steps, dtype=bool)
+        undecided = ~apart | ~differs.any(axis=1)
+        linear, constant = linear[undecided], constant[undecided]
+    if not len(linear):
+        return np.zeros(steps, dtype=bool)
+    return _smaller_images(linear, constant, earlier, steps)
+
+
+def _smaller_images(linear: np.ndarray, constant: np.ndarray, earlier: tuple[int, ...], steps: int) -> np.ndarray:
+    """For which values of the next parameter one of the images comes before (earlier, value)."""
+    place = len(earlier)
     values = np.empty((place + 1, steps), dtype=np.int64)
     values[:place] = np.array(earlier, dtype=np.int64)[:, None]
     values[place] = np.arange(steps)
     smaller: np.ndarray = np.zeros((len(linear), steps), dtype=bool)
     equal = np.ones((len(linear), steps), dtype=bool)
     for row in range(place + 1):
-        fine = linear[:, row, : place + 1] @ values * TRANSLATION_GRID + constant[:, row, None] * steps
+        fine = linear[:, row] @ values * TRANSLATION_GRID + constant[:, row, None] * steps
         image = quantise(fine % (steps * TRANSLATION_GRID), TRANSLATION_GRID) % steps
         smaller |= equal & (image < values[row])
         equal &= image == values[row]
     return np.asarray(smaller.any(axis=0))
 
 
+@functools.lru_cache(maxsize=4096)
 def equivalent_parameters(number: int, index: int, parameters: tuple[int, ...], steps: int) -> set[tuple[int, ...]]:
     """Every set of parameters on the first triplet that gives the same orbit."""
     group = space_group(number)

@@ -5,28 +5,32 @@ Weights and configuration are those of `LlamaForCausalLM`: a saved folder loads 
 package is not installed. `generate_crystals` also takes any other causal language model with the same vocabulary.
 """
 
-import dataclasses
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
 
-from .canonical_text import SEPARATOR, composition_tokens, split_text
-from .grammar_mat2seq import CrystalGrammar, GrammarState, PromptConstraint
-from .records_crystal import CHEMICAL_SYMBOLS
-from .symmetry_crystal import space_group_number, space_group_symbols
+from .generation_processor_mat2seq import CrystalLogitsProcessor
+from .generation_prompts_mat2seq import CrystalPrompt, PreparedPrompt, parse_composition, prepare_prompt
+from .generation_sampler_mat2seq import CrystalSampler
+from .grammar_mat2seq import CrystalGrammar
 from .tokenization_mat2seq import DecodedCrystal, Mat2SeqTokenizer
+from .validity_crystal import atoms_are_apart, load_smact, smact_accepts
 
 __all__ = [
     "MAT2SEQ_SIZES",
     "CrystalLogitsProcessor",
+    "CrystalPrompt",
     "Mat2SeqForCausalLM",
     "generate_crystals",
+    "generate_crystals_for_prompts",
     "mat2seq_config",
     "parse_composition",
 ]
@@ -70,76 +74,34 @@ def mat2seq_config(size: str, tokenizer: Mat2SeqTokenizer, **changes: Any) -> Ll
     return LlamaConfig(**{**fields, **changes})
 
 
-class CrystalLogitsProcessor(LogitsProcessor):
-    """Leaves only tokens from which a complete crystal can still be written.
-
-    Works with sampling, greedy and beam search and with a batch of different prompts: rows are told apart by what is
-    written in them, and `constraints` are spread over the rows in equal blocks.
-
-    Args:
-        tokenizer: The tokenizer.
-        grammar: The grammar.
-        constraints: One constraint, or one per prompt of the batch; none by default.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Mat2SeqTokenizer,
-        grammar: CrystalGrammar,
-        constraints: PromptConstraint | Sequence[PromptConstraint] | None = None,
-    ):
-        self.grammar = grammar
-        if constraints is None or isinstance(constraints, PromptConstraint):
-            constraints = [constraints or PromptConstraint()]
-        self.constraints = list(constraints)
-        self._token_of = {i: token for token, i in grammar.vocabulary.items()}
-        self._pad, self._bos, self._eos = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
-        self._skipped = {self._pad, self._bos}
-        self._conditions = {i for token, i in grammar.vocabulary.items() if token.startswith("<")}
-        self._states: dict[tuple[int, ...], GrammarState] = {}
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Set the logits of every other token to −∞.  `input_ids (B, L)`, `scores (B, V)`."""
-        mask = torch.full_like(scores, -math.inf)
-        rows = input_ids.tolist()
-        states: dict[tuple[int, ...], GrammarState] = {}
-        for row, ids in enumerate(rows):
-            key = self._written(ids)
-            states[key] = self._state(key)
-            constraint = self.constraints[row * len(self.constraints) // len(rows)]
-            if key and key[-1] == self._eos:
-                mask[row, [self._eos, self._pad]] = 0.0
-                continue
-            tokens = self.grammar.allowed_tokens(states[key], constraint)
-            mask[row, [self.grammar.vocabulary[token] for token in tokens]] = 0.0
-        self._states = states
-        return scores + mask
-
-    def _written(self, ids: list[int]) -> tuple[int, ...]:
-        """Ids of the crystal itself: padding, begin and conditions left out."""
-        begin = 0
-        while begin < len(ids) and ids[begin] in self._conditions and ids[begin] != self._eos:
-            begin += 1
-        end = ids.index(self._eos) + 1 if self._eos in ids else len(ids)
-        return tuple(ids[begin:end])
-
-    def _state(self, key: tuple[int, ...]) -> GrammarState:
-        if key in self._states:
-            return self._states[key]
-        if key and key[:-1] in self._states:
-            return self.grammar.advance(self._states[key[:-1]], self._token_of[key[-1]])
-        state = GrammarState()
-        for token_id in key:
-            state = self.grammar.advance(state, self._token_of[token_id])
-        return state
-
-
 class Mat2SeqForCausalLM(LlamaForCausalLM):
     """Llama language model over crystal sequences, with `generate_crystals`."""
+
+    _extra_processor: Any = None
 
     def generate_crystals(self, tokenizer: Mat2SeqTokenizer, **options: Any) -> list[DecodedCrystal]:
         """See `generate_crystals` of this module."""
         return generate_crystals(self, tokenizer, **options)
+
+    def generate_crystals_for_prompts(
+        self, tokenizer: Mat2SeqTokenizer, prompts: Sequence[Any], **options: Any
+    ) -> list[list[DecodedCrystal]]:
+        """See `generate_crystals_for_prompts` of this module."""
+        return generate_crystals_for_prompts(self, tokenizer, prompts, **options)
+
+    @contextlib.contextmanager
+    def with_processor(self, processor: Any) -> Iterator[None]:
+        """Let `generate_batch`, which takes no logits processor, use this `ContinuousCrystalProcessor`."""
+        self._extra_processor = processor
+        try:
+            yield
+        finally:
+            self._extra_processor = None
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        found: LogitsProcessorList = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        # In front: the nucleus is one of allowed tokens.
+        return found if self._extra_processor is None else LogitsProcessorList([self._extra_processor, *found])
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Save as a stock Llama model, which serving engines know by its architecture name."""
@@ -150,186 +112,189 @@ class Mat2SeqForCausalLM(LlamaForCausalLM):
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def parse_composition(composition: Any) -> dict[int, int]:
-    """Atomic number → count of a formula (`"Sr1Ti1O3"`), mapping of symbols or numbers, or pymatgen `Composition`.
-
-    Raises:
-        ValueError: for unknown elements, fractional or missing counts.
-    """
-    if isinstance(composition, str):
-        try:
-            from pymatgen.core import Composition
-        except ImportError as error:
-            raise ImportError("a formula as text needs pymatgen: pip install pymatgen") from error
-
-        composition = Composition(composition)
-    items = composition.items() if isinstance(composition, Mapping) else composition.element_composition.items()
-    counts: dict[int, int] = {}
-    for key, amount in items:
-        symbol = getattr(key, "symbol", key)
-        number = CHEMICAL_SYMBOLS.index(symbol) if symbol in CHEMICAL_SYMBOLS[1:] else symbol
-        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 118:
-            raise ValueError(f"composition has {key!r}; accepted: element symbols or atomic numbers 1 to 118")
-        if amount != int(amount) or amount < 1:
-            raise ValueError(f"composition has {amount} {symbol}; accepted: whole numbers of atoms")
-        counts[number] = counts.get(number, 0) + int(amount)
-    if not counts:
-        raise ValueError("composition is empty")
-    return counts
-
-
 def generate_crystals(
     model: Any,
     tokenizer: Mat2SeqTokenizer,
     *,
     composition: Any = None,
-    formula_units: Sequence[int] | None = None,
-    space_group: str | int | None = None,
+    formula_units: int | Sequence[int] | Literal["any"] | None = None,
+    space_group: str | int | Sequence[str | int] | None = None,
     chemical_system: Sequence[str] | str | None = None,
-    properties: Mapping[str, float] | None = None,
+    properties: Mapping[str, float | None] | None = None,
+    cell: Mapping[str, float | Sequence[float]] | None = None,
+    sites: Sequence[str] | None = None,
     prompt: str | None = None,
-    num_return: int = 1,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int | None = None,
-    batch_size: int = 32,
-    max_atoms: int = 20,
-    max_length: int | None = None,
-    grammar: CrystalGrammar | None = None,
+    **options: Any,
 ) -> list[DecodedCrystal]:
     """Generate crystals; each decodes, has the composition and the space group asked for.
 
     Args:
         model: Causal language model with the tokenizer's vocabulary.
         tokenizer: The tokenizer.
-        composition: Atoms of the primitive cell, as a formula or mapping.
-        formula_units: With these numbers the composition is a formula unit, and cells of so many units are allowed.
-        space_group: Symbol such as `P4_2/mnm`, or ITA number.
-        chemical_system: Elements, such as `"Li-Fe-O"`; each occurs, no other does.
-        properties: Conditions, by name.
-        prompt: Beginning of a sequence to be continued (a partial crystal); excludes the options above.
-        num_return: Number of crystals.
+        composition, formula_units, space_group, chemical_system, properties, cell, sites, prompt: What is asked for,
+            see `CrystalPrompt`.
+        **options: See `generate_crystals_for_prompts`.
+
+    Returns:
+        `num_return` decoded crystals; fewer if filters or `unique` left none to replace them.
+
+    Raises:
+        ValueError: for a prompt that no crystal fulfils, before anything is sampled.
+    """
+    asked = CrystalPrompt(composition, formula_units, space_group, chemical_system, properties, cell, sites, prompt)
+    return generate_crystals_for_prompts(model, tokenizer, [asked], **options)[0]
+
+
+def generate_crystals_for_prompts(
+    model: Any,
+    tokenizer: Mat2SeqTokenizer,
+    prompts: Sequence[CrystalPrompt | Mapping[str, Any]],
+    *,
+    num_return: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    num_beams: int = 1,
+    seed: int | None = None,
+    batch_size: int = 64,
+    max_atoms: int = 20,
+    max_length: int | None = None,
+    unique: bool = False,
+    min_distance: float | None = None,
+    smact: bool = False,
+    max_rounds: int = 4,
+    rank: bool | Callable[[DecodedCrystal], float] = False,
+    continuous_batching: bool = False,
+    on_error: Literal["raise", "return"] = "raise",
+    grammar: CrystalGrammar | None = None,
+) -> list[list[DecodedCrystal]]:
+    """Generate crystals for many prompts, different ones in one batch.
+
+    Args:
+        model: Causal language model with the tokenizer's vocabulary.
+        tokenizer: The tokenizer.
+        prompts: What is asked for: `CrystalPrompt` or mappings of its fields.
+        num_return: Crystals per prompt.
         temperature: 0 for the most probable continuation.
         top_p: Nucleus sampling.
-        seed: The same seed on the same machine gives the same crystals.
+        num_beams: Above 1: beam search instead of sampling; the `num_return` best beams.
+        seed: The same seed and call on the same machine give the same crystals.
         batch_size: Sequences generated at a time.
         max_atoms: Largest primitive cell where no composition is given.
         max_length: Longest sequence in tokens; the model's context by default.
+        unique: Leave out repeated sequences of a prompt and draw others in their place.
+        min_distance: Leave out crystals with two atoms nearer than this, Å, and draw others.
+        smact: Leave out compositions that are not charge-neutral by SMACT (needs smact), and draw others.
+        max_rounds: How often crystals that were left out are replaced, the first drawing included.
+        rank: True: most probable crystal first, by `log_likelihood`; a function: largest value first.
+        continuous_batching: Use `generate_batch` of transformers, for many sequences of different lengths on a GPU;
+            a `Mat2SeqForCausalLM` only. Seeds do not reproduce there.
+        on_error: "return": a prompt that no crystal fulfils gives one `DecodedCrystal` with the error, the others go
+            on; "raise": nothing is sampled.
         grammar: A grammar with other bounds; `max_atoms` and `max_length` are then not used.
 
     Returns:
-        `num_return` decoded crystals, with log-likelihoods of the generated part (temperature 1, without grammar).
+        Per prompt its crystals, with log-likelihoods of the generated part (temperature 1, without grammar).
 
     Raises:
-        ValueError: for a prompt that no crystal fulfils.
+        ValueError: for a prompt that no crystal fulfils, and options out of range, before anything is sampled.
+        ImportError: if smact is asked for and missing.
     """
-    if num_return < 1 or batch_size < 1 or temperature < 0 or not 0 < top_p <= 1:
+    _check_options(num_return, batch_size, max_rounds, temperature, top_p, num_beams)
+    keeps = _filter(min_distance, smact)
+    asked = [prompt if isinstance(prompt, CrystalPrompt) else CrystalPrompt(**prompt) for prompt in prompts]
+    if grammar is None:
+        context = int(getattr(model.config, "max_position_embeddings", 1024)) if max_length is None else max_length
+        conditions = max((2 * len(prompt.properties or ()) for prompt in asked), default=0)
+        grammar = _grammar(tokenizer, max_atoms, context - conditions)
+    prepared, errors = _prepare(asked, tokenizer, grammar, on_error)
+    sampler = CrystalSampler(
+        model, tokenizer, grammar, temperature=temperature, top_p=top_p, num_beams=num_beams, batch_size=batch_size
+    )
+    draw = sampler.draw_continuously if continuous_batching else sampler.draw
+    kept: dict[int, list[DecodedCrystal]] = {index: [] for index in prepared}
+    seen: dict[int, set[str]] = {index: set() for index in prepared}
+    random = temperature > 0 and num_beams == 1
+    with _seeded(seed, model.device), torch.no_grad():
+        for _ in range(max_rounds if random and (unique or keeps) else 1):
+            wanted = {index: num_return - len(found) for index, found in kept.items() if len(found) < num_return}
+            for index, item in draw({i: prepared[i] for i in wanted}, wanted):
+                repeated = unique and item.sequence in seen[index]
+                seen[index].add(item.sequence)
+                if not repeated and (keeps is None or keeps(item)):
+                    kept[index].append(item)
+    score = rank if callable(rank) else _log_likelihood
+    ranked = {i: sorted(found, key=score, reverse=True) if rank else found for i, found in kept.items()}
+    return [ranked[i] if i in ranked else [DecodedCrystal(None, errors[i])] for i in range(len(asked))]
+
+
+_GRAMMARS: weakref.WeakKeyDictionary[Mat2SeqTokenizer, dict[tuple[int, int], CrystalGrammar]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _grammar(tokenizer: Mat2SeqTokenizer, max_atoms: int, max_tokens: int) -> CrystalGrammar:
+    """Grammar of these bounds; it is kept, and with it what it has worked out, as long as the tokenizer lives."""
+    kept = _GRAMMARS.setdefault(tokenizer, {})
+    key = (max_atoms, max_tokens)
+    if key not in kept:
+        kept[key] = CrystalGrammar(tokenizer, max_atoms=max_atoms, max_tokens=max_tokens)
+    return kept[key]
+
+
+def _check_options(
+    num_return: int, batch_size: int, max_rounds: int, temperature: float, top_p: float, num_beams: int
+) -> None:
+    if min(num_return, batch_size, max_rounds, num_beams) < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(
-            f"num_return {num_return}, batch_size {batch_size}, temperature {temperature}, top_p {top_p}; "
-            "accepted: at least 1, at least 1, at least 0, above 0 up to 1"
+            f"num_return {num_return}, batch_size {batch_size}, max_rounds {max_rounds}, num_beams {num_beams}, "
+            f"temperature {temperature}, top_p {top_p}; accepted: at least 1 each, at least 0, above 0 up to 1"
         )
-    if max_length is None:
-        max_length = int(getattr(model.config, "max_position_embeddings", 1024))
-    grammar = grammar or CrystalGrammar(tokenizer, max_atoms=max_atoms, max_tokens=max_length)
-    constraint = _constraint(composition, formula_units, space_group, chemical_system)
-    grammar.check(constraint)
-    head = _prompt_tokens(tokenizer, grammar, constraint, prompt)
-    tokens = [tokenizer.bos_token, *tokenizer.condition_tokens(properties), *head]
-    ids = torch.tensor([tokenizer.convert_tokens_to_ids(tokens)], device=model.device)
-    options: dict[str, Any] = {"do_sample": temperature > 0, "max_length": grammar.max_tokens + ids.shape[1]}
-    if temperature > 0:
-        options |= {"temperature": float(temperature), "top_p": float(top_p), "top_k": 0}
-    devices = [model.device] if model.device.type == "cuda" else []
-    results: list[DecodedCrystal] = []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    if num_beams > 1 and num_return > num_beams:
+        raise ValueError(f"num_return is {num_return}; beam search gives up to num_beams = {num_beams} crystals")
+
+
+def _filter(min_distance: float | None, smact: bool) -> Callable[[DecodedCrystal], bool] | None:
+    """Which crystals are kept; None for all."""
+    if min_distance is not None and not 0 < min_distance <= 100:
+        raise ValueError(f"min_distance is {min_distance}; accepted: above 0 up to 100 Å")
+    if smact:
+        load_smact()  # fail before anything is sampled
+    if min_distance is None and not smact:
+        return None
+
+    def keeps(item: DecodedCrystal) -> bool:
+        if min_distance is not None and not atoms_are_apart(item.structure, min_distance):
+            return False
+        return not smact or smact_accepts(tuple(sorted(item.canonical.composition.items())))  # type: ignore[union-attr]
+
+    return keeps
+
+
+def _prepare(
+    asked: Sequence[CrystalPrompt], tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar, on_error: str
+) -> tuple[dict[int, PreparedPrompt], dict[int, ValueError]]:
+    """Prompts that can be fulfilled, and the reasons why the others cannot, by place."""
+    if on_error not in ("raise", "return"):
+        raise ValueError(f"on_error is {on_error!r}; accepted: 'raise' or 'return'")
+    prepared, errors = {}, {}
+    for index, prompt in enumerate(asked):
+        try:
+            prepared[index] = prepare_prompt(prompt, tokenizer, grammar)
+        except ValueError as error:
+            if on_error == "raise":
+                raise error if len(asked) == 1 else ValueError(f"prompt {index}: {error}") from error
+            errors[index] = error
+    return prepared, errors
+
+
+def _log_likelihood(item: DecodedCrystal) -> float:
+    return -math.inf if item.log_likelihood is None else item.log_likelihood
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers of their own; the global state is left alone."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if seed is not None:
             torch.manual_seed(seed)
-        while len(results) < num_return:
-            rows = min(batch_size, num_return - len(results))
-            batch = ids.expand(rows, -1)
-            output = model.generate(
-                input_ids=batch,
-                attention_mask=torch.ones_like(batch),
-                logits_processor=LogitsProcessorList([CrystalLogitsProcessor(tokenizer, grammar, constraint)]),
-                return_dict_in_generate=True,
-                output_logits=True,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                **options,
-            )
-            likelihoods = _log_likelihoods(output, ids.shape[1], tokenizer.pad_token_id)
-            decoded = tokenizer.batch_decode_structures(output.sequences)
-            results += [
-                dataclasses.replace(item, log_likelihood=value)
-                for item, value in zip(decoded, likelihoods, strict=True)
-            ]
-    return results
-
-
-def _constraint(
-    composition: Any, formula_units: Sequence[int] | None, space_group: str | int | None, chemical_system: Any
-) -> PromptConstraint:
-    groups = None if space_group is None else [space_group_number(space_group)]
-    if composition is not None:
-        if chemical_system is not None:
-            raise ValueError("composition and chemical_system exclude each other")
-        unit = parse_composition(composition)
-        multiples = [1] if formula_units is None else list(formula_units)
-        if not multiples or min(multiples) < 1:
-            raise ValueError(f"formula_units is {formula_units!r}; accepted: positive whole numbers")
-        return PromptConstraint.build([{e: n * k for e, n in unit.items()} for k in multiples], groups)
-    if formula_units is not None:
-        raise ValueError("formula_units needs a composition")
-    if chemical_system is None:
-        return PromptConstraint.build(None, groups)
-    symbols = chemical_system.split("-") if isinstance(chemical_system, str) else list(chemical_system)
-    unknown = [symbol for symbol in symbols if symbol not in CHEMICAL_SYMBOLS[1:]]
-    if unknown or not symbols:
-        raise ValueError(f"chemical_system has {unknown or 'no elements'}; accepted: symbols such as 'Li-Fe-O'")
-    numbers = [CHEMICAL_SYMBOLS.index(symbol) for symbol in symbols]
-    return PromptConstraint.build(None, groups, numbers, numbers)
-
-
-def _prompt_tokens(
-    tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar, constraint: PromptConstraint, prompt: str | None
-) -> list[str]:
-    """What is certain from the start, as tokens; a text prompt is checked against the grammar."""
-    if prompt is None:
-        if constraint.compositions is None or len(constraint.compositions) > 1:
-            return []
-        tokens = [*composition_tokens(dict(constraint.compositions[0])), SEPARATOR]
-        if len(constraint.space_groups) == 1:
-            tokens += [space_group_symbols()[next(iter(constraint.space_groups)) - 1], SEPARATOR]
-        return tokens
-    if constraint != PromptConstraint():
-        raise ValueError("prompt excludes composition, space_group and chemical_system: write them into it")
-    return _checked_prompt(tokenizer, grammar, prompt)
-
-
-def _checked_prompt(tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar, prompt: str) -> list[str]:
-    tokens = split_text(prompt, tokenizer.layout)
-    # A composition in the prompt may be larger than what would be generated freely.
-    end = tokens.index(SEPARATOR) if SEPARATOR in tokens else 0
-    constraint = PromptConstraint()
-    if end:
-        pairs = zip(tokens[0:end:2], tokens[1:end:2], strict=False)
-        if end % 2 == 0:
-            constraint = PromptConstraint.build([parse_composition({s: int(n) for s, n in pairs if n.isdecimal()})])
-    state = GrammarState()
-    for place, token in enumerate(tokens):
-        allowed = grammar.allowed_tokens(state, constraint)
-        if token not in allowed:
-            raise ValueError(f"prompt token {place} is {token!r}; accepted there: {', '.join(allowed[:12])} …")
-        state = grammar.advance(state, token)
-    return tokens
-
-
-def _log_likelihoods(output: Any, prompt_length: int, pad_token_id: int) -> list[float]:
-    """Sum of log-probabilities of the generated tokens, padding left out; one per sequence."""
-    generated = output.sequences[:, prompt_length:]
-    total = torch.zeros(len(generated), dtype=torch.float64)
-    for step, logits in enumerate(output.logits):
-        column = generated[:, step]
-        chosen = torch.log_softmax(logits.double(), dim=-1).gather(1, column[:, None])[:, 0].cpu()
-        total += torch.where(column.cpu() == pad_token_id, torch.zeros_like(chosen), chosen)
-    return total.tolist()
+        yield

@@ -4,16 +4,16 @@
 At each step only tokens are allowed from which a complete crystal can still be written: compositions that fit the
 asked space group, space groups that can hold the composition, Wyckoff positions that leave the remaining atoms
 placeable, coordinates that make no atoms coincide, cells that exist, within the token budget.
+`grammar_masks_mat2seq` answers the same questions faster.
 """
 
-import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .canonical_grid import free_cell_parameters
+from .canonical_grid import CanonicalSite, coordinate_strides, free_cell_parameters
 from .canonical_text import SEPARATOR, NumberFormat, SequenceLayout, composition_tokens, position_token
 from .elements_crystal import FORMULA_RANK
 from .feasibility_mat2seq import (
@@ -24,66 +24,32 @@ from .feasibility_mat2seq import (
     primitive_multiplicities,
     values_with_smaller_spelling,
 )
+from .grammar_constraint_mat2seq import CompositionRules, PromptConstraint, subtract_sites
 from .records_crystal import CHEMICAL_SYMBOLS
 from .symmetry_crystal import space_group, space_group_symbols
-from .vocabulary_mat2seq import MAX_COUNT, MAX_WHOLE
+from .vocabulary_mat2seq import MAX_WHOLE
 
 __all__ = ["CrystalGrammar", "GrammarState", "PromptConstraint"]
 
-_ALL_GROUPS = frozenset(range(1, 231))
 _ANGLE_MARGIN = 2.0  # degrees; keeps triclinic cells away from flat
-_HEADER = 40  # begin, end, separators, space group and a triclinic cell, with room
 
 
-@dataclass(frozen=True)
-class PromptConstraint:
-    """What a generated crystal must be.
-
-    Attributes:
-        compositions: Allowed compositions of the primitive cell (atomic number → count); None for any.
-        space_groups: Allowed ITA numbers.
-        elements: Allowed elements; None for all.
-        required: Elements that must all occur.
-    """
-
-    compositions: tuple[tuple[tuple[int, int], ...], ...] | None = None
-    space_groups: frozenset[int] = _ALL_GROUPS
-    elements: frozenset[int] | None = None
-    required: frozenset[int] = frozenset()
-
-    @classmethod
-    def build(
-        cls,
-        compositions: Iterable[dict[int, int]] | None = None,
-        space_groups: Iterable[int] | None = None,
-        elements: Iterable[int] | None = None,
-        required: Iterable[int] = (),
-    ) -> "PromptConstraint":
-        """Constraint from plain containers."""
-        return cls(
-            None if compositions is None else tuple(tuple(sorted(c.items())) for c in compositions),
-            _ALL_GROUPS if space_groups is None else frozenset(space_groups),
-            None if elements is None else frozenset(elements),
-            frozenset(required),
-        )
-
-
-@dataclass(frozen=True)
-class GrammarState:
+class GrammarState(NamedTuple):
     """Where a sequence stands. `phase` names what comes next."""
 
     phase: str = "element"
-    composition: tuple[tuple[int, int], ...] = ()  # in the order written
+    composition: Counts = ()  # in the order written
     element: int = 0
     group: int = 0
     lattice: tuple[int, ...] = ()
     number: tuple[str, ...] = ()  # tokens of an unfinished number
     remaining: Counts = ()
-    last: tuple[int, int] | None = None
+    last: tuple[int, int] | None = None  # position and element of the last site
     last_parameters: tuple[int, ...] = ()
     position: int = 0
     parameters: tuple[int, ...] = ()
-    occupied: tuple[tuple[int, frozenset[tuple[int, ...]]], ...] = ()  # position → parameters of orbits there
+    orbits: tuple[tuple[int, ...], ...] = ()  # parameters of the orbits already on the position of the last site
+    sites_done: int = 0  # how many of the sites asked for are written
 
 
 class CrystalGrammar:
@@ -111,16 +77,11 @@ class CrystalGrammar:
     ):
         self.layout: SequenceLayout = tokenizer.layout
         self.vocabulary: dict[str, int] = tokenizer.get_vocab()
-        self.eos_token_id: int = tokenizer.eos_token_id
         self.eos_token: str = tokenizer.eos_token
         self.steps = self.layout.settings.fraction_steps
-        self.max_tokens = max_tokens
         if self.steps < 500:
             raise ValueError(f"fraction_steps is {self.steps}; generation needs at least 500 to keep atoms apart")
-        room = (max_tokens - _HEADER) // (4 + 3 * self.layout.fraction.num_tokens)
-        if room < 1:
-            raise ValueError(f"max_tokens is {max_tokens}; a crystal of one atom needs {_HEADER + 12}")
-        self.max_atoms = min(max_atoms, room, MAX_COUNT)
+        self.rules = CompositionRules(self.layout, max_atoms, max_tokens)
         low, high = length_range
         if not 0 < low < high <= MAX_WHOLE:
             raise ValueError(f"length_range is {length_range}; accepted: increasing, positive, up to {MAX_WHOLE} Å")
@@ -130,7 +91,9 @@ class CrystalGrammar:
             )
         self.length_range = length_range
         self.angle_range = angle_range
-        self._groups_of_counts: dict[tuple[int, ...], frozenset[int]] = {}
+
+        self.max_tokens = self.rules.max_tokens
+        self.max_atoms = self.rules.max_atoms
 
     # ------------------------------------------------------------------------------------------------ what is next
 
@@ -138,9 +101,9 @@ class CrystalGrammar:
         """Tokens from which a complete crystal can still be written."""
         return list(getattr(self, f"_next_{state.phase}")(state, constraint))
 
-    def advance(self, state: GrammarState, token: str) -> GrammarState:
+    def advance(self, state: GrammarState, token: str, constraint: PromptConstraint) -> GrammarState:
         """State after a token that `allowed_tokens` offered."""
-        following: GrammarState = getattr(self, f"_after_{state.phase}")(state, token)
+        following: GrammarState = getattr(self, f"_after_{state.phase}")(state, token, constraint)
         return following
 
     def check(self, constraint: PromptConstraint) -> None:
@@ -149,67 +112,23 @@ class CrystalGrammar:
         Raises:
             ValueError: with the reason.
         """
-        if constraint.compositions is not None and not self._feasible_compositions(constraint):
-            names = ", ".join(" ".join(composition_tokens(dict(c))) for c in constraint.compositions)
-            groups = _group_names(constraint.space_groups)
+        if constraint.compositions is not None:
+            if not self.rules.feasible(constraint):
+                raise ValueError(self.rules.refuse(constraint.compositions[0], constraint))
+        elif not self.allowed_tokens(GrammarState(), constraint):
             raise ValueError(
-                f"no crystal of {names} in {groups}: the counts are no sum of Wyckoff multiplicities, "
-                f"or the sequence may exceed {self.max_tokens} tokens"
-            )
-        if not self.allowed_tokens(GrammarState(), constraint):
-            raise ValueError(
-                f"no composition of up to {self.max_atoms} atoms fits {_group_names(constraint.space_groups)} "
+                f"no composition of up to {self.max_atoms} atoms fits {constraint.group_names} "
                 "and the elements asked for"
             )
 
     # ------------------------------------------------------------------------------------------------- composition
-
-    def _feasible_compositions(self, constraint: PromptConstraint) -> list[tuple[tuple[int, int], ...]]:
-        return [c for c in constraint.compositions or () if self._groups_for(c, constraint.space_groups)]
-
-    def _groups_for(self, composition: Sequence[tuple[int, int]], wanted: frozenset[int]) -> frozenset[int]:
-        """Space groups that can hold the composition within the token budget."""
-        counts = tuple(sorted(count for _, count in composition))
-        if len(wanted) < 20 and counts not in self._groups_of_counts:
-            return frozenset(g for g in wanted if self._holds(g, counts))
-        if counts not in self._groups_of_counts:
-            self._groups_of_counts[counts] = frozenset(g for g in _ALL_GROUPS if self._holds(g, counts))
-        return self._groups_of_counts[counts] & wanted
-
-    def _holds(self, group: int, counts: tuple[int, ...]) -> bool:
-        if max(counts) > MAX_COUNT or not can_finish(group, tuple(enumerate(counts, start=1)), None):
-            return False
-        # Longest spelling: every atom on the position that costs most tokens per atom.
-        per_number = self.layout.fraction.num_tokens
-        positions = space_group(group).positions
-        cost = max(
-            (2 + per_number * p.num_parameters) / multiplicity
-            for p, (multiplicity, free) in zip(positions, primitive_multiplicities(group), strict=True)
-            if free
-        )
-        fixed = sum(not free for _, free in primitive_multiplicities(group))
-        longest = sum(counts) * max(cost, 0.0) + 2 * min(fixed, sum(counts)) + 2 * len(counts) + _HEADER
-        return longest <= self.max_tokens
-
-    def _possible(self, composition: Counts, constraint: PromptConstraint) -> bool:
-        """Whether a composition written so far can be completed with the elements still required."""
-        total = sum(count for _, count in composition)
-        missing = sorted(constraint.required - {e for e, _ in composition}, key=FORMULA_RANK.__getitem__)
-        if total + len(missing) > self.max_atoms:
-            return False
-        if 1 in constraint.space_groups:
-            return True
-        if not missing:
-            return bool(composition) and bool(self._groups_for(composition, constraint.space_groups))
-        room = self.max_atoms - total - len(missing) + 1
-        return any(self._possible((*composition, (missing[0], n)), constraint) for n in range(1, room + 1))
 
     def _next_element(self, state: GrammarState, constraint: PromptConstraint) -> Iterable[str]:
         if constraint.compositions is not None:
             return self._next_of_listed(state, constraint)
         used = [e for e, _ in state.composition]
         rank = FORMULA_RANK[used[-1]] if used else -1
-        missing = sorted(constraint.required - set(used), key=FORMULA_RANK.__getitem__)
+        missing = self.rules.missing(used, constraint)
         last_rank = FORMULA_RANK[missing[0]] if missing else 118
         pool = constraint.elements if constraint.elements is not None else frozenset(FORMULA_RANK)
         candidates = [e for e in pool | constraint.required if rank < FORMULA_RANK[e] <= last_rank]
@@ -219,68 +138,66 @@ class CrystalGrammar:
         for element in sorted(candidates):
             kind = element in constraint.required
             if kind not in verdicts:
-                verdicts[kind] = bool(self._counts(state.composition, element, constraint))
+                verdicts[kind] = bool(self.rules.counts(state.composition, element, constraint))
             if verdicts[kind]:
                 tokens.append(CHEMICAL_SYMBOLS[element])
-        complete = used and not missing and self._possible(state.composition, constraint)
+        complete = used and not missing and self.rules.possible(state.composition, constraint)
         return [*tokens, SEPARATOR] if complete else tokens
 
-    def _counts(self, composition: Counts, element: int, constraint: PromptConstraint) -> list[int]:
-        room = self.max_atoms - sum(count for _, count in composition)
-        return [n for n in range(1, room + 1) if self._possible((*composition, (element, n)), constraint)]
-
     def _next_of_listed(self, state: GrammarState, constraint: PromptConstraint) -> list[str]:
-        written = composition_tokens_in_order(state.composition)
+        written = [t for e, count in state.composition for t in (CHEMICAL_SYMBOLS[e], str(count))]
         if state.phase == "count":
             written.append(CHEMICAL_SYMBOLS[state.element])
         found = set()
-        for composition in self._feasible_compositions(constraint):
+        for composition in self.rules.feasible(constraint):
             tokens = [*composition_tokens(dict(composition)), SEPARATOR]
             if tokens[: len(written)] == written and len(tokens) > len(written):
                 found.add(tokens[len(written)])
         return sorted(found)
 
-    def _after_element(self, state: GrammarState, token: str) -> GrammarState:
+    def _after_element(self, state: GrammarState, token: str, _constraint: PromptConstraint) -> GrammarState:
         if token == SEPARATOR:
-            return dataclasses.replace(state, phase="group", remaining=tuple(sorted(state.composition)))
-        return dataclasses.replace(state, phase="count", element=CHEMICAL_SYMBOLS.index(token))
+            return state._replace(phase="group", remaining=tuple(sorted(state.composition)))
+        return state._replace(phase="count", element=_numbers()[token])
 
     def _next_count(self, state: GrammarState, constraint: PromptConstraint) -> Iterable[str]:
         if constraint.compositions is not None:
             return self._next_of_listed(state, constraint)
-        return [str(n) for n in self._counts(state.composition, state.element, constraint)]
+        return [str(n) for n in self.rules.counts(state.composition, state.element, constraint)]
 
-    def _after_count(self, state: GrammarState, token: str) -> GrammarState:
-        composition = (*state.composition, (state.element, int(token)))
-        return dataclasses.replace(state, phase="element", composition=composition)
+    def _after_count(self, state: GrammarState, token: str, _constraint: PromptConstraint) -> GrammarState:
+        return state._replace(phase="element", composition=(*state.composition, (state.element, int(token))))
 
     # ---------------------------------------------------------------------------------------- space group and cell
 
     def _next_group(self, state: GrammarState, constraint: PromptConstraint) -> list[str]:
-        groups = self._groups_for(state.composition, constraint.space_groups)
+        groups = self.rules.groups_for(state.composition, constraint)
         return [space_group_symbols()[number - 1] for number in sorted(groups)]
 
-    def _after_group(self, state: GrammarState, token: str) -> GrammarState:
-        return dataclasses.replace(state, phase="cell_begin", group=space_group_symbols().index(token) + 1)
+    def _after_group(self, state: GrammarState, token: str, _constraint: PromptConstraint) -> GrammarState:
+        return state._replace(phase="cell_begin", group=space_group_symbols().index(token) + 1)
 
     def _next_cell_begin(self, _state: GrammarState, _constraint: PromptConstraint) -> list[str]:
         return [SEPARATOR]
 
-    def _after_cell_begin(self, state: GrammarState, _token: str) -> GrammarState:
-        return dataclasses.replace(state, phase="axis")
+    def _after_cell_begin(self, state: GrammarState, _token: str, _constraint: PromptConstraint) -> GrammarState:
+        return state._replace(phase="axis")
 
     def _next_axis(self, state: GrammarState, _constraint: PromptConstraint) -> list[str]:
         names = free_cell_parameters(state.group)
         return [names[len(state.lattice)]] if len(state.lattice) < len(names) else [SEPARATOR]
 
-    def _after_axis(self, state: GrammarState, token: str) -> GrammarState:
-        return dataclasses.replace(state, phase="site" if token == SEPARATOR else "cell_number")
+    def _after_axis(self, state: GrammarState, token: str, _constraint: PromptConstraint) -> GrammarState:
+        return state._replace(phase="site" if token == SEPARATOR else "cell_number")
 
-    def _cell_range(self, state: GrammarState) -> tuple[NumberFormat, int, int]:
+    def cell_range(self, state: GrammarState, constraint: PromptConstraint) -> tuple[NumberFormat, int, int]:
         """Format, smallest and largest steps of the next cell parameter."""
         names = free_cell_parameters(state.group)
         name = names[len(state.lattice)]
         form = self.layout.cell_format(name)
+        for given, smallest, largest in constraint.cell:
+            if given == name:
+                return form, smallest, largest
         step = form.unit / 10**form.decimals
         low, high = self.length_range if len(name) == 1 else self.angle_range
         if name == "gamma":
@@ -289,128 +206,170 @@ class CrystalGrammar:
             high = min(high, alpha + beta - _ANGLE_MARGIN, 360 - alpha - beta - _ANGLE_MARGIN)
         return form, int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9))
 
-    def _next_cell_number(self, state: GrammarState, _constraint: PromptConstraint) -> list[str]:
-        form, low, high = self._cell_range(state)
+    def _next_cell_number(self, state: GrammarState, constraint: PromptConstraint) -> list[str]:
+        form, low, high = self.cell_range(state, constraint)
         return _number_tokens(form, state.number, np.arange(low, high + 1) * form.unit)
 
-    def _after_cell_number(self, state: GrammarState, token: str) -> GrammarState:
-        names = free_cell_parameters(state.group)
-        form = self.layout.cell_format(names[len(state.lattice)])
+    def _after_cell_number(self, state: GrammarState, token: str, constraint: PromptConstraint) -> GrammarState:
+        form = self.cell_range(state, constraint)[0]
         number = (*state.number, token)
         if len(number) < form.num_tokens:
-            return dataclasses.replace(state, number=number)
-        lattice = (*state.lattice, _read(form, number))
-        return dataclasses.replace(state, phase="axis", number=(), lattice=lattice)
+            return state._replace(number=number)
+        return self.take_number(state, _read(form, number), constraint)
+
+    def take_number(self, state: GrammarState, steps: int, constraint: PromptConstraint) -> GrammarState:
+        """State after a whole cell parameter or coordinate, in grid steps."""
+        if state.phase == "cell_number":
+            return state._replace(phase="axis", number=(), lattice=(*state.lattice, steps))
+        state = state._replace(parameters=(*state.parameters, steps), number=())
+        if len(state.parameters) < space_group(state.group).positions[state.position].num_parameters:
+            return state
+        return self._close_site(state, constraint)
 
     # ------------------------------------------------------------------------------------------------------- sites
 
-    def _positions_for(self, state: GrammarState, element: int) -> list[int]:
+    def _positions_for(self, state: GrammarState, element: int, constraint: PromptConstraint) -> list[int]:
         """Wyckoff positions where the element can go next without leaving other atoms unplaceable."""
         counts = dict(state.remaining)
+        pending = constraint.sites[state.sites_done :]
         found = []
         for index, (multiplicity, free) in enumerate(primitive_multiplicities(state.group)):
             if state.last is not None:
                 again = index == state.last[0] and free and element >= state.last[1]
                 if not (index > state.last[0] or again):
                     continue
-            if multiplicity <= counts[element]:
-                rest = _without(state.remaining, element, multiplicity)
-                if can_finish(state.group, rest, (index, element)):
-                    found.append(index)
+            if multiplicity > counts[element]:
+                continue
+            if pending and not self._before_pending(index, element, free, pending):
+                continue
+            asked = bool(pending) and (index, element) == (pending[0].position, pending[0].atomic_number)
+            left = _without(state.remaining, element, multiplicity)
+            rest = subtract_sites(state.group, left, pending[asked:]) if pending else left
+            taken = frozenset(site.position for site in pending)
+            if rest is not None and can_finish(state.group, rest, (index, element), taken):
+                found.append(index)
         return found
 
-    def _next_site(self, state: GrammarState, _constraint: PromptConstraint) -> list[str]:
+    @staticmethod
+    def _before_pending(index: int, element: int, free: bool, pending: Sequence[CanonicalSite]) -> bool:
+        """Whether a site may be written while the sites asked for, in their order, are still to come."""
+        following = pending[0]
+        if (index, element) == (following.position, following.atomic_number):
+            return True
+        return (index, element) < (following.position, following.atomic_number) and (
+            free or index != following.position
+        )
+
+    def _next_site(self, state: GrammarState, constraint: PromptConstraint) -> list[str]:
         if not state.remaining:
             return [self.eos_token]
-        return [CHEMICAL_SYMBOLS[element] for element, _ in state.remaining if self._positions_for(state, element)]
+        return [CHEMICAL_SYMBOLS[e] for e, _ in state.remaining if self._positions_for(state, e, constraint)]
 
-    def _after_site(self, state: GrammarState, token: str) -> GrammarState:
+    def _after_site(self, state: GrammarState, token: str, _constraint: PromptConstraint) -> GrammarState:
         if token == self.eos_token:
-            return dataclasses.replace(state, phase="end")
-        return dataclasses.replace(state, phase="position", element=CHEMICAL_SYMBOLS.index(token))
+            return state._replace(phase="end")
+        return state._replace(phase="position", element=_numbers()[token])
 
-    def _next_position(self, state: GrammarState, _constraint: PromptConstraint) -> list[str]:
-        return [position_token(state.group, index) for index in self._positions_for(state, state.element)]
+    def _next_position(self, state: GrammarState, constraint: PromptConstraint) -> list[str]:
+        indices = self._positions_for(state, state.element, constraint)
+        return [position_token(state.group, index) for index in indices]
 
-    def _after_position(self, state: GrammarState, token: str) -> GrammarState:
-        positions = space_group(state.group).positions
-        index = next(p.index for p in positions if position_token(state.group, p.index) == token)
-        state = dataclasses.replace(state, phase="coordinate", position=index, parameters=(), number=())
-        return state if positions[index].num_parameters else self._close_site(state)
+    def _after_position(self, state: GrammarState, token: str, constraint: PromptConstraint) -> GrammarState:
+        index = _position_indices(state.group)[token]
+        same = state.last is not None and state.last[0] == index
+        state = state._replace(
+            phase="coordinate", position=index, parameters=(), number=(), orbits=state.orbits if same else ()
+        )
+        if space_group(state.group).positions[index].num_parameters:
+            return state
+        return self._close_site(state, constraint)
 
-    def _close_site(self, state: GrammarState) -> GrammarState:
+    def _asked(self, state: GrammarState, constraint: PromptConstraint) -> bool:
+        """Whether the site being written is the next of those asked for."""
+        pending = constraint.sites[state.sites_done :]
+        return bool(pending) and (state.position, state.element) == (pending[0].position, pending[0].atomic_number)
+
+    def _close_site(self, state: GrammarState, constraint: PromptConstraint) -> GrammarState:
         """Take the finished site into account."""
-        multiplicity, free = primitive_multiplicities(state.group)[state.position]
-        occupied = dict(state.occupied)
-        if free:
-            images = equivalent_parameters(state.group, state.position, state.parameters, self.steps)
-            occupied[state.position] = occupied.get(state.position, frozenset()) | images
-        return dataclasses.replace(
-            state,
+        multiplicity, _ = primitive_multiplicities(state.group)[state.position]
+        return state._replace(
             phase="site",
             remaining=_without(state.remaining, state.element, multiplicity),
             last=(state.position, state.element),
             last_parameters=state.parameters,
             parameters=(),
-            occupied=tuple(sorted(occupied.items())),
+            orbits=(*state.orbits, state.parameters),
+            sites_done=state.sites_done + self._asked(state, constraint),
         )
 
-    def _next_coordinate(self, state: GrammarState, _constraint: PromptConstraint) -> list[str]:
-        values = self._coordinates(state)
-        return _number_tokens(self.layout.fraction, state.number, values * self.layout.fraction.unit)
+    def _next_coordinate(self, state: GrammarState, constraint: PromptConstraint) -> list[str]:
+        form = self.layout.fraction
+        values = self.coordinates(state, constraint, self.stride(state))
+        return _number_tokens(form, state.number, values * form.unit)
 
-    def _coordinates(self, state: GrammarState) -> np.ndarray:
-        """Values of the next free coordinate, in steps, that make no atoms coincide.
+    def stride(self, state: GrammarState) -> int:
+        """Steps of which the next free coordinate is a multiple in a canonical crystal."""
+        strides = _strides(state.group, state.lattice, self.layout.settings)
+        return int(strides[state.position, len(state.parameters)])
 
-        One crystal has one spelling where possible: orbits are spelt by their smallest parameters, and those of one
-        element on one position come in increasing order. Where no value is left for that, spelling gives way; a
-        crystal is still written.
+    def coordinates(self, state: GrammarState, constraint: PromptConstraint, stride: int) -> np.ndarray:
+        """Values of the next free coordinate, in increasing steps, that make no atoms coincide.
+
+        One crystal has one spelling where possible: coordinates are multiples of `stride`, orbits are spelt by their
+        smallest parameters, and those of one element on one position come in increasing order. Where no value is left
+        for that, spelling gives way; a crystal is still written.
         """
         place = len(state.parameters)
-        position = space_group(state.group).positions[state.position]
+        pending = constraint.sites[state.sites_done :]
+        if self._asked(state, constraint):
+            if pending[0].parameters:
+                return np.array([pending[0].parameters[place]])
+            pending = pending[1:]
         allowed = ~collapsing_values(state.group, state.position, state.parameters, self.steps)
-        final = place == position.num_parameters - 1
+        final = place == space_group(state.group).positions[state.position].num_parameters - 1
+        others = (*state.orbits, *(s.parameters for s in pending if s.position == state.position and s.parameters))
         if final:
-            for other in dict(state.occupied).get(state.position, ()):
-                if other[:place] == state.parameters:
-                    allowed[other[place]] = False
+            for orbit in others:
+                for image in equivalent_parameters(state.group, state.position, orbit, self.steps):
+                    if image[:place] == state.parameters:
+                        allowed[image[place]] = False
         smallest = ~values_with_smaller_spelling(state.group, state.position, state.parameters, self.steps)
         increasing = np.ones_like(allowed)
         same = state.last == (state.position, state.element)
         if same and state.parameters == state.last_parameters[:place]:
             increasing[: state.last_parameters[place] + final] = False
-        for choice in (allowed & smallest & increasing, allowed & increasing, allowed & smallest):
-            if choice.any():
-                return np.flatnonzero(choice)
-        return np.flatnonzero(allowed)
+        on_grid = np.zeros_like(allowed)
+        on_grid[::stride] = True
+        for values in (allowed & on_grid, allowed):
+            for choice in (values & smallest & increasing, values & increasing, values & smallest, values):
+                if choice.any():
+                    return np.flatnonzero(choice)
+        raise ValueError(f"no coordinate is left in the state {state}")  # cannot happen with 500 steps or more
 
-    def _after_coordinate(self, state: GrammarState, token: str) -> GrammarState:
-        form = self.layout.fraction
+    def _after_coordinate(self, state: GrammarState, token: str, constraint: PromptConstraint) -> GrammarState:
         number = (*state.number, token)
-        if len(number) < form.num_tokens:
-            return dataclasses.replace(state, number=number)
-        state = dataclasses.replace(state, parameters=(*state.parameters, _read(form, number)), number=())
-        positions = space_group(state.group).positions
-        if len(state.parameters) < positions[state.position].num_parameters:
-            return state
-        return self._close_site(state)
+        if len(number) < self.layout.fraction.num_tokens:
+            return state._replace(number=number)
+        return self.take_number(state, _read(self.layout.fraction, number), constraint)
 
     def _next_end(self, _state: GrammarState, _constraint: PromptConstraint) -> list[str]:
         return [self.eos_token]
 
-    def _after_end(self, state: GrammarState, _token: str) -> GrammarState:
+    def _after_end(self, state: GrammarState, _token: str, _constraint: PromptConstraint) -> GrammarState:
         return state
 
 
-def composition_tokens_in_order(composition: Counts) -> list[str]:
-    """Tokens of a composition as far as it is written."""
-    return [token for element, count in composition for token in (CHEMICAL_SYMBOLS[element], str(count))]
+_strides = functools.lru_cache(maxsize=4096)(coordinate_strides)
 
 
-def _group_names(groups: frozenset[int]) -> str:
-    if len(groups) > 5:
-        return f"any of {len(groups)} space groups"
-    return ", ".join(space_group_symbols()[g - 1] for g in sorted(groups))
+@functools.cache
+def _numbers() -> dict[str, int]:
+    return {CHEMICAL_SYMBOLS[number]: number for number in FORMULA_RANK}
+
+
+@functools.cache
+def _position_indices(group: int) -> dict[str, int]:
+    return {position_token(group, p.index): p.index for p in space_group(group).positions}
 
 
 def _without(remaining: Counts, element: int, count: int) -> Counts:

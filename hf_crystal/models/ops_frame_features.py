@@ -1,7 +1,7 @@
 """Weighted directions of frame axes, and the angular features that they give.
 
-The value term of CrystalFramer needs sum_a W^a <b(cos(e_a, r))> only, linear in functions of one axis at a time, so the
-mean over several frames is a weighted list of axis directions. One list entry is a line through an atom, shared by all
+The value term of CrystalFramer needs sum_a W^a <b(cos(e_a, r))> only, linear in functions of one axis at a time, so
+the mean over several frames is a weighted list of axis directions. One list entry is a line through an atom, shared by all
 heads and by the three axes, because heads often choose the same frame and tied frames share axes: the basis of a line
 is computed once, and both its directions have the same cosines up to the sign.
 
@@ -31,8 +31,8 @@ class FrameAxes:
         atom (`torch.Tensor` of shape `(L,)`): atom of each line.
         direction (`torch.Tensor` of shape `(L, 3)`): unit vectors.
         weight (`torch.Tensor` of shape `(L, H, 3)`): weight of the direction in each head and axis.
-        opposite (`torch.Tensor` of shape `(L, H, 3)`): weight of the opposite direction. Both, summed over the lines of
-            an atom, are 1 for each head and axis (0 where an axis does not exist).
+        opposite (`torch.Tensor` of shape `(L, H, 3)`): weight of the opposite direction. Both, summed over the lines
+            of an atom, are 1 for each head and axis (0 where an axis does not exist).
         isotropic (`torch.Tensor` of shape `(T, H)`, *optional*): weight of "any direction" for all three axes.
     """
 
@@ -166,14 +166,15 @@ def _plain_features(
 ) -> torch.Tensor:
     """`frame_features` by forming the basis of every line; weights `(T, H, M)`."""
     total = weights.new_zeros((weights.shape[0], weights.shape[1], 3, num_basis))
-    for rows in _parts(axes.atom.shape[0], weights.shape[2] * num_basis, weights.device):
-        atom = axes.atom[rows]
-        cosines = _cosines(unit_vectors.index_select(0, atom), axes.direction[rows])
-        line_weights = weights.index_select(0, atom)
-        for sign, share in ((1.0, axes.weight[rows]), (-1.0, axes.opposite[rows])):
-            basis = angular_basis(sign * cosines, num_basis, width_scale, truncate=truncate)
-            sums = torch.bmm(line_weights, basis)[:, :, None]  # (L, H, 1, D)
-            total = total.index_add(0, atom, sums * share[..., None])
+    for sign, shares in ((1.0, axes.weight), (-1.0, axes.opposite)):
+        lines = shares.flatten(1).any(1).nonzero()[:, 0]
+        for part in _parts(lines.shape[0], weights.shape[2] * num_basis, weights.device):
+            rows = lines[part]
+            atom = axes.atom[rows]
+            cosines = sign * _cosines(unit_vectors.index_select(0, atom), axes.direction[rows])
+            basis = angular_basis(cosines, num_basis, width_scale, truncate=truncate)
+            sums = torch.bmm(weights.index_select(0, atom), basis)[:, :, None]  # (L, H, 1, D)
+            total = total.index_add(0, atom, sums * shares[rows][..., None])
     return total
 
 

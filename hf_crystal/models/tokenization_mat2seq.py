@@ -46,14 +46,14 @@ class DecodedCrystal:
 
     Attributes:
         structure: The crystal (primitive cell), or None where the sequence is none.
-        error: The reason, or None.
+        error: The reason, or None; a `SequenceError` says at which token.
         sequence: The sequence as text.
         log_likelihood: Natural logarithm of the probability of the generated part, where a model wrote it.
         canonical: The crystal on its grid, as the sequence spells it.
     """
 
     structure: Any
-    error: SequenceError | None
+    error: ValueError | None
     sequence: str = ""
     log_likelihood: float | None = None
     canonical: CanonicalCrystal | None = None
@@ -71,6 +71,8 @@ class Mat2SeqTokenizer(TokenizersBackend):
         max_atoms: Largest number of atoms in a primitive cell.
         digits_per_token: Decimal digits per token, 1 to 3.
         properties: Conditions: `PropertyBins` or dicts with `name`, `unit`, `edges`.
+        coordinate_step: Largest step, Å, of free coordinates, see `CanonicalSettings`. None: 0.01 for a new tokenizer,
+            0 (every step) for a saved one that does not name it.
         vocab: Vocabulary read from `tokenizer.json`; must agree with the settings.
         **kwargs: Passed to `TokenizersBackend`.
     """
@@ -84,16 +86,21 @@ class Mat2SeqTokenizer(TokenizersBackend):
         self,
         symprec: float = 0.01,
         fraction_steps: int = 2_000,
-        length_step: float = 0.005,
-        angle_step: float = 0.05,
+        length_step: float = 0.01,
+        angle_step: float = 0.1,
         max_strain: float = 1e-3,
         max_atoms: int = MAX_COUNT,
         digits_per_token: int = 2,
         properties: Sequence[PropertyBins | Mapping[str, Any]] | None = None,
         vocab: Mapping[str, int] | None = None,
+        coordinate_step: float | None = None,
         **kwargs: Any,
     ):
-        settings = CanonicalSettings(symprec, fraction_steps, length_step, angle_step, max_strain, max_atoms)
+        if coordinate_step is None:
+            coordinate_step = 0.01 if vocab is None else 0.0
+        settings = CanonicalSettings(
+            symprec, fraction_steps, length_step, angle_step, max_strain, max_atoms, coordinate_step
+        )
         self._layout = SequenceLayout(settings, digits_per_token)
         self._properties = tuple(
             p if isinstance(p, PropertyBins) else PropertyBins(**p)
@@ -113,6 +120,7 @@ class Mat2SeqTokenizer(TokenizersBackend):
             angle_step=angle_step,
             max_strain=max_strain,
             max_atoms=max_atoms,
+            coordinate_step=coordinate_step,
             digits_per_token=digits_per_token,
             properties=[p.to_dict() for p in self._properties],
             **{**special, "clean_up_tokenization_spaces": False, **kwargs},

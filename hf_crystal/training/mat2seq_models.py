@@ -1,10 +1,10 @@
 """Language models of a generator recipe, with random weights."""
 
-import dataclasses
 from typing import Any
 
 import torch
 
+from hf_crystal.training.mat2seq_init import initialize_by_meaning
 from hf_crystal.training.mat2seq_recipe import GeneratorModelArguments
 
 
@@ -15,31 +15,49 @@ def build_generator(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
         shape: Section of the recipe.
         tokenizer: Gives the vocabulary and the special tokens.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
+    model = _llama(shape, tokenizer) if shape.model_type == "llama" else _gpt2(shape, tokenizer)
+    if shape.embedding_init == "meaning":
+        initialize_by_meaning(model, tokenizer)
+    return model
 
+
+def _llama(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
     from hf_crystal.models.generation_mat2seq import Mat2SeqForCausalLM, mat2seq_config
 
-    fields = dataclasses.asdict(shape)
-    model_type, dropout = fields.pop("model_type"), fields.pop("dropout")
-    config = mat2seq_config("tiny", tokenizer, **fields, num_key_value_heads=shape.num_attention_heads)
-    if model_type == "llama":
-        model = Mat2SeqForCausalLM(config)
-        if dropout:
-            add_residual_dropout(model, dropout)
-        return model
-    special = {name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    model = Mat2SeqForCausalLM(
+        mat2seq_config(
+            "tiny",
+            tokenizer,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads,
+            num_key_value_heads=shape.num_attention_heads,
+            intermediate_size=shape.intermediate_size,
+            max_position_embeddings=shape.max_position_embeddings,
+        )
+    )
+    if shape.dropout:
+        add_residual_dropout(model, shape.dropout)
+    return model
+
+
+def _gpt2(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=config.vocab_size,
+            vocab_size=len(tokenizer),
             n_positions=shape.max_position_embeddings,
             n_embd=shape.hidden_size,
             n_layer=shape.num_hidden_layers,
             n_head=shape.num_attention_heads,
             n_inner=shape.intermediate_size,
-            resid_pdrop=dropout,
-            embd_pdrop=dropout,
-            attn_pdrop=dropout,
-            **special,
+            resid_pdrop=shape.dropout,
+            embd_pdrop=shape.dropout,
+            attn_pdrop=shape.dropout,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
     )
 

@@ -23,6 +23,7 @@ class GeneratorModelArguments:
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: As in `LlamaConfig`.
         max_position_embeddings: Longest sequence in tokens, conditions included.
         dropout: Dropout of what attention and feed-forward layers add to the hidden states, in training only.
+        embedding_init: "random", or "meaning": like elements and near numbers begin near each other.
     """
 
     model_type: str = "llama"
@@ -32,8 +33,11 @@ class GeneratorModelArguments:
     intermediate_size: int = 768
     max_position_embeddings: int = 1024
     dropout: float = 0.0
+    embedding_init: str = "random"
 
     def __post_init__(self) -> None:
+        if self.embedding_init not in ("random", "meaning"):
+            raise ValueError(f"model.embedding_init={self.embedding_init!r}: expected random or meaning")
         if self.model_type not in ("llama", "gpt2"):
             raise ValueError(f"model.model_type={self.model_type!r}: expected llama or gpt2")
         if not 0 <= self.dropout < 1:
@@ -78,7 +82,9 @@ class GeneratorTrainingArguments:
         batch_size: Crystals per step and process.
         eval_batch_size: Crystals per evaluation batch.
         num_epochs: Passes over the training split.
-        learning_rate: Highest rate, reached after the warm-up; a cosine takes it down to a tenth of a percent.
+        optimizer: "adamw", or "muon": Muon for the matrices inside the layers, AdamW for the rest.
+        learning_rate: Highest rate of AdamW, after the warm-up; a cosine takes it down to a tenth of a percent.
+        muon_learning_rate: The same for Muon.
         warmup_steps: Steps of linear warm-up.
         weight_decay: Decoupled weight decay of matrices; vectors have none.
         max_grad_norm: Gradients are clipped to this norm.
@@ -94,7 +100,9 @@ class GeneratorTrainingArguments:
     batch_size: int = 64
     eval_batch_size: int = 128
     num_epochs: int = 10
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
+    muon_learning_rate: float = 0.02
     warmup_steps: int = 100
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -115,8 +123,11 @@ class GeneratorTrainingArguments:
                 raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 to 1")
         if not 0 <= self.swa_epochs <= self.num_epochs:
             raise ValueError(f"training.swa_epochs={self.swa_epochs}: expected 0 to num_epochs={self.num_epochs}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"training.learning_rate={self.learning_rate}: expected above 0")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"training.optimizer={self.optimizer!r}: expected adamw or muon")
+        for name in ("learning_rate", "muon_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"training.{name}={getattr(self, name)}: expected above 0")
 
 
 @dataclass(kw_only=True)

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from hf_crystal.data import AtomBudgetBatchSampler
 from hf_crystal.training.mat2seq_data import Mat2SeqCollator, tokenize_splits
 from hf_crystal.training.mat2seq_models import build_generator
+from hf_crystal.training.mat2seq_optimizer import build_optimizer
 from hf_crystal.training.mat2seq_recipe import GeneratorRecipe
 from hf_crystal.training.mat2seq_validity import ValidityCallback, answer_loss, free_validity
 from hf_crystal.training.property_run import CHECKPOINT_FOLDER, MODEL_FOLDER, RECIPE_NAME, RUN_NAME, environment_record
@@ -85,15 +86,6 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, cloc
     by_steps = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     progress = min(1.0, max(by_steps, clock.fraction_used()))
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _optimizer(model: Any, recipe: GeneratorRecipe) -> torch.optim.Optimizer:
-    training = recipe.training
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.9, 0.98))
 
 
 def _training_arguments(recipe: GeneratorRecipe, checkpoints: Path) -> TrainingArguments:
@@ -230,7 +222,7 @@ def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, cl
     """A Trainer with our schedule and callbacks."""
     training = recipe.training
     train, validation = task.splits["train"], task.splits["validation"]
-    optimizer = _optimizer(task.model, recipe)
+    optimizer = build_optimizer(task.model, training)
     factor = functools.partial(
         learning_rate_factor,
         warmup_steps=training.warmup_steps,

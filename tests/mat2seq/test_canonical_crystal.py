@@ -1,5 +1,7 @@
 """One crystal, one canonical crystal; different crystals, different ones; nothing is lost."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,23 +21,27 @@ from mat2seq_crystals import (
 
 from hf_crystal.evaluation.descriptions import random_description
 from hf_crystal.models.canonical_crystal import CanonicalSettings, canonicalize
-from hf_crystal.models.canonical_grid import quantise
+from hf_crystal.models.canonical_grid import cell_from_parameters, coordinate_strides, quantise
+from hf_crystal.models.canonical_sites import choose_setting
+from hf_crystal.models.canonical_start import canonical_start
+from hf_crystal.models.canonical_symmetry import find_symmetry
 from hf_crystal.models.records_crystal import CrystalInputError
+from hf_crystal.models.symmetry_crystal import TRANSLATION_GRID, space_group
 
 GOLDEN = [
-    (quartz, "Si 3 O 6 | P3_221 | a 4.915 c 5.405 | Si 3a .4695 O 6c .1465 .7330 .5475"),
-    (rutile, "Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .3055"),
-    (rock_salt, "Na 1 Cl 1 | Fm-3m | a 5.640 | Na 4a Cl 4b"),
-    (perovskite, "Sr 1 Ti 1 O 3 | Pm-3m | a 3.905 | Ti 1a Sr 1b O 3d"),
+    (quartz, "Si 3 O 6 | P3_221 | a 4.92 c 5.41 | Si 3a .4700 O 6c .1460 .7340 .5480"),
+    (rutile, "Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a O 4f .3050"),
+    (rock_salt, "Na 1 Cl 1 | Fm-3m | a 5.64 | Na 4a Cl 4b"),
+    (perovskite, "Sr 1 Ti 1 O 3 | Pm-3m | a 3.90 | Ti 1a Sr 1b O 3d"),
     (
         baddeleyite,
-        "Zr 4 O 8 | P2_1/c | a 5.150 b 5.210 c 5.315 beta 99.25 | "
-        "O 4e .0505 .2430 .0210 O 4e .4300 .6685 .1555 Zr 4e .2245 .5395 .7915",
+        "Zr 4 O 8 | P2_1/c | a 5.15 b 5.21 c 5.32 beta 99.2 | "
+        "O 4e .0500 .2430 .0210 O 4e .4300 .6680 .1550 Zr 4e .2250 .5390 .7920",
     ),
     (
         lopsided,
-        "Li 1 P 1 O 1 | P1 | a 3.905 b 5.255 c 6.210 alpha 82.65 beta 83.70 gamma 84.00 | "
-        "Li 1a .0000 .0000 .0000 O 1a .4995 .2500 .1745 P 1a .8500 .6200 .5900",
+        "Li 1 P 1 O 1 | P1 | a 3.91 b 5.26 c 6.21 alpha 82.7 beta 83.7 gamma 84.0 | "
+        "Li 1a .0000 .0000 .0000 O 1a .5000 .2500 .1750 P 1a .8500 .6200 .5900",
     ),
 ]
 CRYSTALS = [make for make, _ in GOLDEN]
@@ -133,9 +139,60 @@ def test_presets_write_different_grids():
     }
     assert texts == {
         "Ti 2 O 4 | P4_2/mnm | a 4.594 c 2.959 | Ti 2a O 4f .3053",
-        "Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .3055",
+        "Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a O 4f .3050",
         "Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .305",
     }
+
+
+def _start(record, grid):
+    return canonical_start(record["cell"], record["frac_coords"], record["atomic_numbers"], grid)
+
+
+def test_every_equivalent_setting_gives_one_choice():
+    generator = np.random.default_rng(5)
+    grid = CanonicalSettings()
+    for number in range(1, 231):
+        start = _start(random_crystal(number, generator, grid).to_record(), grid)
+        found = find_symmetry(*start, grid)
+        expected = choose_setting(found, grid)
+        group = found.group
+        for _ in range(3):
+            family = group.settings[generator.integers(len(group.settings))]
+            shift = generator.choice(family.origins) / TRANSLATION_GRID
+            shift[list(group.polar_axes)] += generator.random(len(group.polar_axes))
+            change = family.basis_change
+            centring = generator.choice(group.centring, size=len(found.frac)) / TRANSLATION_GRID
+            other = dataclasses.replace(
+                found,
+                metric=change.T @ found.metric @ change,
+                frac=(found.frac + centring - shift) @ family.inverse.T,
+            )
+            assert choose_setting(other, grid) == expected, group.symbol
+
+
+def test_lattices_do_not_drift():
+    # Three lengths equal to rounding, two angles near 60 degrees: every other basis is a little off.
+    cell = cell_from_parameters(3.3678, 3.3688, 4.8455, 88.89, 89.635, 60.11)
+    frac = np.array([[0, 0, 0], [0.328, 0.3555, 0.576], [0.6695, 0.664, 0.424], [0.3315, 0.344, 0.777]])
+    crystal = canonicalize({"cell": cell, "frac_coords": frac, "atomic_numbers": np.array([25, 1, 1, 8])})
+    decoded = crystal.to_record()
+    assert abs(np.linalg.det(decoded["cell"]) / np.linalg.det(cell) - 1) < 0.005
+    assert canonicalize(decoded) == crystal
+
+
+def test_coordinates_are_rounded_alike_in_short_and_long_cells():
+    settings = CanonicalSettings()
+    strides = coordinate_strides(47, (395, 790, 2100), settings)
+    assert strides[-1].tolist() == [5, 2, 1]
+    assert coordinate_strides(47, (395, 790, 2100), CanonicalSettings(coordinate_step=0)).max() == 1
+    # along a body diagonal an atom moves √3 times as far
+    diagonal = space_group(198).positions[0]
+    assert diagonal.num_parameters == 1
+    assert coordinate_strides(198, (395,), settings)[0, 0] == 2
+    crystal = canonicalize(baddeleyite())
+    allowed = coordinate_strides(crystal.space_group, crystal.lattice, settings)
+    for site in crystal.sites:
+        assert not (np.array(site.parameters) % allowed[site.position]).any()
 
 
 def test_rounding_boundaries_keep_off_halves():
@@ -175,7 +232,8 @@ def test_too_many_atoms_are_refused():
 
 
 @pytest.mark.parametrize(
-    "field", ["symprec", "fraction_steps", "length_step", "angle_step", "max_strain", "max_atoms"]
+    "field",
+    ["symprec", "fraction_steps", "length_step", "angle_step", "max_strain", "max_atoms", "coordinate_step"],
 )
 def test_settings_out_of_range_are_refused(field):
     with pytest.raises(ValueError, match=field):

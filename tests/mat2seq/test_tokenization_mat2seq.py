@@ -1,5 +1,6 @@
 """The tokenizer: encoding and decoding are inverse, every way of saving keeps it, wrong sequences say why."""
 
+import json
 import pickle
 import random
 
@@ -42,7 +43,7 @@ from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer, register_ma
 from hf_crystal.models.vocabulary_mat2seq import PropertyBins
 
 CRYSTALS = [quartz, rutile, rock_salt, perovskite, baddeleyite, lopsided]
-RUTILE = "Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .3055"
+RUTILE = "Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a O 4f .3050"
 
 
 @pytest.mark.parametrize("make", CRYSTALS)
@@ -179,21 +180,21 @@ def tokenizer_order(*symbols: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f", MissingEndError),
-        ("Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a", MissingEndError),
-        ("Ti 2 O 4 | P4_2/mnm | a 4.595", MissingEndError),
+        ("Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a O 4f", MissingEndError),
+        ("Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a", MissingEndError),
+        ("Ti 2 O 4 | P4_2/mnm | a 4.59", MissingEndError),
         ("Ti 2 O 4", MissingEndError),
-        ("Ti 2 Ti 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a", UnexpectedTokenError),
-        ("Ti O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a", UnexpectedTokenError),
-        ("Ti 2 O 4 | P4_2/mnm | a 4.597 c 2.960 | Ti 2a O 4f .3055", UnexpectedTokenError),
-        ("Ti 2 O 4 | P4_2/mnm | c 2.960 a 4.595 | Ti 2a O 4f .3055", UnexpectedTokenError),
-        ("Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 8f .3055", UnknownPositionError),
-        ("Ti 4 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a Ti 2a O 4f .3055", RepeatedFixedPositionError),
-        ("Ti 1 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .3055", CompositionMismatchError),
-        ("Ti 2 O 4 | P4_2/mnm | a 0.000 c 2.960 | Ti 2a O 4f .3055", ImpossibleLatticeError),
-        ("Ti 2 O 4 | P4_2/mnm | a 4.595 c 2.960 | Ti 2a O 4f .5000", CoincidingAtomsError),
-        ("O 8 | P4_2/mnm | a 4.595 c 2.960 | O 4f .3055 O 4f .3055", CoincidingAtomsError),
-        ("Li 1 | P1 | a 4.595 b 4.595 c 2.960 alpha 60.00 beta 60.00 gamma 170.00 | Li 1a .0000 .0000 .0000",
+        ("Ti 2 Ti 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a", UnexpectedTokenError),
+        ("Ti O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a", UnexpectedTokenError),
+        ("Ti 2 O 4 | P4_2/mnm | a 4.597 c 2.960 | Ti 2a O 4f .3050", UnexpectedTokenError),
+        ("Ti 2 O 4 | P4_2/mnm | c 2.960 a 4.59 | Ti 2a O 4f .3050", UnexpectedTokenError),
+        ("Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a O 8f .3050", UnknownPositionError),
+        ("Ti 4 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a Ti 2a O 4f .3050", RepeatedFixedPositionError),
+        ("Ti 1 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a O 4f .3050", CompositionMismatchError),
+        ("Ti 2 O 4 | P4_2/mnm | a 0.00 c 2.96 | Ti 2a O 4f .3050", ImpossibleLatticeError),
+        ("Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a O 4f .5000", CoincidingAtomsError),
+        ("O 8 | P4_2/mnm | a 4.59 c 2.96 | O 4f .3050 O 4f .3050", CoincidingAtomsError),
+        ("Li 1 | P1 | a 4.59 b 4.59 c 2.96 alpha 60.0 beta 60.0 gamma 170.0 | Li 1a .0000 .0000 .0000",
          ImpossibleLatticeError),
     ],
 )  # fmt: skip
@@ -220,7 +221,7 @@ def test_a_sequence_without_end_or_with_more_after_it_is_refused(tokenizer):
 
 def test_text_with_unknown_words_names_the_word(tokenizer):
     with pytest.raises(UnexpectedTokenError, match="P99"):
-        tokenizer.encode("Ti 2 O 4 | P99 | a 4.595")
+        tokenizer.encode("Ti 2 O 4 | P99 | a 4.59")
     with pytest.raises(CrystalInputError):
         tokenizer.encode("no such file.cif")
 
@@ -269,3 +270,13 @@ def test_real_crystals_survive_the_tokens(tokenizer, data_dir, name, split):
 def test_mp20_takes_at_most_sixty_tokens_on_average(tokenizer, data_dir):
     lengths = [len(ids) for ids in tokenizer(read_records(data_dir, "mp_20", "test", 100))["input_ids"]]
     assert np.mean(lengths) <= 60
+
+
+def test_a_saved_tokenizer_without_a_coordinate_step_uses_every_step(tmp_path):
+    Mat2SeqTokenizer(length_step=0.005, angle_step=0.05, coordinate_step=0.0).save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    saved = json.loads(file.read_text())
+    assert saved.pop("coordinate_step") == 0
+    file.write_text(json.dumps(saved))
+    assert Mat2SeqTokenizer.from_pretrained(tmp_path).settings.coordinate_step == 0
+    assert Mat2SeqTokenizer().settings.coordinate_step == CanonicalSettings().coordinate_step == 0.01

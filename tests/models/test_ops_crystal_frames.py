@@ -1,6 +1,5 @@
 """Frames and the angular basis: factorised sums, ties, degenerate axes."""
 
-import math
 
 import pytest
 import torch

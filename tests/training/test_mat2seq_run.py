@@ -69,7 +69,7 @@ def test_rows_decode_and_are_read_again_from_disk(recipe, tokenizer, tokens):
 
 def test_rows_made_with_other_settings_are_refused(recipe, tokens):
     with pytest.raises(ValueError, match="other settings .*tokenizer"):
-        tokenize_splits(recipe.data, Mat2SeqTokenizer(length_step=0.01), tokens[0], recipe.training.seed)
+        tokenize_splits(recipe.data, Mat2SeqTokenizer(length_step=0.005), tokens[0], recipe.training.seed)
 
 
 def test_given_tokens_carry_no_loss(tokenizer, tokens):
@@ -133,8 +133,10 @@ def test_run_saves_a_generator_and_its_record_and_resumes(recipe, tokens, tmp_pa
     assert resumed["training_seconds"] > record["training_seconds"]
 
 
-def test_resumed_in_the_middle_of_an_epoch_it_is_the_same_run(recipe, tokens, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_in_the_middle_of_an_epoch_it_is_the_same_run(recipe, tokens, tmp_path, optimizer):
     values = recipe.to_dict()
+    values["training"]["optimizer"] = optimizer
     values["model"]["dropout"] = 0.1
     values["training"]["swa_epochs"] = 1
     recipe = generator_recipe_from_dict(values)
@@ -166,6 +168,22 @@ def test_dropout_acts_in_training_only(tokenizer):
     assert not torch.equal(model.train()(ids).logits, model(ids).logits)
 
 
+def test_embeddings_by_meaning_put_like_tokens_near_each_other(tokenizer):
+    model = build_generator(
+        GeneratorModelArguments(**TINY["model"] | {"hidden_size": 64}, embedding_init="meaning"), tokenizer
+    )
+    weight = model.get_input_embeddings().weight.detach()
+    assert torch.isfinite(weight).all()
+    assert weight.std() == pytest.approx(0.02, rel=0.1)
+
+    def likeness(first: str, second: str) -> float:
+        return float(torch.cosine_similarity(*weight[tokenizer.convert_tokens_to_ids([first, second])][:, None]))
+
+    assert likeness("K", "Rb") > likeness("K", "Cl") + 0.2
+    assert likeness(".99", ".00") > likeness(".50", ".00") + 0.2
+    assert weight[tokenizer.convert_tokens_to_ids("P")].ne(weight[tokenizer.convert_tokens_to_ids("As")]).all()
+
+
 def test_nothing_to_resume_and_unknown_condition(recipe, tokens, tmp_path):
     with pytest.raises(ValueError, match="no complete checkpoint"):
         train_generator(recipe, tmp_path, tokens_folder=tokens[0], resume=True)
@@ -190,7 +208,10 @@ def test_recipe_loads_and_states_its_cost(path):
         ("training", "batch_size", 0, "training.batch_size=0: expected 1 or more"),
         ("training", "learning_rate", "5e-4", "YAML reads 5e-4 as text"),
         ("model", "model_type", "bert", "model.model_type='bert': expected llama or gpt2"),
+        ("model", "embedding_init", "zero", "model.embedding_init='zero': expected random or meaning"),
         ("model", "dropout", 1.0, "model.dropout=1.0: expected 0 up to"),
+        ("training", "optimizer", "sgd", "training.optimizer='sgd': expected adamw or muon"),
+        ("training", "muon_learning_rate", 0.0, "training.muon_learning_rate=0.0: expected above 0"),
         ("training", "swa_epochs", 3, "training.swa_epochs=3: expected 0 to num_epochs=2"),
         ("model", "hidden_size", 18, "model.hidden_size=18: expected a multiple"),
         ("data", "colour", "red", "data: unknown key 'colour'"),

@@ -1,0 +1,131 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""The grammar as logits processors: a fast one for use, and a plain one to compare it with."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor
+
+from .grammar_constraint_mat2seq import PromptConstraint
+from .grammar_masks_mat2seq import GrammarNode, masks_of
+from .grammar_mat2seq import CrystalGrammar, GrammarState
+from .tokenization_mat2seq import Mat2SeqTokenizer
+
+__all__ = ["CrystalLogitsProcessor", "PlainCrystalLogitsProcessor", "SequenceReader", "forbid"]
+
+
+class SequenceReader:
+    """Where in a row of ids the crystal itself begins and ends."""
+
+    def __init__(self, tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar):
+        self._pad, self._eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+        names = (token for token in grammar.vocabulary if token.startswith("<") and token != tokenizer.eos_token)
+        self._skipped = {grammar.vocabulary[name] for name in names}
+
+    def written(self, ids: list[int]) -> list[int]:
+        """Ids of the crystal: padding, begin and conditions left out, nothing after the end."""
+        begin = 0
+        while begin < len(ids) and ids[begin] in self._skipped:
+            begin += 1
+        end = ids.index(self._eos, begin) + 1 if self._eos in ids[begin:] else len(ids)
+        return ids[begin:end]
+
+    def find(self, root: GrammarNode, ids: list[int]) -> GrammarNode:
+        """Node of a row of ids under `root`."""
+        node = root
+        for token_id in self.written(ids):
+            node = node.step(token_id)
+        return node
+
+
+class CrystalLogitsProcessor(LogitsProcessor):
+    """Leaves only tokens from which a complete crystal can still be written.
+
+    Works with sampling, greedy and beam search and with a batch of different prompts: rows are told apart by what is
+    written in them, and `constraints` are spread over the rows in equal blocks.
+
+    Args:
+        tokenizer: The tokenizer.
+        grammar: The grammar.
+        constraints: One constraint, or one per prompt of the batch; none by default.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Mat2SeqTokenizer,
+        grammar: CrystalGrammar,
+        constraints: PromptConstraint | Sequence[PromptConstraint] | None = None,
+    ):
+        if constraints is None or isinstance(constraints, PromptConstraint):
+            constraints = [constraints or PromptConstraint()]
+        masks = masks_of(grammar, (tokenizer.eos_token_id, tokenizer.pad_token_id))
+        roots = {constraint: masks.root(constraint) for constraint in constraints}
+        self._roots = [roots[constraint] for constraint in constraints]
+        self._reader = SequenceReader(tokenizer, grammar)
+        self._ids: torch.Tensor | None = None
+        self._nodes: list[GrammarNode] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Set the logits of every other token to −∞.  `input_ids (B, L)`, `scores (B, V)`."""
+        if self._continues(input_ids):
+            last = input_ids[:, -1].tolist()
+            self._nodes = [node.step(token_id) for node, token_id in zip(self._nodes, last, strict=True)]
+        else:  # the first call, or beams changed places
+            rows = input_ids.tolist()
+            share = len(rows) // len(self._roots) if len(rows) >= len(self._roots) else 1
+            self._nodes = [
+                self._reader.find(self._roots[min(row // share, len(self._roots) - 1)], ids)
+                for row, ids in enumerate(rows)
+            ]
+        self._ids = input_ids
+        return forbid(scores, self._nodes)
+
+    def _continues(self, input_ids: torch.Tensor) -> bool:
+        before = self._ids
+        return (
+            before is not None
+            and before.shape == (input_ids.shape[0], input_ids.shape[1] - 1)
+            and torch.equal(input_ids[:, :-1], before)
+        )
+
+
+def forbid(scores: torch.Tensor, nodes: Sequence[GrammarNode]) -> torch.Tensor:
+    """−∞ where a node forbids a token.  `scores (B, V)`."""
+    mask = torch.from_numpy(np.stack([node.forbidden for node in nodes])).to(scores.device)
+    extra = scores.shape[1] - mask.shape[1]  # a model may have more logits than the vocabulary has tokens
+    if extra:
+        mask = torch.nn.functional.pad(mask, (0, extra), value=True)
+    return scores.masked_fill(mask, -math.inf)
+
+
+class PlainCrystalLogitsProcessor(LogitsProcessor):
+    """Reference of `CrystalLogitsProcessor`: asks the plain grammar about every row, from its beginning.
+
+    Args:
+        tokenizer: The tokenizer.
+        grammar: The grammar.
+        constraints: One per row.
+    """
+
+    def __init__(self, tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar, constraints: Sequence[PromptConstraint]):
+        self.grammar = grammar
+        self.constraints = constraints
+        self._reader = SequenceReader(tokenizer, grammar)
+        self._token_of = {i: token for token, i in grammar.vocabulary.items()}
+        self._ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Set the logits of every token that is not allowed to −∞.  `input_ids (B, L)`, `scores (B, V)`."""
+        mask = torch.full_like(scores, -math.inf)
+        for row, (ids, constraint) in enumerate(zip(input_ids.tolist(), self.constraints, strict=True)):
+            state = GrammarState()
+            for token_id in self._reader.written(ids):
+                state = self.grammar.advance(state, self._token_of[token_id], constraint)
+            if state.phase == "end":
+                mask[row, self._ends] = 0.0
+            else:
+                tokens = self.grammar.allowed_tokens(state, constraint)
+                mask[row, [self.grammar.vocabulary[token] for token in tokens]] = 0.0
+        return scores + mask

@@ -1,0 +1,61 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""Rules by which generated crystals may be left out: distances between atoms, and charge neutrality (SMACT)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["atoms_are_apart", "load_smact", "smact_accepts"]
+
+SMACT_STATES = "smact14"  # the oxidation states of the literature; no longer SMACT's default
+_LAST_SMACT_ELEMENT = 103
+
+
+def atoms_are_apart(structure: Any, min_distance: float) -> bool:
+    """Whether no two atoms, periodic images included, are nearer than `min_distance` (Å).
+
+    Args:
+        structure: pymatgen `Structure`.
+        min_distance: Smallest allowed distance, Å.
+    """
+    distances = structure.get_neighbor_list(float(min_distance))[3]
+    return not bool((distances < min_distance).any())
+
+
+def load_smact() -> Callable[..., bool]:
+    """The function `smact.screening.smact_validity`.
+
+    Raises:
+        ImportError: if smact is not installed.
+    """
+    try:
+        from smact.screening import smact_validity
+    except ImportError as error:
+        raise ImportError("smact=True needs smact: pip install hf_crystal[metrics]") from error
+    return smact_validity
+
+
+@functools.lru_cache(maxsize=65536)
+def smact_accepts(formula: tuple[tuple[int, int], ...]) -> bool:
+    """Whether SMACT finds a charge-neutral assignment of oxidation states (Pauling test; alloys and elements pass).
+
+    Source: CDVAE (Xie et al., ICLR 2022), `scripts/eval_utils.py`.
+
+    Args:
+        formula: Atomic numbers and counts.
+
+    Raises:
+        ImportError: if smact is not installed.
+    """
+    smact_validity = load_smact()
+    if any(number > _LAST_SMACT_ELEMENT for number, _ in formula):
+        return False
+    try:
+        from pymatgen.core import Composition, Element
+    except ImportError as error:
+        raise ImportError("smact=True needs pymatgen: pip install pymatgen") from error
+
+    composition = Composition({Element.from_Z(number): count for number, count in formula})
+    return bool(
+        smact_validity(composition, use_pauling_test=True, include_alloys=True, oxidation_states_set=SMACT_STATES)
+    )
