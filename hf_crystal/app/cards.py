@@ -42,11 +42,11 @@ def prediction_table(found: Prediction) -> str:
     parts = []
     if found.rows:
         cells = "".join(
-            f"<tr><td>{html.escape(row['crystal'])}</td><td>{html.escape(row['formula'])}</td><td>{row['atoms']}</td>"
-            f"<td>{html.escape(row['property'])}</td><td>{_number(row)}</td></tr>"
+            f"<tr><td>{html.escape(row['crystal'])}</td><td>{html.escape(row['property'])}</td><td>{_number(row)}</td>"
+            f"<td>{html.escape(row['formula'])}</td><td>{row['atoms']}</td></tr>"
             for row in found.rows
         )
-        parts.append(_table(("crystal", "formula", "atoms", "property", "value"), cells))
+        parts.append(_table(("crystal", "property", "value", "formula", "atoms"), cells))
         parts.append("<p class='hfc-note'>± is the model's mean absolute error on the test set.</p>")
     parts += [message(f"{name}: {reason}") for name, reason in found.errors]
     return "".join(parts) or message("Give a file, paste a crystal or choose an example.", "note")
