@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from . import convert, embed, evaluate, export, generate, info, plot, predict, push, train
+from . import convert, demo, embed, evaluate, export, generate, info, plot, predict, push, train
 
 app = typer.Typer(
     name="hf-crystal",
@@ -25,6 +25,7 @@ app.command("generate", epilog=generate.EXAMPLE)(generate.generate)
 app.command("convert", epilog=convert.EXAMPLE)(convert.convert)
 app.command("export", epilog=export.EXAMPLE)(export.export)
 app.command("push", epilog=push.EXAMPLE)(push.push)
+app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("info", epilog=info.EXAMPLE)(info.info)
 train_app = typer.Typer(help="Train a model from a recipe.", rich_markup_mode=None)
 train_app.command("property", epilog=train.EXAMPLE)(train.train_property)
