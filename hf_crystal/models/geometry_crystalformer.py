@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 
 from .configuration_crystalformer import CrystalformerConfig
-from .ops_crystal_frames import FrameAxes
-from .ops_periodic_attention import radial_basis, reciprocal_vectors
+from .ops_frame_features import FrameAxes
+from .ops_periodic_attention import radial_basis
 from .ops_periodic_geometry import (
     NeighborLayout,
     PackedAtoms,
@@ -16,6 +16,7 @@ from .ops_periodic_geometry import (
     plane_spacings,
     radius_layouts,
 )
+from .ops_reciprocal_attention import reciprocal_vectors
 
 __all__ = ["CrystalGeometry", "ImageBlock", "box_extents", "build_geometry"]
 

@@ -27,10 +27,9 @@ from .ops_periodic_attention import (
     pair_attention_matrix,
     periodic_attention,
     periodic_attention_reference,
-    reciprocal_attention,
-    reciprocal_log_weights,
 )
 from .ops_periodic_geometry import NeighborLayout, unpack_atoms
+from .ops_reciprocal_attention import reciprocal_attention, reciprocal_log_weights
 
 __all__ = [
     "CrystalEncoderOutput",
@@ -175,10 +174,10 @@ class CrystalformerAttention(nn.Module):
 
     def _edge_mask(
         self, inverse_variance: torch.Tensor, layout: NeighborLayout, geometry: CrystalGeometry
-    ) -> torch.Tensor:
-        """Images that count: all found ones, or those in the box of each atom and head (`cells` rule)."""
+    ) -> torch.Tensor | None:
+        """Images that count: all found ones (none), or those in the box of each atom and head (`cells` rule)."""
         if layout.edge_images is None or geometry.box_unit is None or self.config.adaptive_cutoff_sigmas is None:
-            return layout.edge_mask
+            return None
         box_unit = geometry.box_unit[geometry.atoms.crystal[layout.rows]][:, None, :]
         extents = box_extents(self.config, inverse_variance.detach().rsqrt(), box_unit)  # (T, H, 3)
         inside = (layout.edge_images.abs()[:, :, None, :] <= extents[:, None, :, :]).all(-1)
@@ -225,7 +224,7 @@ class CrystalformerAttention(nn.Module):
         return cast(torch.Tensor, self.value_radial)
 
     def _with_angles(
-        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor, images: ImageBlock
+        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor | None, images: ImageBlock
     ) -> torch.Tensor:
         """Hook of CrystalFramer: adds the angle part of the value encoding."""
         del edge_mask, images

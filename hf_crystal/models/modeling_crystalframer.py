@@ -26,16 +26,13 @@ from .modeling_crystalformer import (
 )
 from .ops_crystal_frames import (
     SELF_IMAGE_SQUARED_DISTANCE,
-    FrameAxes,
-    axes_of_frames,
     eigen_axes,
     eigen_frames,
-    frame_features,
     lattice_axes,
     max_axes,
     max_frames,
-    spread_axes,
 )
+from .ops_frame_features import FrameAxes, axes_of_frames, frame_features, spread_axes
 from .ops_periodic_attention import PeriodicAttentionOutput
 from .ops_periodic_geometry import NeighborLayout, plane_spacings, pure_translations
 
@@ -64,7 +61,7 @@ class CrystalFramerAttention(CrystalformerAttention):
         return weight if self.value_angular is None else weight * float(self.config.radial_gain)
 
     def _with_angles(
-        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor, images: ImageBlock
+        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor | None, images: ImageBlock
     ) -> torch.Tensor:
         if self.value_angular is None:
             return result.output
@@ -73,7 +70,7 @@ class CrystalFramerAttention(CrystalformerAttention):
         has_direction = images.layout.squared_distances > SELF_IMAGE_SQUARED_DISTANCE  # (T, M)
         axes = images.static_axes
         if axes is None:
-            mask = edge_mask if edge_mask.dim() == 3 else edge_mask[..., None]
+            mask = images.layout.edge_mask[..., None] if edge_mask is None else edge_mask
             axes = self._dynamic_axes(result, mask & has_direction[..., None], images.layout, images.unit_vectors)
         features = frame_features(
             result.edge_weights * has_direction[..., None],

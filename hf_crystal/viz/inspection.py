@@ -209,23 +209,20 @@ def _atom_views(image_calls: list[Call], frame_calls: list[Call], num_atoms: int
         weights = result.edge_weights.float().cpu().numpy()
         vectors = layout.edge_vectors.float().cpu().numpy()
         axes = frame_calls[number][1] if frame_calls else getattr(images, "static_axes", None)
-        num_heads = weights.shape[-1]
         for row, atom in enumerate(layout.rows.tolist()):
             kept = mask[row]
-            found = None if axes is None else _axes_of_atom(axes, row, num_heads)
+            found = None if axes is None else _axes_of_atom(axes, row)
             views[atom] = AtomView(vectors[row][kept], keys[row][kept], weights[row][kept], found)
     return [view for view in views if view is not None]
 
 
-def _axes_of_atom(axes: Any, row: int, num_heads: int) -> np.ndarray:
+def _axes_of_atom(axes: Any, row: int) -> np.ndarray:
     """Directions of one atom's frames, see `AtomView.axes`."""
-    owner = axes.row.cpu().numpy()
-    mine = owner // num_heads == row
-    columns = [owner[mine] % num_heads, axes.axis.cpu().numpy()[mine]]
-    direction, weight = axes.direction.float().cpu().numpy()[mine], axes.weight.float().cpu().numpy()[mine]
-    listed = np.column_stack([*columns, direction, weight])
-    if axes.opposite is None:
-        return listed
-    turned = np.column_stack([*columns, -direction, axes.opposite.float().cpu().numpy()[mine]])
-    both = np.concatenate([listed, turned])
-    return both[both[:, 5] > 0]
+    mine = (axes.atom == row).cpu().numpy()
+    lines = axes.direction.float().cpu().numpy()[mine]
+    listed = []
+    for sign, weights in ((1.0, axes.weight), (-1.0, axes.opposite)):
+        shares = weights.float().cpu().numpy()[mine]
+        line, head, axis = shares.nonzero()
+        listed.append(np.column_stack([head, axis, sign * lines[line], shares[line, head, axis]]))
+    return np.concatenate(listed)
