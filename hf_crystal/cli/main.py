@@ -29,16 +29,12 @@ app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("info", epilog=info.EXAMPLE)(info.info)
 train_app = typer.Typer(help="Train a model from a recipe.", rich_markup_mode=None)
 train_app.command("property", epilog=train.EXAMPLE)(train.train_property)
+train_app.command("generator", epilog=train.GENERATOR_EXAMPLE)(train.train_generator)
 app.add_typer(train_app, name="train")
 evaluate_app = typer.Typer(help="Measure a model.", rich_markup_mode=None)
 evaluate_app.command("property", epilog=evaluate.EXAMPLE)(evaluate.evaluate_property)
+evaluate_app.command("generation", epilog=evaluate.GENERATION_EXAMPLE)(evaluate.evaluate_generation)
 app.add_typer(evaluate_app, name="evaluate")
-
-
-@train_app.callback()
-@evaluate_app.callback()
-def _group() -> None:
-    """Keeps the name of the sub-command where a group has only one."""
 
 
 _LONGEST_LINE = 400
