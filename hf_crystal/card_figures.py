@@ -28,14 +28,16 @@ _GENERATION_FIGURES = {
     "rmse": "mean RMS of the matches",
     "metre": "METRe",
     "crmse": "cRMSE",
-    "validity": "valid share",
-    "structure_validity": "valid share, structure",
-    "composition_validity": "valid share, composition (SMACT)",
+    "valid": "valid share",
+    "structure_valid": "valid share, structure",
+    "composition_valid": "valid share, composition (SMACT)",
     "uniqueness": "uniqueness",
     "novelty": "novelty",
     "agreement": "share with the space group asked for",
     "recall": "coverage, recall",
     "precision": "coverage, precision",
+    "density_distance": "Wasserstein distance of densities",
+    "num_elements_distance": "Wasserstein distance of numbers of elements",
     "success_rate": "success rate of a condition",
 }
 # sections of a training record, in words
@@ -44,7 +46,7 @@ _SECTIONS = {
     "answer with conditions": "what follows the composition, conditions given",
 }
 _COUNTED = ("decoded", "composition")  # shares that older files give as counts
-_SAMPLES = ("samples", "num_items", "num_crystals", "num_samples", "crystals")
+_SAMPLES = ("samples", "num_items", "num_references", "num_crystals", "num_samples", "num_generated", "crystals")
 
 
 def load_metrics(path: str | Path) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def _sections(tree: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any
         if any(_is_plain(tree.get(key)) for key in _GENERATION_FIGURES):
             yield name, tree
         for key, entry in tree.items():
-            if key not in ("protocol", "settings", "samples"):
+            if key not in ("protocol", "settings", "samples", "crystals"):
                 yield from _sections(entry, f"{name}, {key}".removeprefix(", ").replace("_", " "))
 
 

@@ -1,9 +1,9 @@
 """Weighted directions of frame axes, and the angular features that they give.
 
 The value term of CrystalFramer needs sum_a W^a <b(cos(e_a, r))> only, linear in functions of one axis at a time, so
-the mean over several frames is a weighted list of axis directions. One list entry is a line through an atom, shared by all
-heads and by the three axes, because heads often choose the same frame and tied frames share axes: the basis of a line
-is computed once, and both its directions have the same cosines up to the sign.
+the mean over several frames is a weighted list of axis directions. One list entry is a line through an atom, shared
+by all heads and by the three axes, because heads often choose the same frame and tied frames share axes: the basis of
+a line is computed once, and both its directions have the same cosines up to the sign.
 
 Axis letters as in `ops_periodic_geometry`; L listed lines, D angular basis functions.
 """

@@ -272,8 +272,9 @@ class _ImageAttention(torch.autograd.Function):
         grad_pair_weights: torch.Tensor | None,
         *_: Any,
     ) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, inverse_variance, squared_distances, radial, radial_weight = ctx.saved_tensors[:7]
-        edge_pair, pair_key, weights, pair_weights, expected = ctx.saved_tensors[7:]
+        saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        query, key, value, inverse_variance, squared_distances, radial, radial_weight = saved[:7]
+        edge_pair, pair_key, weights, pair_weights, expected = saved[7:]
         pair_of_image = edge_pair[:, None, :].expand_as(weights)
         if grad_output is None:
             grad_output = torch.zeros_like(query)

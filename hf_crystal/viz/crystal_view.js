@@ -3,7 +3,7 @@
 const canvas = document.querySelector("canvas");
 const pen = canvas.getContext("2d");
 const points = crystal.atoms.map((atom) => atom.slice(0, 3));
-for (const edge of crystal.edges) points.push(edge.slice(0, 3), edge.slice(3, 6));
+for (const edge of [...crystal.edges, ...crystal.lines]) points.push(edge.slice(0, 3), edge.slice(3, 6));
 const low = [0, 1, 2].map((k) => Math.min(...points.map((p) => p[k])));
 const high = [0, 1, 2].map((k) => Math.max(...points.map((p) => p[k])));
 const middle = low.map((value, k) => (value + high[k]) / 2);

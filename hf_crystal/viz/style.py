@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..models.elements_crystal import FORMULA_RANK
+from ..models.records_crystal import CHEMICAL_SYMBOLS
+
 __all__ = ["PALETTE", "SEQUENTIAL", "clean", "element_colors", "new_figure"]
 
 # Okabe and Ito's palette: told apart with every common colour-blindness; black is kept for text
@@ -12,8 +15,8 @@ _FONT_SIZE = 9
 
 
 def element_colors(symbols: Sequence[str]) -> dict[str, str]:
-    """A colour for each element, in order of first appearance; more than eight elements share the last one."""
-    order = list(dict.fromkeys(symbols))
+    """A colour for each element, in the order of chemical formulas; beyond eight elements the last one is shared."""
+    order = sorted(set(symbols), key=lambda symbol: FORMULA_RANK[CHEMICAL_SYMBOLS.index(symbol)])
     return {symbol: PALETTE[min(place, len(PALETTE) - 1)] for place, symbol in enumerate(order)}
 
 

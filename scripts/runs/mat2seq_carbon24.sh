@@ -11,4 +11,5 @@ options=()
 [[ -d $output/checkpoints ]] && options+=(--resume)
 python scripts/train_mat2seq.py scripts/recipes_mat2seq/mat2seq-carbon24.yaml --data "$data" --output-dir "$output" \
     "${options[@]}"
-python scripts/evaluate_mat2seq.py "$output/model" --data "$data" --output-dir "$output/evaluation"
+python scripts/evaluate_mat2seq.py --model "$output/model" --data "$data" --output-dir "$output/evaluation" \
+    --dataset-name carbon_24

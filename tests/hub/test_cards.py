@@ -76,6 +76,28 @@ def test_counts_become_shares_and_nested_sections_keep_their_names():
     assert (rows[0]["low"], rows[0]["high"]) == (0.4, 0.6)
 
 
+def test_results_of_the_evaluation_package_are_understood():
+    from pymatgen.core import Lattice, Structure
+
+    from hf_crystal.evaluation import match_rate, metre, uniqueness, validity
+
+    crystal = Structure(Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    results = {
+        "match": match_rate([[crystal]], [crystal], validity_filter="none"),
+        "metre": metre([crystal], [crystal], validity_filter="none"),
+        "valid": validity([crystal], composition=None),
+        "unique": uniqueness([crystal]),
+    }
+    rows = generation_rows({"generation": {name: result.to_dict() for name, result in results.items()}})
+    assert {(row["figure"], row["value"], row["samples"]) for row in rows} == {
+        ("match_rate", 1.0, 1), ("metre", 1.0, 1), ("rmse", 0.0, 1), ("crmse", 0.0, 1),
+        ("valid", 1.0, 1), ("structure_valid", 1.0, 1), ("uniqueness", 1.0, 1),
+    }  # fmt: skip
+    assert {row["setting"] for row in rows} == {
+        "match, diffcsp-match, n 1", "metre, metre", "valid, cdvae-validity", "unique, uniqueness",
+    }  # fmt: skip
+
+
 def test_notes_of_the_evaluation_file_are_limits_of_this_checkpoint():
     card = render_model_card(tiny_model(), metrics={**METRICS, "notes": "Stopped early."})
     assert "- Nothing further is known about this checkpoint. Stopped early.\n" in card

@@ -98,10 +98,8 @@ def test_card_holds_the_figures(exported_generator):
 
 
 def test_a_generator_in_memory_needs_its_tokenizer(tmp_path):
-    model, tokenizer = tiny_generator()
     with pytest.raises(ValueError, match="a generator in memory needs its tokenizer"):
-        export_pretrained(model, tmp_path / "out")
-    assert (export_pretrained(model, tmp_path / "out", tokenizer=tokenizer) / "README.md").is_file()
+        export_pretrained(tiny_generator()[0], tmp_path / "out")
 
 
 def test_a_folder_that_computes_something_else_is_not_written(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Frames and the angular basis: factorised sums, ties, degenerate axes."""
 
-
 import pytest
 import torch
 from tolerances import KERNEL, KERNEL_FLOAT32
