@@ -1,5 +1,6 @@
 """Documentation: every code block runs, every link within it leads somewhere, Sphinx builds it without a warning."""
 
+import json
 import re
 import shlex
 import shutil
@@ -65,6 +66,19 @@ def test_code_of_the_page_runs(page, folder):
             words = shlex.split(line)
             assert words[0] == "hf-crystal", "only our command runs in a block of bash; show others as text"
             assert run(words[1:]) == 0, line
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not embedded_checkpoints(), reason="this checkout has no embedded checkpoint yet")
+@pytest.mark.filterwarnings("ignore:Issues encountered while parsing CIF")
+@pytest.mark.parametrize("notebook", sorted(DOCS.rglob("*.ipynb")), ids=name_of)
+def test_notebook_runs_and_is_stored_without_results(notebook, folder):
+    """Cells run in order, as Jupyter would; Jupyter itself is not needed."""
+    names: dict[str, object] = {"__name__": "notebook"}
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            exec(compile("".join(cell["source"]), str(notebook), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
