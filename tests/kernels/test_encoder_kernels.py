@@ -63,16 +63,16 @@ def test_training_draws_frames_whose_mean_is_the_evaluation():
         wanted = model(**batch_of([TRICLINIC])).logits[0]
         model.train()
         torch.manual_seed(0)
-        draws = model(**batch_of([TRICLINIC] * 24)).logits
+        draws = model(**batch_of([TRICLINIC] * 12)).logits
         torch.manual_seed(0)
         torch.testing.assert_close(model(**batch_of([TRICLINIC])).logits[0], draws[0])  # frames follow torch's seed
     assert draws.std(0).min() > 1e-6
-    assert ((draws.mean(0) - wanted).abs() < 4 * draws.std(0) / 24**0.5).all()
+    assert ((draws.mean(0) - wanted).abs() < 4 * draws.std(0) / 12**0.5).all()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_autocast_to_bfloat16_stays_close(architecture):
-    batch = batch_of(CRYSTALS)
+    batch = batch_of([NACL, TRICLINIC])
     model = model_with(architecture, "triton")
     with torch.no_grad():
         wanted = model(**batch).logits
