@@ -28,9 +28,9 @@ _GENERATION_FIGURES = {
     "rmse": "mean RMS of the matches",
     "metre": "METRe",
     "crmse": "cRMSE",
-    "valid": "valid share",
-    "structure_valid": "valid share, structure",
-    "composition_valid": "valid share, composition (SMACT)",
+    "validity": "valid share",
+    "structure_validity": "valid share, structure",
+    "composition_validity": "valid share, composition (SMACT)",
     "uniqueness": "uniqueness",
     "novelty": "novelty",
     "agreement": "share with the space group asked for",
@@ -39,6 +39,13 @@ _GENERATION_FIGURES = {
     "density_distance": "Wasserstein distance of densities",
     "num_elements_distance": "Wasserstein distance of numbers of elements",
     "success_rate": "success rate of a condition",
+    "without_condition": "the same where the condition was not asked for",
+}
+# the fields of `ValidityResult`, where the evaluation has not added the shares with their intervals
+_OTHER_NAMES = {
+    "validity": "valid",
+    "structure_validity": "structure_valid",
+    "composition_validity": "composition_valid",
 }
 # sections of a training record, in words
 _SECTIONS = {
@@ -124,8 +131,10 @@ def _sections(tree: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any
         for entry in tree:
             yield from _sections(entry, name)
     elif isinstance(tree, Mapping):
-        if any(_is_plain(tree.get(key)) for key in _GENERATION_FIGURES):
-            yield name, tree
+        renamed = {key: tree[other] for key, other in _OTHER_NAMES.items() if other in tree}
+        figures = {**renamed, **tree}
+        if any(_is_plain(figures.get(key)) for key in _GENERATION_FIGURES):
+            yield name, figures
         for key, entry in tree.items():
             if key not in ("protocol", "settings", "samples", "crystals"):
                 yield from _sections(entry, f"{name}, {key}".removeprefix(", ").replace("_", " "))

@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin", "<!-- results:end -->"
 # of a generator's figures; its card has them all
-README_FIGURES = ("match_rate", "metre", "valid", "uniqueness", "novelty", "agreement")
+README_FIGURES = ("match_rate", "metre", "validity", "uniqueness", "novelty", "agreement")
 
 
 def training_cost(metrics: dict[str, Any]) -> str:

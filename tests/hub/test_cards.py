@@ -65,15 +65,17 @@ def test_counts_become_shares_and_nested_sections_keep_their_names():
     metrics = {
         "generation": {
             "band_gap conditioning": {"success_rate": 0.5, "success_rate_interval": [0.4, 0.6], "samples": 100},
+            "validity": {"valid": 0.5, "validity": 0.5, "validity_interval": [0.25, 0.75], "num_crystals": 8},
             "test split": [{"decoded": 30, "samples": 40, "protocol": "name-v1: prose", "uniqueness": None}],
         }
     }
     rows = generation_rows(metrics)
     assert [(row["figure"], row["value"], row["samples"], row["setting"]) for row in rows] == [
         ("success_rate", 0.5, 100, "band gap conditioning"),
+        ("validity", 0.5, 8, "validity"),
         ("decoded", 0.75, 40, "test split, name-v1"),
     ]
-    assert (rows[0]["low"], rows[0]["high"]) == (0.4, 0.6)
+    assert [(row["low"], row["high"]) for row in rows] == [(0.4, 0.6), (0.25, 0.75), (None, None)]
 
 
 def test_results_of_the_evaluation_package_are_understood():
@@ -91,7 +93,7 @@ def test_results_of_the_evaluation_package_are_understood():
     rows = generation_rows({"generation": {name: result.to_dict() for name, result in results.items()}})
     assert {(row["figure"], row["value"], row["samples"]) for row in rows} == {
         ("match_rate", 1.0, 1), ("metre", 1.0, 1), ("rmse", 0.0, 1), ("crmse", 0.0, 1),
-        ("valid", 1.0, 1), ("structure_valid", 1.0, 1), ("uniqueness", 1.0, 1),
+        ("validity", 1.0, 1), ("structure_validity", 1.0, 1), ("uniqueness", 1.0, 1),
     }  # fmt: skip
     assert {row["setting"] for row in rows} == {
         "match, diffcsp-match, n 1", "metre, metre", "valid, cdvae-validity", "unique, uniqueness",
