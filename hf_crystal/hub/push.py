@@ -18,6 +18,7 @@ logger = logging.get_logger(__name__)
 ATTEMPTS = 3
 _NEEDED = ("config.json", "model.safetensors", "README.md", "LICENSE")
 _CREATED_BY_THE_HUB = {".gitattributes"}
+_RESULTS_FILES = {"README.md", "results.jsonl", "metrics.json"}
 # HTTPError: of httpx or its successor, whichever this huggingface_hub is built on; covers lost connections as well
 _HttpError: type[Exception] = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 
@@ -60,11 +61,11 @@ def _user(api: HfApi) -> str:
         ) from error
 
 
-def _check_new(api: HfApi, repository: str, kind: str) -> None:
-    """Raise `ValueError` where a repository holds files; an empty one may be left from an interrupted push."""
+def _check_new(api: HfApi, repository: str, kind: str, left_over: set[str]) -> None:
+    """Raise `ValueError` where a repository holds other files than an interrupted push may have left."""
     if not api.repo_exists(repository, repo_type=kind):
         return
-    held = sorted(set(api.list_repo_files(repository, repo_type=kind)) - _CREATED_BY_THE_HUB)
+    held = sorted(set(api.list_repo_files(repository, repo_type=kind)) - _CREATED_BY_THE_HUB - left_over)
     if held:
         raise ValueError(
             f"{kind} repository {repository} exists already and holds {len(held)} files ({held[0]}, …); pass "
@@ -167,12 +168,13 @@ def push_folder(
     metrics = load_metrics(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
     results = None if metrics is None else f"{repository}-results"
     if not overwrite:
-        _check_new(api, repository, "model")
+        _check_new(api, repository, "model", set())
         if results is not None:
-            _check_new(api, results, "dataset")
-    url, results_url = _upload(api, folder, repository, "model", private), None
+            _check_new(api, results, "dataset", _RESULTS_FILES)
+    results_url = None
     if metrics is not None and results is not None:
         with tempfile.TemporaryDirectory() as scratch:
             write_results(metrics, ModelCard.load(folder / "README.md"), repository, Path(scratch))
             results_url = _upload(api, Path(scratch), results, "dataset", private)
-    return PushedRepositories(url, results_url)
+    # the model comes last: once it is there, everything is
+    return PushedRepositories(_upload(api, folder, repository, "model", private), results_url)

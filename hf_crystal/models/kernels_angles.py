@@ -51,7 +51,7 @@ def max_edge_frames(logits: Tensor, units: Tensor, row_start: Tensor, seed: Tens
 
     Args:
         logits (`torch.Tensor` of shape `(H, E)`): from `edge_attention`.
-        units, row_start: of an `EdgeList`.
+        units, row_start: of an `SortedEdges`.
         seed (`torch.Tensor` of shape `(1,)`, int64): of the draw among near ties.
         tolerance (`float`): candidates closer than this to the best are drawn; 0 takes the first of the largest.
 
@@ -98,7 +98,7 @@ def angular_edge_sums(
 
     Args:
         weights (`torch.Tensor` of shape `(H, E)`): from `edge_attention`; differentiable, the rest is constant.
-        units, row_start: of an `EdgeList`; edges without direction do not count.
+        units, row_start: of an `SortedEdges`; edges without direction do not count.
         entry_start (`torch.Tensor` of shape `(T * H * 3 + 1,)`, int64): first direction of every slot, numbered
             (atom * H + head) * 3 + axis.
         direction (`torch.Tensor` of shape `(F, 3)`), share, opposite (`(F,)`): as in `FrameAxes`.

@@ -90,7 +90,7 @@ def edge_attention(
     Args:
         query, key, value (`torch.Tensor` of shape `(T, H, d)`): float32 or bfloat16 (float64 in the interpreter).
         inverse_variance (`torch.Tensor` of shape `(T, H)`): 1/sigma_i², Å⁻².
-        row_start, edge_key, squared, key_start, key_order, edge_query: of an `EdgeList`.
+        row_start, edge_key, squared, key_start, key_order, edge_query: of an `SortedEdges`.
         num_basis, cutoff, width_scale: of `radial_basis`; num_basis=0: no radial part.
         stores_edges (`bool`): return weights and logits too (for frames).
 

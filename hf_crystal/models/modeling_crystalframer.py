@@ -16,6 +16,8 @@ from torch import nn
 
 from .configuration_crystalframer import CrystalFramerConfig
 from .geometry_crystalformer import CrystalGeometry, ImageBlock
+from .kernels_edges import SortedEdges
+from .kernels_encoder import EdgeAttentionOutput, features_over_edges
 from .modeling_crystalformer import (
     CrystalformerAttention,
     CrystalformerForPropertyPrediction,
@@ -49,7 +51,8 @@ class CrystalFramerAttention(CrystalformerAttention):
 
     def __init__(self, config: CrystalFramerConfig, layer_index: int):
         super().__init__(config, layer_index)
-        if config.frame_method == "none":
+        self.has_angles = config.frame_method != "none"
+        if not self.has_angles:
             self.value_angular = None
         else:
             shape = (3, self.num_heads, self.head_dim, config.num_angular_basis)
@@ -81,8 +84,20 @@ class CrystalFramerAttention(CrystalformerAttention):
             reference=self.config.attention_kernel == "reference" or self.config.match_release,
             truncate=self.config.match_release,
         )
-        weight = self.value_angular.to(features.dtype) * float(self.config.angular_gain)
-        return result.output + torch.einsum("thak,ahdk->thd", features, weight)
+        return result.output + self._mix_features(features, self.value_angular)
+
+    def _with_edge_angles(self, result: EdgeAttentionOutput, edges: SortedEdges) -> torch.Tensor:
+        if self.value_angular is None:
+            return result.output
+        basis = (self.config.num_angular_basis, float(self.config.angular_width_scale))
+        tolerance = float(self.config.frame_tie_tolerance)
+        features = features_over_edges(result, edges, *basis, tolerance, draws=self.training)
+        return result.output + self._mix_features(features, self.value_angular)
+
+    def _mix_features(self, features: torch.Tensor, value_angular: torch.Tensor) -> torch.Tensor:
+        """sum_a W^a <b_angl>, (T, H, 3, D) -> (T, H, d)."""
+        weight = value_angular.to(features.dtype) * float(self.config.angular_gain)
+        return torch.einsum("thak,ahdk->thd", features, weight)
 
     def _dynamic_axes(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .attention import plot_attention as plot_attention
+    from .calibration import plot_calibration as plot_calibration
     from .curves import plot_parity as plot_parity
     from .curves import plot_training as plot_training
     from .frames import plot_frames as plot_frames
@@ -28,6 +29,7 @@ _NAMES = {
     "inspect_encoder": "inspection",
     "perturbation_study": "perturbation",
     "plot_attention": "attention",
+    "plot_calibration": "calibration",
     "plot_frames": "frames",
     "plot_parity": "curves",
     "plot_perturbation": "perturbation",

@@ -1,7 +1,7 @@
 """The figures of the documentation, from the embedded checkpoints: docs/figures/*.png.
 
 Usage: python scripts/figures/make_figures.py [NAME ...] [--data mp_20.parquet]
-Names: attention, frames, perturbation, sequence, training, parity (parity needs --data: MP-20 with its test split).
+Names: attention, frames, perturbation, sequence, training; with --data (MP-20 with its splits) parity, calibration.
 Run it again whenever the embedded checkpoints change; a minute or two on one core.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES, FIGURES = ROOT / "examples", ROOT / "docs" / "figures"
 DEFAULT, FRAMES = "crystalformer-mp20", "crystalframer-mp20"
+NEED_DATA = ("parity", "calibration")
 # material -> an atom of it (counted from 0) with a telling surrounding
 MATERIALS = {"SrTiO3": 1, "TiO2_rutile": 2, "LiFePO4": 8}
 
@@ -88,6 +89,31 @@ def parity(args: argparse.Namespace) -> None:
         save(plot_parity(predictions[:, place], labels[:, place], name=name, unit=unit), f"parity{suffix}")
 
 
+def calibration(args: argparse.Namespace) -> None:
+    """Error bars from the disagreement of the two embedded models: fitted on validation, measured on test crystals."""
+    import json
+
+    from hf_crystal import embedded_checkpoint, load_crystal_dataset
+    from hf_crystal.uncertainty import fit_error_model, measure_calibration, predict_ensemble
+    from hf_crystal.viz import plot_calibration
+
+    if args.data is None:
+        raise SystemExit("calibration needs --data: a table of MP-20 with a column split")
+    metrics = json.loads((embedded_checkpoint(DEFAULT) / "metrics.json").read_text(encoding="utf-8"))
+    column = metrics["recipe"]["data"]["targets"][0]["column"]
+    splits = load_crystal_dataset(str(args.data), split_column="split")
+    found = {}
+    for split, count in (("val", 1000), ("test", 3000)):
+        rows = splits[split].shuffle(seed=0).select(range(count))
+        found[split] = predict_ensemble(list(rows), [DEFAULT, FRAMES], batch_size=32), rows[column]
+    (fitted_on, known), (measured, labels) = found["val"], found["test"]
+    model = fit_error_model(fitted_on.mean, fitted_on.spread, known)
+    print(f"error model: scale {model.scale:.2f}, floor {model.floor:.4f} {measured.unit}")
+    kinds = {"spread alone": measured.spread, "fitted": model.sigma(measured.spread)}
+    curves = {name: measure_calibration(measured.mean, sigma, labels) for name, sigma in kinds.items()}
+    save(plot_calibration(curves, unit=measured.unit), "calibration")
+
+
 FIGURE_MAKERS = {
     "attention": attention,
     "frames": frames,
@@ -95,6 +121,7 @@ FIGURE_MAKERS = {
     "sequence": sequence,
     "training": training,
     "parity": parity,
+    "calibration": calibration,
 }
 
 
@@ -104,7 +131,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*FIGURE_MAKERS, []], default=[])
     parser.add_argument("--data", type=Path, help="MP-20 as one parquet file with a column split")
     args = parser.parse_args()
-    for name in args.names or [name for name in FIGURE_MAKERS if name != "parity" or args.data]:
+    for name in args.names or [name for name in FIGURE_MAKERS if args.data or name not in NEED_DATA]:
         FIGURE_MAKERS[name](args)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from hub_exports import METRICS, run_without_package, tiny_generator
-from hub_server import TOKEN, USER
+from hub_server import TOKEN, USER, Repository
 from huggingface_hub.errors import HfHubHTTPError
 from tiny_models import IRON, NACL, tiny_model
 
@@ -110,12 +110,13 @@ def test_interrupted_upload_is_taken_up_again(hub, exported_property, request_):
 
 
 def test_upload_given_up_leaves_nothing_and_the_next_sends_the_rest(hub, exported_property):
-    hub.fail("/commit/", times=100)
+    hub.fail("/models/somebody/tiny/commit/", times=100)
     with pytest.raises(ConnectionError, match="was interrupted 3 times .* run the same command again"):
         push(hub, exported_property)
     assert set(hub.repositories["models", f"{USER}/tiny"].files) == {".gitattributes"}
+    assert "results.jsonl" in hub.repositories["datasets", f"{USER}/tiny-results"].files
     sent = hub.count("PUT /lfs/")
-    hub.fail("/commit/", times=0)
+    hub.fail("/models/somebody/tiny/commit/", times=0)
     push(hub, exported_property)
     assert hub.repositories["models", f"{USER}/tiny"].files["model.safetensors"]
     assert hub.count("PUT /lfs/") == sent, "large files are not sent twice"
@@ -128,7 +129,7 @@ def test_wrong_token_is_named_before_anything_is_sent(hub, exported_property):
 
 
 def test_missing_rights_are_named(hub, exported_property):
-    with pytest.raises(HfHubHTTPError, match="rights to create a model under the namespace other"):
+    with pytest.raises(HfHubHTTPError, match="rights to create a dataset under the namespace other"):
         push(hub, exported_property, "other/tiny")
     assert hub.count("create") == 1, "no further attempt"
 
@@ -145,6 +146,13 @@ def test_existing_repository_is_replaced_on_request_only(hub, exported_property,
     held = hub.repositories["models", f"{USER}/tiny"]
     assert held.files == {**files(exported_generator), ".gitattributes": b""}, "no file of the earlier model is left"
     assert held.commits == 2
+
+
+def test_a_data_set_of_somebody_else_is_not_replaced(hub, exported_property):
+    hub.repositories["datasets", f"{USER}/tiny-results"] = Repository(files={"measurements.csv": b"1"})
+    with pytest.raises(ValueError, match=f"dataset repository {USER}/tiny-results exists already and holds 1 files"):
+        push(hub, exported_property)
+    assert ("models", f"{USER}/tiny") not in hub.repositories
 
 
 def test_private_repositories(hub, exported_property):

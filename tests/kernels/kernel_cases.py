@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from hf_crystal.models.kernels_edge_list import EdgeList, edge_list
+from hf_crystal.models.kernels_edges import SortedEdges, sorted_edges
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -30,7 +30,7 @@ def kernel_device() -> str:
     return pytest.skip("no CUDA device: test_interpreter.py runs these tests on the CPU", allow_module_level=True)
 
 
-def random_edges(counts: list[int], device: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> EdgeList:
+def random_edges(counts: list[int], device: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> SortedEdges:
     """A list with the given numbers of edges per atom; the first edge of an atom is the atom itself."""
     generator = torch.Generator().manual_seed(seed)
     num_atoms = len(counts)
@@ -40,7 +40,7 @@ def random_edges(counts: list[int], device: str, dtype: torch.dtype = torch.floa
     is_first = torch.ones_like(query, dtype=torch.bool)
     is_first[1:] = query[1:] != query[:-1]
     key[is_first], vectors[is_first] = query[is_first], 0.0
-    return edge_list(query.to(device), key.to(device), vectors.to(device, dtype), num_atoms)
+    return sorted_edges(query.to(device), key.to(device), vectors.to(device, dtype), num_atoms)
 
 
 # name -> edges of every atom
@@ -52,7 +52,7 @@ COUNTS = {
 
 
 def random_inputs(
-    edges: EdgeList, heads: int, width: int, dtype: torch.dtype, seed: int = 1
+    edges: SortedEdges, heads: int, width: int, dtype: torch.dtype, seed: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Query, key, value of `dtype` and 1/sigma² (in at least float32), as leaves that need gradients."""
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +72,7 @@ def plain_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     inverse_variance: torch.Tensor,
-    edges: EdgeList,
+    edges: SortedEdges,
     num_basis: int,
     cutoff: float,
     width_scale: float,
@@ -97,7 +97,7 @@ def plain_attention(
 
 def plain_angular_sums(
     weights: torch.Tensor,
-    edges: EdgeList,
+    edges: SortedEdges,
     entry_start: torch.Tensor,
     direction: torch.Tensor,
     share: torch.Tensor,

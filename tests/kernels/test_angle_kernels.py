@@ -6,7 +6,7 @@ import torch
 from kernel_cases import kernel_device, plain_angular_sums, random_edges, relative_error
 
 from hf_crystal.models.kernels_angles import angular_edge_sums, fine_steps, max_edge_frames
-from hf_crystal.models.kernels_edge_list import edge_list
+from hf_crystal.models.kernels_edges import sorted_edges
 
 DEVICE = kernel_device()
 HEADS = 2
@@ -58,7 +58,7 @@ def octahedra(count: int):
     """Atoms with six equal neighbours along ±x, ±y, ±z, and themselves."""
     axes = torch.cat([torch.zeros(1, 3), torch.eye(3), -torch.eye(3)]).double().repeat(count, 1)
     atoms = torch.arange(count).repeat_interleave(7)
-    return edge_list(atoms.to(DEVICE), atoms.to(DEVICE), axes.to(DEVICE) * 2.0, count)
+    return sorted_edges(atoms.to(DEVICE), atoms.to(DEVICE), axes.to(DEVICE) * 2.0, count)
 
 
 def test_tied_frames_are_drawn_with_their_weights_and_repeat_with_the_seed():

@@ -8,7 +8,7 @@ from pathlib import Path
 from kernel_cases import require_triton
 
 FOLDER = Path(__file__).parent
-DEVICE_TESTS = ["test_attention_kernels.py", "test_angle_kernels.py"]
+DEVICE_TESTS = ["test_attention_kernels.py", "test_angle_kernels.py", "test_encoder_kernels.py"]
 
 
 def test_kernels_in_the_interpreter():

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from pymatgen.core import Lattice, Structure
 
 from hf_crystal import Mat2SeqTokenizer, load_crystal_dataset
 from hf_crystal.cli.main import run
+from hf_crystal.cli.models import load_property_pipeline
 from hf_crystal.evaluation.intervals import mean_interval, wilson_interval
-from hf_crystal.training.mat2seq_evaluation import GenerationSettings, evaluate_generation
+from hf_crystal.training.mat2seq_evaluation import GenerationSettings, evaluate_generation, judge_of_pipeline
 from hf_crystal.training.mat2seq_models import build_generator
 from hf_crystal.training.mat2seq_recipe import GeneratorModelArguments
 from hf_crystal.training.mat2seq_samples import sample_prompts
@@ -93,6 +95,14 @@ def test_samples_of_other_settings_are_refused(result, model, tokenizer):
     arguments = {"num_return": 2, "temperature": 0.5, "seed": 0}
     with pytest.raises(ValueError, match="sampled.jsonl holds samples of"):
         sample_prompts(model, tokenizer, [{}] * 4, result[0] / "sampled.jsonl", **arguments)
+
+
+def test_a_property_model_judges_by_the_names_of_its_targets():
+    pipeline = load_property_pipeline("crystalformer-mp20", "cpu")
+    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    values = judge_of_pipeline(pipeline)([salt, salt])
+    assert list(values) == list(pipeline.model.config.target_names)
+    assert all(len(answers) == 2 and -10 < answers[0] == answers[1] < 20 for answers in values.values())
 
 
 def test_missing_split_is_named(model, tokenizer, splits, tmp_path):

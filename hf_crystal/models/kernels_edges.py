@@ -13,16 +13,15 @@ import torch
 
 from .ops_crystal_frames import SELF_IMAGE_SQUARED_DISTANCE
 
-__all__ = ["EdgeList", "edge_list"]
+__all__ = ["SortedEdges", "sorted_edges"]
 
 
 @dataclass
-class EdgeList:
+class SortedEdges:
     """Periodic images of packed atoms, sorted by query atom.
 
     Attributes:
         query, key (`torch.Tensor` of shape `(E,)`, int32): packed atom indices.
-        vectors (`torch.Tensor` of shape `(E, 3)`): p_j + n·cell - p_i, Å.
         squared (`torch.Tensor` of shape `(E,)`): |r|², Å².
         units (`torch.Tensor` of shape `(E, 3)`): r / |r|; zero for the atom itself, which has no direction.
         row_start (`torch.Tensor` of shape `(T + 1,)`, int64): edges of query i are row_start[i]..row_start[i+1]-1.
@@ -32,7 +31,6 @@ class EdgeList:
 
     query: torch.Tensor
     key: torch.Tensor
-    vectors: torch.Tensor
     squared: torch.Tensor
     units: torch.Tensor
     row_start: torch.Tensor
@@ -46,21 +44,22 @@ def _starts(atoms: torch.Tensor, num_atoms: int) -> torch.Tensor:
     return torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0))
 
 
-def edge_list(query: torch.Tensor, key: torch.Tensor, vectors: torch.Tensor, num_atoms: int) -> EdgeList:
+def sorted_edges(query: torch.Tensor, key: torch.Tensor, vectors: torch.Tensor, num_atoms: int) -> SortedEdges:
     """Both orders of a list of edges.
 
     Args:
-        query, key (`torch.Tensor` of shape `(E,)`): packed atom indices, sorted by query.
+        query, key (`torch.Tensor` of shape `(E,)`): packed atom indices, in any order.
         vectors (`torch.Tensor` of shape `(E, 3)`): from the query to the image of the key, Å.
         num_atoms (`int`): T; atoms without any edge are allowed.
     """
+    order = torch.argsort(query, stable=True)
+    query, key, vectors = query[order], key[order], vectors[order]
     squared = vectors.square().sum(-1)
     has_direction = squared > SELF_IMAGE_SQUARED_DISTANCE
     units = torch.where(has_direction, squared, torch.inf).rsqrt()[:, None] * vectors
-    return EdgeList(
+    return SortedEdges(
         query=query.int(),
         key=key.int(),
-        vectors=vectors,
         squared=squared,
         units=units,
         row_start=_starts(query, num_atoms),
