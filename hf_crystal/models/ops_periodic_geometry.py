@@ -35,6 +35,8 @@ MAX_DISTANCE_ENTRIES = 8_000_000
 # Atoms are dealt into at most this many layouts, each of at least so many rows.
 MAX_LAYOUTS = 6
 MIN_LAYOUT_ROWS = 64
+# On a CPU layouts of more rows would fall out of cache, and their temporaries set the peak memory.
+MAX_LAYOUT_ROWS = 256
 # Å²; where a row of images is padded: far enough for a weight of exactly zero, so that sums over images need no mask
 PADDING_SQUARED_DISTANCE = 1e12
 
@@ -180,6 +182,8 @@ def build_layouts(edges: EdgeList, num_atoms: int, images: torch.Tensor | None =
     pair_start = torch.cumsum(edges.pair_counts, 0) - edges.pair_counts
 
     num_layouts = max(1, min(MAX_LAYOUTS, num_atoms // MIN_LAYOUT_ROWS))
+    if device.type == "cpu":
+        num_layouts = max(num_layouts, math.ceil(num_atoms / MAX_LAYOUT_ROWS))
     layout_rows = torch.tensor_split(torch.argsort(counts, stable=True), num_layouts)
     edge_base, edge_widths = _row_starts(layout_rows, counts)
     pair_base, pair_widths = _row_starts(layout_rows, pair_counts)
