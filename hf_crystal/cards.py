@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-TEMPLATES = Path(__file__).parent / "model_cards"
+from .card_figures import figure_rows, generation_rows, load_metrics, results_table, target_rows
+
+__all__ = ["figure_rows", "load_metrics", "read_hub_config", "render_model_card", "shipped_hub_config", "target_rows"]
+
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
-_MISSING = "No figures were supplied with this checkpoint."
 
 _ARCHITECTURES = {
     "crystalformer": (
@@ -26,6 +28,25 @@ _ARCHITECTURES = {
         "[arXiv:2503.02209](https://arxiv.org/abs/2503.02209)",
     ),
 }
+
+_MAT2SEQ_CITATION = (
+    "The sequence is this project's own, after the aims of Mat2Seq: Keqiang Yan, Xiner Li, Hongyi Ling, Kenna Ashen, "
+    "Carl Edwards, Raymundo Arróyave, Marinka Zitnik, Heng Ji, Xiaofeng Qian, Xiaoning Qian, Shuiwang Ji: "
+    "*Invariant Tokenization of Crystalline Materials for Language Model Enabled Generation*, NeurIPS 2024, "
+    "[arXiv:2503.00152](https://arxiv.org/abs/2503.00152)"
+)
+
+
+def shipped_folder(name: str) -> Path:
+    """Folder `model_cards` or `hub_configs`: inside an installed package, beside the package in a checkout."""
+    installed = Path(__file__).parent / name
+    return installed if installed.is_dir() else Path(__file__).parents[1] / name
+
+
+def shipped_hub_config(name: str) -> Path | None:
+    """Description of one of this project's repositories, or None if there is none of that name."""
+    path = shipped_folder("hub_configs") / f"{name}.json"
+    return path if path.is_file() else None
 
 
 def fill_slots(template: str, values: Mapping[str, str]) -> str:
@@ -45,72 +66,6 @@ def fill_slots(template: str, values: Mapping[str, str]) -> str:
     if missing:
         raise ValueError(f"no value for slots {missing} of the template; available: {sorted(values)}")
     return _SLOT.sub(lambda match: values[match.group(1)], template)
-
-
-def load_metrics(path: str | Path) -> dict[str, Any]:
-    """Read an evaluation JSON.
-
-    Args:
-        path: `run.json` of a training, or the output of `hf-crystal evaluate`: a list `targets` of name, unit, n,
-            mae, rmse, baseline_mae, at the top or under `test`.
-
-    Returns:
-        The parsed JSON.
-
-    Raises:
-        ValueError: no such file, or not JSON with such a list.
-    """
-    path = Path(path)
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"no such metrics file: {path}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    target_rows(metrics, str(path))
-    return metrics
-
-
-def target_rows(metrics: Mapping[str, Any], source: str = "metrics") -> list[dict[str, Any]]:
-    """The figures per target of an evaluation JSON.
-
-    Args:
-        metrics: parsed evaluation JSON.
-        source: where it came from, for the message.
-
-    Returns:
-        One dictionary per target with at least name, unit, n, mae, rmse and baseline_mae.
-
-    Raises:
-        ValueError: the list of targets is missing or a target lacks a figure.
-    """
-    section = metrics.get("test", metrics)
-    rows = section.get("targets") if isinstance(section, Mapping) else None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{source} has no list `targets` (at the top or under `test`)")
-    for row in rows:
-        absent = [key for key in ("name", "unit", "n", "mae", "rmse", "baseline_mae") if key not in row]
-        if absent:
-            raise ValueError(f"{source}: target {row.get('name', row)!r} lacks {absent}")
-    return rows
-
-
-def results_table(metrics: Mapping[str, Any] | None) -> str:
-    """Markdown table of the errors per target, beside those of predicting the training mean."""
-    if metrics is None:
-        return _MISSING
-    lines = [
-        "| target | unit | crystals | MAE | 95 % interval | RMSE | MAE of the mean predictor |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in target_rows(metrics):
-        interval = row.get("mae_interval")
-        spread = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "–"
-        lines.append(
-            f"| {row['name']} | {row['unit']} | {row['n']} | **{row['mae']:.4f}** | {spread} | {row['rmse']:.4f} "
-            f"| {row['baseline_mae']:.4f} |"
-        )
-    return "\n".join(lines)
 
 
 # fields of a run's record that the card tells, in this order
@@ -149,45 +104,63 @@ def training_table(metrics: Mapping[str, Any] | None) -> str:
     return "\n".join(["| | |", "|---|---|", *rows])
 
 
-def _front_matter(model: Any, metrics: Mapping[str, Any] | None, hub_config: Mapping[str, Any]) -> str:
-    """YAML header that the Hub reads, with the figures as a model index."""
-    from huggingface_hub import EvalResult, ModelCardData
+def _eval_results(model: Any, metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list[Any]:
+    """Figures for the model index: the MAE of each target, or every figure of a generator."""
+    from huggingface_hub import EvalResult
 
-    results = None
-    if metrics is not None:
-        results = [
+    task = "text-generation" if _is_generator(model) else "crystal-property-prediction"
+    task_name = "Crystal generation" if _is_generator(model) else "Crystal property prediction"
+    generated = generation_rows(metrics)
+    rows = generated or [row for row in figure_rows(metrics) if row["figure"] == "mae"]
+    results = []
+    for row in rows:
+        place = f" {row['setting']}" if not generated else f" ({row['setting']})"
+        results.append(
             EvalResult(
-                task_type="crystal-property-prediction",
-                task_name="Crystal property prediction",
-                dataset_type=hub_config["dataset_type"],
-                dataset_name=hub_config["dataset"],
+                task_type=task,
+                task_name=task_name,
+                dataset_type=description["dataset_type"],
+                dataset_name=description["dataset"],
                 dataset_split="test",
-                metric_type="mae",
-                metric_name=f"MAE {row['name']} ({row['unit']})" if row["unit"] else f"MAE {row['name']}",
-                metric_value=row["mae"],
+                metric_type=row["figure"],
+                metric_name=f"{row['label']}{place}" + (f" ({row['unit']})" if row["unit"] else ""),
+                metric_value=row["value"],
             )
-            for row in target_rows(metrics)
-        ]
+        )
+    return results
+
+
+def _front_matter(
+    model: Any, metrics: Mapping[str, Any] | None, description: Mapping[str, Any], tags: list[str]
+) -> str:
+    """YAML header that the Hub reads, with the figures as a model index."""
+    from huggingface_hub import ModelCardData
+
     data = ModelCardData(
-        license=hub_config["license"],
+        license=description["license"],
         library_name="transformers",
-        tags=["crystal", "materials-science", "chemistry", model.config.model_type, *hub_config["tags"]],
-        model_name=hub_config["title"],
-        eval_results=results,
+        tags=["crystal", "materials-science", "chemistry", *tags, *description["tags"]],
+        model_name=description["title"],
+        eval_results=None if metrics is None else _eval_results(model, metrics, description),
+        pipeline_tag="text-generation" if _is_generator(model) else None,
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
 
+def _is_generator(model: Any) -> bool:
+    return hasattr(model, "generate_crystals")
+
+
 DEFAULT_HUB_CONFIG: dict[str, Any] = {
-    "template": "crystal-property",
-    "title": "Crystal property model",
-    "summary": "Predicts properties of crystals from their structure.",
+    "template": "",  # the one for this kind of model
+    "title": "Crystal model",
+    "summary": "",
     "repo": "path/to/this/folder",
     "dataset": "not stated",
     "dataset_type": "unknown",
     "license": "apache-2.0",
     "tags": [],
-    "origin": "It is an independent implementation of the model of the paper below.",
+    "origin": "",
     "limits": "Nothing further is known about this checkpoint.",
 }
 
@@ -219,16 +192,48 @@ def read_hub_config(source: Mapping[str, Any] | str | Path | None) -> dict[str, 
     return {**DEFAULT_HUB_CONFIG, **source}
 
 
+def _property_values(model: Any) -> tuple[str, list[str], dict[str, str]]:
+    """Template, tags and slots of a property model."""
+    config = model.config
+    name, sentence, citation = _ARCHITECTURES[config.model_type]
+    units = zip(config.target_names, config.target_units, strict=True)
+    spoken = [target.replace("_", " ") for target in config.target_names]
+    values = {
+        "architecture": name,
+        "architecture_sentence": sentence,
+        "targets": ", ".join(f"{target} ({unit})" if unit else target for target, unit in units),
+        "target_names": ", ".join(spoken[:-2] + [" and ".join(spoken[-2:])]),
+        "citation": citation,
+    }
+    return "crystal-property", [config.model_type, *(name.replace(" ", "-") for name in spoken)], values
+
+
+def _generator_values(model: Any, metrics: Mapping[str, Any] | None) -> tuple[str, list[str], dict[str, str]]:
+    """Template, tags and slots of a generator."""
+    config = model.config
+    recipe = (metrics or {}).get("recipe") or {}
+    conditions = (recipe.get("data") or {}).get("conditions") or {}
+    values = {
+        "architecture": f"Llama language model: {config.num_hidden_layers} layers of width {config.hidden_size}, "
+        f"{config.num_attention_heads} heads",
+        "vocab_size": f"{config.vocab_size:,}",
+        "max_tokens": str(config.max_position_embeddings),
+        "conditions": ", ".join(str(name).replace("_", " ") for name in conditions) or "not recorded",
+        "citation": _MAT2SEQ_CITATION,
+    }
+    return "crystal-generator", ["mat2seq", "crystal-generation"], values
+
+
 def render_model_card(
     model: Any,
     *,
     metrics: Mapping[str, Any] | None = None,
     hub_config: Mapping[str, Any] | str | Path | None = None,
 ) -> str:
-    """Text of the model card (README.md) of a property model.
+    """Text of the model card (README.md) of a property model or a generator.
 
     Args:
-        model: model with a property head; names, units and parameter count are read from it.
+        model: model with a property head, or a generator; names, sizes and parameter count are read from it.
         metrics: evaluation JSON (see `load_metrics`); every number of the card comes from it or from the model.
         hub_config: title, summary, data set and so on (see `DEFAULT_HUB_CONFIG`), or the path of a JSON file.
 
@@ -239,24 +244,21 @@ def render_model_card(
         ValueError: a slot of the template cannot be filled, or the metrics lack a figure.
     """
     description = read_hub_config(hub_config)
-    path = TEMPLATES / f"{description['template']}.md"
+    template, tags, values = _generator_values(model, metrics) if _is_generator(model) else _property_values(model)
+    template = description["template"] or template
+    path = shipped_folder("model_cards") / f"{template}.md"
     if not path.is_file():
-        available = sorted(file.stem for file in TEMPLATES.glob("*.md"))
-        raise ValueError(f"no card template {description['template']!r}; available: {available}")
-    config = model.config
-    name, sentence, citation = _ARCHITECTURES[config.model_type]
-    targets = [
-        f"{target} ({unit})" if unit else target
-        for target, unit in zip(config.target_names, config.target_units, strict=True)
-    ]
+        available = sorted(file.stem for file in path.parent.glob("*.md"))
+        raise ValueError(f"no card template {template!r}; available: {available}")
+    # the description may use the slots of the model, such as {{target_names}}
+    described = {key: fill_slots(value, values) for key, value in description.items() if isinstance(value, str)}
+    described["limits"] = " ".join(filter(None, (described["limits"], (metrics or {}).get("notes"))))
     values = {
-        **{key: value for key, value in description.items() if isinstance(value, str)},
-        "architecture": name,
-        "architecture_sentence": sentence,
+        **described,
+        **values,
         "num_parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        "targets": ", ".join(targets),
         "results": results_table(metrics),
         "training": training_table(metrics),
-        "citation": citation,
     }
-    return _front_matter(model, metrics, description) + fill_slots(path.read_text(encoding="utf-8"), values)
+    header = _front_matter(model, metrics, {**description, **described}, tags)
+    return header + fill_slots(path.read_text(encoding="utf-8"), values)

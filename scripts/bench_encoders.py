@@ -1,113 +1,214 @@
-"""What the encoders cost on a CPU, and what exact treatment of tied frames adds.
+"""What the encoders cost on a CPU, beside the least that the arithmetic and the memory traffic allow.
 
-Question: process CPU time per crystal of a forward pass and of forward + backward, for Crystalformer and for
-CrystalFramer (max frames), with one random frame per atom and head (training) and with the mean over tied frames
-(evaluation). Held fixed: published sizes (4 blocks of width 128, 8 heads, K = 64, D = 64), batches of 128 random
-crystals of a table, float32, cut-off 4.5 sigma. The product of two 512 x 512 float32 matrices, timed in the same run,
-is the unit that makes machines comparable.
+Question: process CPU time per crystal of a forward pass (evaluation) and of forward + backward (training), for
+Crystalformer and for CrystalFramer (max frames; in evaluation the mean over all tied frames, in training one random
+frame of each atom and head), neighbour search included; and the peak memory of a training step.
+Held fixed: published sizes (4 blocks of width 128, 8 heads, K = 64, D = 64), untrained weights, the first 128 crystals
+of `fixtures/bench_crystals.npz` in one batch, float32, cut-off 4.5 sigma, 2 threads. One product of two 512 x 512
+float32 matrices, timed in the same run, is the unit that makes machines comparable.
 
-    OMP_NUM_THREADS=1 python scripts/bench_encoders.py --data mp_20.parquet
+Bounds. Arithmetic: the multiplications of the model (`multiplications`) at the rate of that product; a backward pass
+counts twice a forward pass. Bandwidth: per block one read of the radial table and of the image weights, at the rate of
+a large copy. The larger of the two is shown.
 
-The last line of the output is JSON.
+Memory is measured in a fresh process: the largest resident memory after one training step, and how much of it the
+step added to what imports, model and batch had already touched.
+
+    python scripts/bench_encoders.py --data-dir ../shared
+
+CPU time of two threads includes the time that they wait for each other: on a machine that others use too,
+`--threads 1` is the better measurement. The last line of the output is JSON.
 """
 
 import argparse
 import json
-import resource
+import os
+import subprocess
 import sys
-import time
+from pathlib import Path
+from typing import Any
+
+from benchmarking import Report, measure, peak_mib, product_seconds
+
+NUM_CRYSTALS = 128
+COPY_FLOATS = 2**26
+# issue 4 of this repository: ms per crystal and peak MiB of a training step
+WANTED = {
+    "crystalformer forward": 2.5,
+    "crystalformer forward + backward": 9.0,
+    "crystalframer forward": 8.0,
+    "crystalframer forward + backward": 30.0,
+}
+WANTED_PEAK_MIB = 500
 
 
-def median_ms(function, repeats: int) -> tuple[float, float]:
-    """Median and interquartile range of the process CPU time of calls, ms, after one warm-up."""
+def load_batch(path: Path, count: int) -> dict[str, Any]:
+    """One padded float32 batch of the first crystals of a fixture file (`sizes`, `Z`, `pos`, `lat`)."""
     import numpy as np
-
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        function()
-        times.append(1000 * (time.process_time() - start))
-    low, middle, high = np.percentile(times, [25, 50, 75])
-    return float(middle), float(high - low)
-
-
-def load_batch(path: str, count: int, seed: int):
-    """One padded batch of random crystals of a table."""
-    import numpy as np
-    import pandas as pd
     import torch
 
     from hf_crystal.testing import Crystal, collate
 
-    table = pd.read_parquet(path, columns=["lattice", "frac_coords", "atomic_numbers"]).sample(
-        count, random_state=seed
-    )
-    crystals = []
-    for row in table.itertuples():
-        cell = np.array(row.lattice, dtype=float).reshape(3, 3)
-        fractional = np.array(row.frac_coords, dtype=float).reshape(-1, 3)
-        crystals.append(Crystal(np.array(row.atomic_numbers), fractional @ cell, cell))
+    data = np.load(path)
+    ends = np.cumsum(data["sizes"])[:count]
+    crystals = [
+        Crystal(data["Z"][end - size : end], data["pos"][end - size : end], cell)
+        for end, size, cell in zip(ends, data["sizes"], data["lat"], strict=False)
+    ]
     return collate(crystals, dtype=torch.float32)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Print the table; the last line is JSON."""
+def make_model(name: str, batch: dict[str, Any]) -> Any:
+    """An untrained, calibrated model of the published size."""
     import torch
 
     from hf_crystal import CrystalformerConfig, CrystalFramerConfig
     from hf_crystal.models.modeling_crystalformer import CrystalformerForPropertyPrediction
     from hf_crystal.models.modeling_crystalframer import CrystalFramerForPropertyPrediction
 
-    batch = load_batch(args.data, args.num_crystals, args.seed)
-    matrix = torch.randn(512, 512)
-    unit = median_ms(lambda: [matrix @ matrix for _ in range(20)], args.repeats)[0] / 20
-    labels = torch.randn(args.num_crystals, 1)
-    figures = {}
+    torch.manual_seed(0)
+    if name == "crystalformer":
+        model: Any = CrystalformerForPropertyPrediction(CrystalformerConfig())
+    else:
+        model = CrystalFramerForPropertyPrediction(CrystalFramerConfig())
+    model.calibrate(batch)
+    return model
 
-    def note(name: str, function) -> None:
-        middle, spread = median_ms(function, args.repeats)
-        figures[name] = {"ms_per_crystal": middle / args.num_crystals, "iqr": spread / args.num_crystals}
-        print(
-            f"{name:45s} {figures[name]['ms_per_crystal']:7.2f} ms/crystal (IQR {figures[name]['iqr']:.2f}), "
-            f"{figures[name]['ms_per_crystal'] / unit:6.2f} products"
+
+def train_step(model: Any, batch: dict[str, Any]) -> None:
+    """Forward and backward."""
+    import torch
+
+    model.zero_grad()
+    labels = torch.zeros(batch["cell"].shape[0], 1)
+    model(**batch, labels=labels).loss.backward()
+
+
+def multiplications(config: Any, num_atoms: int, num_pairs: int, num_edges: int) -> int:
+    """Multiplications of one forward pass that a direct evaluation of the model's equations cannot avoid.
+
+    Args:
+        config: of the model.
+        num_atoms, num_pairs, num_edges: T, sum over crystals of their pairs, and images, of the batch.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads
+    dense = num_atoms * width * (4 * width + 2 * config.intermediate_size)
+    pairs = 2 * num_pairs * width  # q·k and A v
+    basis = config.num_radial_basis
+    if config.model_type == "crystalframer":
+        basis += 3 * config.num_angular_basis
+    images = num_edges * heads * basis + num_atoms * width * basis  # sums of the bases, then W
+    return config.num_hidden_layers * (dense + pairs + images)
+
+
+def table_bytes(config: Any, num_edges: int) -> int:
+    """Bytes of one read of the radial table, and of one write and one read of the image weights, in every block."""
+    return 4 * config.num_hidden_layers * num_edges * (config.num_radial_basis + 2 * config.num_attention_heads)
+
+
+def copy_rate() -> float:
+    """Bytes per CPU second of a large copy, reads and writes counted."""
+    import torch
+
+    source = torch.ones(COPY_FLOATS)
+    target = torch.empty_like(source)
+    return 2 * 4 * COPY_FLOATS / measure(lambda: target.copy_(source)).median
+
+
+def report_memory(name: str, path: Path, threads: int) -> int:
+    """Body of the fresh process: prints peak memory before and after one training step as JSON."""
+    import torch
+
+    torch.set_num_threads(threads)
+    batch = load_batch(path, NUM_CRYSTALS)
+    model = make_model(name, {key: value[:8] for key, value in batch.items()})
+    model.train()
+    before = peak_mib()
+    train_step(model, batch)
+    print(json.dumps({"before": before, "after": peak_mib()}))
+    return 0
+
+
+def measure_memory(name: str, path: Path, threads: int) -> dict[str, float]:
+    """Peak MiB of a fresh process before and after its training step."""
+    command = [sys.executable, __file__, "--crystals", str(path), "--threads", str(threads), "--memory-of", name]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print figures and a markdown table; the last line is JSON."""
+    import torch
+
+    path = args.crystals or args.data_dir / "fixtures" / "bench_crystals.npz"
+    if args.memory_of:
+        return report_memory(args.memory_of, path, args.threads)
+    torch.set_num_threads(args.threads)
+    batch = load_batch(path, NUM_CRYSTALS)
+    report = Report("encoders", {"num_crystals": NUM_CRYSTALS, "crystals": path.name, "threads": args.threads})
+    unit, bandwidth = product_seconds(repeats=args.repeats), copy_rate()
+    multiplications_per_second = 512**3 / unit
+    report.add("512³ product", 1000 * unit, "ms")
+    report.add("copy", bandwidth / 1e9, "GB/s")
+    rows = []
+
+    def note(name: str, function: Any, factor: int) -> None:
+        timing = measure(function, args.repeats)
+        arithmetic = factor * multiplications(model.config, *counts) / multiplications_per_second
+        traffic = factor * table_bytes(model.config, counts[2]) / bandwidth
+        bound = max((arithmetic, "arithmetic"), (traffic, "memory bandwidth"))
+        scale = 1000 / NUM_CRYSTALS
+        value, spread, limit = (scale * seconds for seconds in (timing.median, timing.spread, bound[0]))
+        report.add(name, value, "ms/crystal", spread=spread, bound=limit, bound_name=bound[1])
+        products = timing.median / NUM_CRYSTALS / unit
+        wanted = WANTED.get(name)
+        cells = (
+            f"{value:.2f}",
+            f"{products:.2f}",
+            f"{limit:.2f} ({bound[1]})",
+            "" if wanted is None else f"{wanted:g}",
         )
+        rows.append((name, *cells))
 
-    torch.manual_seed(args.seed)
-    models = {
-        "crystalformer": CrystalformerForPropertyPrediction(CrystalformerConfig()),
-        "crystalframer": CrystalFramerForPropertyPrediction(CrystalFramerConfig()),
-    }
-    for name, model in models.items():
-        model.calibrate(batch)
-
-        def forward(model=model):
-            with torch.no_grad():
-                model(**batch)
-
-        def step(model=model):
-            model.zero_grad()
-            model(**batch, labels=labels).loss.backward()
-
+    for name in ("crystalformer", "crystalframer"):
+        model = make_model(name, batch)
+        with torch.no_grad():
+            geometry = model.encoder._start(*(batch[key] for key in ("atomic_numbers", "positions", "cell")), None)[1]
+        layouts = [images.layout for images in geometry.images]
+        counts = (
+            geometry.positions.shape[0],
+            sum(int(layout.pair_mask.sum()) for layout in layouts),
+            sum(int(layout.edge_mask.sum()) for layout in layouts),
+        )
+        forward = torch.no_grad()(lambda model=model: model(**batch))
         model.eval()
-        note(f"{name} forward, evaluation", forward)
+        note(f"{name} forward", forward, 1)
         model.train()
         if name == "crystalframer":
-            note(f"{name} forward, one random frame", forward)
-        note(f"{name} forward + backward, training", step)
-    ties = "crystalframer forward, evaluation", "crystalframer forward, one random frame"
-    ratio = figures[ties[0]]["ms_per_crystal"] / figures[ties[1]]["ms_per_crystal"]
-    print(f"exact ties cost {ratio:.2f} times one frame; 512³ product {unit:.2f} ms")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    versions = {"torch": torch.__version__, "threads": torch.get_num_threads(), "peak_mib": peak, "product_ms": unit}
-    print(json.dumps({"num_crystals": args.num_crystals, **versions, "tie_ratio": ratio, "figures": figures}))
+            note(f"{name} forward, one random frame", forward, 1)
+        note(f"{name} forward + backward", lambda model=model: train_step(model, batch), 3)
+    memory = []
+    for name in ("crystalformer", "crystalframer"):
+        peaks = measure_memory(name, path, args.threads)
+        report.add(
+            f"{name} training step, peak memory", peaks["after"], "MiB", bound=WANTED_PEAK_MIB, bound_name="wanted"
+        )
+        report.add(f"{name} training step, added by the step", peaks["after"] - peaks["before"], "MiB")
+        memory.append((name, f"{peaks['after']:.0f}", f"{peaks['after'] - peaks['before']:.0f}"))
+    print("\n| what | ms/crystal | 512³ products | bound, ms | wanted, ms |\n|---|---|---|---|---|")
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    print("\n| training step | peak memory, MiB | added by the step, MiB |\n|---|---|---|")
+    print("\n".join(f"| {' | '.join(row)} |" for row in memory) + "\n")
+    report.finish()
     return 0
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="parquet table with lattice, frac_coords, atomic_numbers")
-    parser.add_argument("--num-crystals", type=int, default=128, help="crystals in the batch")
+    default_data = Path(os.environ.get("HF_CRYSTAL_BENCH_DATA", "../shared"))
+    parser.add_argument("--data-dir", type=Path, default=default_data, help="folder with fixtures/bench_crystals.npz")
+    parser.add_argument("--crystals", type=Path, help="another fixture file, instead")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--memory-of", choices=("crystalformer", "crystalframer"), help=argparse.SUPPRESS)
     sys.exit(main(parser.parse_args()))

@@ -6,14 +6,18 @@ A benchmark prints what it likes and ends with `Report.finish()`, whose last lin
      "figures": [{"name": ..., "value": ..., "unit": ..., "spread": ..., "bound": ..., "bound_name": ...}, ...]}
 
 `bound` is a limit in the unit of the value, measured in the same run, and `bound_name` says which; `spread` is the
-interquartile range. `bench_all.sh` makes one table of these lines.
+interquartile range. `bench_all.sh` makes one table of these lines:
+
+    python scripts/benchmarking.py docs/performance.md build/bench/*.log
 """
 
+import argparse
 import json
 import os
 import platform
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -148,3 +152,84 @@ class Report:
         versions["transformers"] = transformers.__version__
         line = {"benchmark": self.benchmark, "hardware": hardware(), "commit": commit(), "versions": versions}
         print(json.dumps({**line, "settings": self.settings, "figures": self.figures}))
+
+
+# ------------------------------------------------------------------------------------------------------- the table
+
+BEGIN, END = "<!-- figures: written by scripts/bench_all.sh -->", "<!-- end of figures -->"
+
+
+def last_json(log: Path) -> dict[str, Any]:
+    """The line of JSON that ends the output of a benchmark.
+
+    Raises:
+        ValueError: there is none.
+    """
+    lines = log.read_text(encoding="utf-8").strip().splitlines()
+    try:
+        result = json.loads(lines[-1]) if lines else None
+    except json.JSONDecodeError:
+        result = None
+    if not isinstance(result, dict) or not {"benchmark", "hardware", "commit", "figures"} <= result.keys():
+        raise ValueError(f"{log} does not end with the JSON of a benchmark")
+    return result
+
+
+def number(value: float | None) -> str:
+    """Three significant digits without an exponent: `6,030`, `0.127`."""
+    if value is None:
+        return ""
+    if abs(value) >= 100:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
+
+
+def render(results: list[dict[str, Any]]) -> str:
+    """Markdown of all results: per benchmark where it ran, what was held fixed, and a table."""
+    blocks = []
+    for result in results:
+        settings = ", ".join(
+            f"{name} {number(value) if isinstance(value, float) else value}"
+            for name, value in result.get("settings", {}).items()
+        )
+        versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
+        rows = ["| figure | median | unit | IQR | bound | which bound |", "|---|---:|---|---:|---:|---|"]
+        for figure in result["figures"]:
+            value, spread, bound = (number(figure.get(name)) for name in ("value", "spread", "bound"))
+            which = figure.get("bound_name") or ""
+            rows.append(f"| {figure['name']} | {value} | {figure['unit']} | {spread} | {bound} | {which} |")
+        where = f"{result['hardware']}; commit {result['commit']}; {versions}."
+        blocks.append(f"## {result['benchmark'].capitalize()}\n\n{where}\n{settings}.\n\n" + "\n".join(rows))
+    return "\n\n".join(blocks)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Put the results of the logs in place of earlier ones of the same benchmarks; print and write the page."""
+    data = args.page.with_suffix(".jsonl")
+    lines = data.read_text(encoding="utf-8").splitlines() if data.exists() else []
+    results = {result["benchmark"]: result for result in map(json.loads, lines)}
+    for log in args.logs:
+        result = last_json(log)
+        results[result["benchmark"]] = result
+    table = render(list(results.values()))
+    page = args.page.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{args.page} has no place for the figures: {BEGIN} ... {END}")
+    data.write_text("".join(json.dumps(result) + "\n" for result in results.values()), encoding="utf-8")
+    args.page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+    print(table)
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """Words of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", type=Path, help="page with the table; its data are kept beside it as JSON lines")
+    parser.add_argument("logs", type=Path, nargs="*", help="outputs of benchmarks")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main(arguments()))

@@ -3,39 +3,74 @@
     python scripts/render_readme.py            # after a checkpoint or its metrics.json has changed
     python scripts/render_readme.py --check    # exit code 1 if a file is out of date
 
-Every number comes from hf_crystal/checkpoints/*/metrics.json (the run.json of the training).
+Every number comes from hf_crystal/checkpoints/*/metrics.json: the run.json of the training, with figures of further
+evaluations.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- results:begin", "<!-- results:end -->"
+# of a generator's figures; its card has them all
+README_FIGURES = ("match_rate", "metre", "validity", "uniqueness", "novelty", "agreement")
 
 
-def results_section() -> str:
-    """Table of the embedded checkpoints."""
-    from hf_crystal.cards import load_metrics, target_rows
+def training_cost(metrics: dict[str, Any]) -> str:
+    """Rows, hours and device of a training, as its record has them."""
+    hours = metrics["training_seconds"] / 3600
+    return f"{metrics['rows']['train']:,} crystals, {hours:.1f} h on {metrics['device']}"
+
+
+def property_table() -> list[str]:
+    """Errors of the embedded property models, one line per target."""
+    from hf_crystal.card_figures import interval_text, load_metrics, target_rows
     from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints
 
     lines = [
-        "| checkpoint | parameters | target | training | test MAE (95 % interval) | mean predictor |",
-        "|---|---|---|---|---|---|",
+        "| checkpoint | parameters | target | training | test MAE (95 % interval) | formula only | mean predictor |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in embedded_checkpoints():
         metrics = load_metrics(checkpoint_folder(name) / "metrics.json")
-        cost = (
-            f"{metrics['rows']['train']:,} crystals, {metrics['training_seconds'] / 3600:.1f} h on {metrics['device']}"
-        )
         for row in target_rows(metrics):
-            low, high = row["mae_interval"]
+            forest = f"{row['composition_mae']:.4f}" if "composition_mae" in row else "not measured"
+            model = f"| `{name}` | {metrics['num_parameters']:,} | {row['name']}, {row['unit']} "
+            error = f"| {row['mae']:.4f} ({interval_text(*row['mae_interval'])}, n = {row['n']:,}) "
+            lines.append(f"{model}| {training_cost(metrics)} {error}| {forest} | {row['baseline_mae']:.4f} |")
+    return lines
+
+
+def generator_table() -> list[str]:
+    """Figures of the embedded generators before relaxation, one line per figure and setting."""
+    from hf_crystal.card_figures import generation_rows, interval_text, load_metrics
+    from hf_crystal.checkpoints import checkpoint_folder, embedded_generators
+
+    lines = [
+        "| checkpoint | parameters | training | figure | setting | value (95 % interval) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in embedded_generators():
+        metrics = load_metrics(checkpoint_folder(name) / "metrics.json")
+        for row in generation_rows(metrics):
+            if row["figure"] not in README_FIGURES:
+                continue
+            known = row["low"] is not None
+            interval = f"{interval_text(row['low'], row['high'])}, " if known else ""
             lines.append(
-                f"| `{name}` | {metrics['num_parameters']:,} | {row['name']}, {row['unit']} | {cost} "
-                f"| {row['mae']:.4f} ({low:.4f} to {high:.4f}, n = {row['n']:,}) | {row['baseline_mae']:.4f} |"
+                f"| `{name}` | {metrics['num_parameters']:,} | {training_cost(metrics)} | {row['label']} "
+                f"| {row['setting']} | {row['value']:.4f} ({interval}n = {row['samples']:,}) |"
             )
-    return "\n".join(lines) if len(lines) > 2 else "None in this checkout."
+    return lines
+
+
+def results_section() -> str:
+    """Tables of the embedded checkpoints."""
+    tables = ["\n".join(lines) for lines in (property_table(), generator_table()) if len(lines) > 2]
+    return "\n\n".join(tables) or "None in this checkout."
 
 
 def readme_text(current: str) -> str:
@@ -49,16 +84,18 @@ def readme_text(current: str) -> str:
 
 def rendered_files() -> dict[Path, str]:
     """Every file that this script writes, with its text."""
-    from hf_crystal import AutoModelForCrystalPropertyPrediction, render_model_card
-    from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints
+    from hf_crystal import AutoModelForCrystalGeneration, AutoModelForCrystalPropertyPrediction, render_model_card
+    from hf_crystal.cards import shipped_hub_config
+    from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
 
+    loaders = dict.fromkeys(embedded_checkpoints(), AutoModelForCrystalPropertyPrediction)
+    loaders |= dict.fromkeys(embedded_generators(), AutoModelForCrystalGeneration)
     files = {ROOT / "README.md": readme_text((ROOT / "README.md").read_text(encoding="utf-8"))}
-    for name in embedded_checkpoints():
+    for name, loader in loaders.items():
         folder = checkpoint_folder(name)
-        model = AutoModelForCrystalPropertyPrediction.from_pretrained(folder)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         files[folder / "README.md"] = render_model_card(
-            model, metrics=metrics, hub_config=ROOT / "hub_configs" / f"{name}.json"
+            loader.from_pretrained(folder), metrics=metrics, hub_config=shipped_hub_config(name)
         )
     return files
 

@@ -1,8 +1,8 @@
-"""`hf-crystal evaluate property`: errors of a model on labelled crystals."""
+"""`hf-crystal evaluate`: errors of a property model on labelled crystals; quality of a generator."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,10 @@ from .models import DEFAULT_MODEL, check_model_type, quiet_transformers, resolve
 EXAMPLE = (
     "Example: hf-crystal evaluate property --model crystalformer-mp20 --data mp_20.parquet --split test "
     "--column mb_e_form"
+)
+
+GENERATION_EXAMPLE = (
+    "Example: hf-crystal evaluate generation --model mat2seq-mp20 --data mp_20.parquet --count 200 --output-dir output"
 )
 
 
@@ -57,3 +61,81 @@ def evaluate_property(
             f"{target.name}: MAE {target.mae:.4f}{interval}, RMSE {target.rmse:.4f}, "
             f"R2 {target.r2:.4f}; mean predictor {target.baseline_mae:.4f} {target.unit}; {target.n} crystals"
         )
+
+
+def _shares(tree: Any, name: str = "") -> list[tuple[str, str, list[float]]]:
+    """Section, figure and (value, low, high) of every figure with an interval."""
+    found: list[tuple[str, str, list[float]]] = []
+    if isinstance(tree, list):
+        for entry in tree:
+            found += _shares(entry, f"{name} {entry.get('property', '')} {entry.get('target', '')}".strip())
+    elif isinstance(tree, dict):
+        for key, entry in tree.items():
+            interval = tree.get(f"{key}_interval")
+            if interval is not None and entry is not None:
+                found.append((name, key, [entry, *interval]))
+            elif not key.endswith("_interval"):
+                found += _shares(entry, f"{name} {key}".strip())
+    return found
+
+
+def evaluate_generation(
+    data: Annotated[str, typer.Option(help="Table of crystals with splits, any form load_crystal_dataset reads.")],
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder of samples and figures; a stopped evaluation goes on there.")
+    ],
+    model: Annotated[str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")] = "mat2seq-mp20",
+    split: Annotated[str, typer.Option(help="Split whose compositions are asked for.")] = "test",
+    train_split: Annotated[str, typer.Option(help="Split that novelty is judged against.")] = "train",
+    split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",
+    count: Annotated[int | None, typer.Option(min=1, help="Compositions, drawn by the seed; by default all.")] = None,
+    num_samples: Annotated[int, typer.Option(min=0, help="Crystals per composition beside the likeliest.")] = 20,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of these samples.")] = 1.0,
+    num_free: Annotated[int, typer.Option(min=0, help="Crystals generated from nothing.")] = 1000,
+    judge: Annotated[str | None, typer.Option(help="Property model that judges conditions.")] = None,
+    num_conditioned: Annotated[int, typer.Option(min=1, help="Crystals per value of a condition.")] = 100,
+    smact: Annotated[bool, typer.Option("--smact", help="Judge compositions by SMACT, as published.")] = False,
+    dataset_name: Annotated[str, typer.Option(help="mp_20, perov_5 or carbon_24: cutoffs of coverage.")] = "mp_20",
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes of the matching.")] = 0,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds for one pair of crystals.")] = None,
+    output: Annotated[Literal["table", "json"], typer.Option(help="How the figures are written.")] = "table",
+) -> None:
+    """Measure a generator: match rate, METRe, validity, uniqueness, novelty, space groups, conditions; as JSON."""
+    from ..data import load_crystal_dataset
+    from ..training.mat2seq_evaluation import GenerationSettings, judge_of_pipeline
+    from ..training.mat2seq_evaluation import evaluate_generation as run_evaluation
+    from .generate import load_generation_pipeline
+    from .models import load_property_pipeline
+
+    settings = GenerationSettings(
+        split=split,
+        train_split=train_split,
+        count=count,
+        num_samples=num_samples,
+        temperature=temperature,
+        num_free=num_free,
+        num_conditioned=num_conditioned,
+        smact=smact,
+        seed=seed,
+        num_workers=num_workers,
+        time_limit=time_limit,
+    )
+    pipeline = load_generation_pipeline(model, None)
+    judging = None if judge is None else judge_of_pipeline(load_property_pipeline(judge, None))
+    splits = load_crystal_dataset(data, split_column=split_column)
+    result = run_evaluation(
+        pipeline.model,
+        pipeline.tokenizer,
+        splits,
+        output_dir,
+        settings,
+        judge=judging,
+        dataset_name=dataset_name,
+        described={"model": model, "judge": judge, "data": Path(data).name},
+    )
+    if output == "json":
+        print(json.dumps(result, indent=2, allow_nan=False))
+        return
+    for section, figure, (value, low, high) in _shares(result["generation"]):
+        print(f"{section}: {figure} {value:.4f} (95%: {low:.4f} to {high:.4f})")

@@ -29,6 +29,29 @@ def _properties(given: list[str]) -> dict[str, float] | None:
     return found or None
 
 
+def _cell(given: list[str]) -> dict[str, tuple[float, float]] | None:
+    """`a=4.6` and `a=4.5..4.7` as a mapping of smallest and largest values."""
+    found: dict[str, tuple[float, float]] = {}
+    for word in given:
+        name, _, value = word.partition("=")
+        low, _, high = value.partition("..")
+        try:
+            found[name] = (float(low), float(high or low))
+        except ValueError as error:
+            message = f"{word}: expected name=value or name=low..high with numbers"
+            raise typer.BadParameter(message, param_hint="--cell") from error
+    return found or None
+
+
+def _formula_units(given: list[str]) -> list[int] | str | None:
+    """Numbers, or the word `any`."""
+    if given == ["any"]:
+        return "any"
+    if not all(word.isdecimal() for word in given):
+        raise typer.BadParameter(f"{' '.join(given)}: expected whole numbers or any", param_hint="--formula-units")
+    return [int(word) for word in given] or None
+
+
 def load_generation_pipeline(name: str, device: str | None) -> Any:
     """The pipeline "crystal-generation" with the named model.
 
@@ -74,11 +97,24 @@ def generate(
     composition: Annotated[
         str | None, typer.Option(help="Atoms of the primitive cell, such as SrTiO3 or Ti2O4; none: any.")
     ] = None,
-    space_group: Annotated[str | None, typer.Option(help="Symbol such as Pm-3m, or number 1 to 230.")] = None,
+    formula_units: Annotated[
+        list[str] | None,
+        typer.Option(help="Take the composition as a formula unit, so many in the cell; may be repeated; or any."),
+    ] = None,
+    space_group: Annotated[
+        list[str] | None, typer.Option(help="Symbol such as Pm-3m, or number 1 to 230; may be repeated.")
+    ] = None,
     chemical_system: Annotated[str | None, typer.Option(help="Elements, such as Li-Fe-O.")] = None,
     properties: Annotated[
         list[str] | None, typer.Option("--property", help="Condition name=value; may be repeated.")
     ] = None,
+    cell: Annotated[
+        list[str] | None, typer.Option(help="Cell parameter a=4.6 or a=4.5..4.7 (Å, degrees); may be repeated.")
+    ] = None,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Site that occurs, such as 'Ti 2a' or 'O 4f 0.305'; may be repeated.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Beginning of a sequence to be continued.")] = None,
     num: Annotated[int, typer.Option(help="Number of crystals.")] = 1,
     output_dir: Annotated[Path | None, typer.Option(help="Write one CIF file per crystal here.")] = None,
     output: Annotated[Format, typer.Option(help="How the list is written.")] = "table",
@@ -86,9 +122,13 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same crystals.")] = None,
     temperature: Annotated[float, typer.Option(help="0 for the most probable crystal.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+    num_beams: Annotated[int, typer.Option(help="Above 1: beam search in place of sampling.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Sequences generated at a time.")] = 64,
+    max_atoms: Annotated[int, typer.Option(help="Largest primitive cell where no composition is given.")] = 20,
     min_distance: Annotated[
         float | None, typer.Option(help="Leave out crystals with atoms closer than this, Å.")
     ] = None,
+    smact: Annotated[bool, typer.Option("--smact", help="Leave out what SMACT finds not charge-neutral.")] = False,
     model: Annotated[
         str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
     ] = DEFAULT_GENERATOR,
@@ -103,23 +143,33 @@ def generate(
         raise typer.BadParameter(f"{num} is not positive", param_hint="--num")
     if output == "parquet" and output_file is None:
         raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
-    conditions = _properties(properties or [])
+    asked = {
+        "formula_units": _formula_units(formula_units or []),
+        "space_group": [int(word) if word.isdecimal() else word for word in space_group or []] or None,
+        "chemical_system": chemical_system,
+        "properties": _properties(properties or []),
+        "cell": _cell(cell or []),
+        "sites": site or None,
+        "prompt": prompt,
+    }
     pipe = load_generation_pipeline(model, device)
-    group: str | int | None = int(space_group) if space_group and space_group.isdecimal() else space_group
     results = pipe(
         composition,
-        space_group=group,
-        chemical_system=chemical_system,
-        properties=conditions,
+        **asked,
         num_return_sequences=num,
         seed=seed,
         temperature=temperature,
         top_p=top_p,
+        num_beams=num_beams,
+        batch_size=batch_size,
+        max_atoms=max_atoms,
         min_distance=min_distance,
-        rank=True,
+        smact=smact,
     )
     if not results:
-        raise ValueError(f"no crystal passed the filters (min_distance {min_distance} Å); ask for more or allow less")
+        raise ValueError(
+            f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}); ask for more or allow less"
+        )
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
     with open_writer(

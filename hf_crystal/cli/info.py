@@ -1,7 +1,7 @@
 """`hf-crystal info`: what is installed."""
 
-import json
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 
 EXAMPLE = "Example: hf-crystal info"
@@ -15,12 +15,37 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _property_lines(name: str) -> Iterator[str]:
+    """One line per target of an embedded property model: error on its test split, beside the baselines."""
+    from ..card_figures import load_metrics, target_rows
+    from ..checkpoints import checkpoint_folder
+
+    metrics = load_metrics(checkpoint_folder(name) / "metrics.json")
+    yield f"  {name}: crystal properties, {metrics['num_parameters']:,} parameters"
+    for row in target_rows(metrics):
+        forest = f"formula only {row['composition_mae']:.4f}, " if "composition_mae" in row else ""
+        baselines = f"{forest}mean predictor {row['baseline_mae']:.4f}"
+        yield f"    {row['name']}: test MAE {row['mae']:.4f} {row['unit']} ({baselines}; {row['n']:,} crystals)"
+
+
+def _generator_lines(name: str) -> Iterator[str]:
+    """One line per measured match rate of an embedded generator."""
+    from ..card_figures import generation_rows, load_metrics
+    from ..checkpoints import checkpoint_folder
+
+    metrics = load_metrics(checkpoint_folder(name) / "metrics.json")
+    yield f"  {name}: crystal generation, {metrics['num_parameters']:,} parameters"
+    for row in generation_rows(metrics):
+        if row["figure"] == "match_rate":
+            yield f"    {row['label']}: {row['value']:.4f} ({row['setting']}; {row['samples']:,} samples)"
+
+
 def info() -> None:
-    """Show versions, devices and the embedded checkpoints."""
+    """Show versions, devices, and the embedded checkpoints with their measured errors."""
     import torch
 
     from .. import __version__
-    from ..checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
+    from ..checkpoints import embedded_checkpoints, embedded_generators
 
     print(f"hf_crystal {__version__}, Python {platform.python_version()}")
     for package in _PACKAGES:
@@ -29,10 +54,6 @@ def info() -> None:
     print(f"devices: cpu ({torch.get_num_threads()} threads){''.join(f', {name}' for name in devices)}")
     print("embedded checkpoints:")
     for name in embedded_checkpoints():
-        config = json.loads((checkpoint_folder(name) / "config.json").read_text(encoding="utf-8"))
-        targets = ", ".join(
-            f"{target} ({unit})" for target, unit in zip(config["target_names"], config["target_units"], strict=True)
-        )
-        print(f"  {name}: {targets}")
+        print("\n".join(_property_lines(name)))
     for name in embedded_generators():
-        print(f"  {name}: crystal generation")
+        print("\n".join(_generator_lines(name)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from . import convert, embed, evaluate, export, generate, info, predict, train
+from . import convert, demo, embed, evaluate, export, generate, info, plot, predict, push, train
 
 app = typer.Typer(
     name="hf-crystal",
@@ -18,24 +18,23 @@ app = typer.Typer(
     # a command line wraps text itself; typer's default width would be that of the terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(plot.app, name="plot")
 app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
 app.command("embed", epilog=embed.EXAMPLE)(embed.embed)
 app.command("generate", epilog=generate.EXAMPLE)(generate.generate)
 app.command("convert", epilog=convert.EXAMPLE)(convert.convert)
 app.command("export", epilog=export.EXAMPLE)(export.export)
+app.command("push", epilog=push.EXAMPLE)(push.push)
+app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("info", epilog=info.EXAMPLE)(info.info)
 train_app = typer.Typer(help="Train a model from a recipe.", rich_markup_mode=None)
 train_app.command("property", epilog=train.EXAMPLE)(train.train_property)
+train_app.command("generator", epilog=train.GENERATOR_EXAMPLE)(train.train_generator)
 app.add_typer(train_app, name="train")
 evaluate_app = typer.Typer(help="Measure a model.", rich_markup_mode=None)
 evaluate_app.command("property", epilog=evaluate.EXAMPLE)(evaluate.evaluate_property)
+evaluate_app.command("generation", epilog=evaluate.GENERATION_EXAMPLE)(evaluate.evaluate_generation)
 app.add_typer(evaluate_app, name="evaluate")
-
-
-@train_app.callback()
-@evaluate_app.callback()
-def _group() -> None:
-    """Keeps the name of the sub-command where a group has only one."""
 
 
 _LONGEST_LINE = 400

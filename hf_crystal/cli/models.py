@@ -30,19 +30,20 @@ def resolve_model(name: str) -> str:
     Raises:
         ValueError: none of these.
     """
-    from ..checkpoints import checkpoint_folder, embedded_checkpoints
+    from ..checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
 
+    embedded = [*embedded_checkpoints(), *embedded_generators()]
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"model folder {name} has no config.json")
         return name
-    if name in embedded_checkpoints():
+    if name in embedded:
         return str(checkpoint_folder(name))
     if "/" not in name or folder.is_absolute() or not _REPOSITORY.fullmatch(name):
         raise ValueError(
             f"model not found: {name}; accepted are a folder, a repository of the Hub (owner/name) or an embedded "
-            f"checkpoint: {', '.join(embedded_checkpoints()) or 'none in this installation'}"
+            f"checkpoint: {', '.join(embedded) or 'none in this installation'}"
         )
     return name
 

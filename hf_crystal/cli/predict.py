@@ -2,35 +2,22 @@
 
 import itertools
 import sys
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from .models import DEFAULT_MODEL, load_property_pipeline
+from .progress import track
+from .screening import OnError, Shard, Tally, columns_of, predict_rows
 from .sources import count_crystals, find_sources, read_crystals
 from .writers import Format, open_writer
 
-EXAMPLE = "Example: hf-crystal predict examples/*.cif --output csv --output-file energies.csv"
-
-
-def _check_numbers(batch_size: int, num_shards: int, shard_index: int) -> None:
-    if batch_size < 1:
-        raise typer.BadParameter(f"{batch_size} is not positive", param_hint="--batch-size")
-    if num_shards < 1:
-        raise typer.BadParameter(f"{num_shards} is not positive", param_hint="--num-shards")
-    if not 0 <= shard_index < num_shards:
-        raise typer.BadParameter(f"{shard_index} is not in 0 … {num_shards - 1}", param_hint="--shard-index")
-
-
-def _columns(model: Any) -> tuple[list[str], dict[str, str]]:
-    """Names of the output fields, and the Arrow types of those that are not text."""
-    targets = model.config.target_names
-    values = [column for name in targets for column in (name, f"{name}_unit")]
-    types = {"num_atoms": "int64", **dict.fromkeys(targets, "double")}
-    return ["source", "formula", "num_atoms", *values, "error"], types
+EXAMPLE = (
+    "Example: hf-crystal predict examples/*.cif --output csv --output-file energies.csv\n\n"
+    "A million rows, one of 8 parts, goes on after an interruption: hf-crystal predict table.parquet "
+    "--output-dir results --num-shards 8 --shard-index 0"
+)
 
 
 def predict(
@@ -41,12 +28,19 @@ def predict(
         ),
     ],
     model: Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")] = DEFAULT_MODEL,
-    output: Annotated[Format, typer.Option(help="How results are written.")] = "table",
+    output: Annotated[
+        Format | None, typer.Option(help="How results are written: table, or parquet with --output-dir.")
+    ] = None,
     output_file: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Crystals per forward pass at most.")] = 16,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Write numbered files here; the same call again goes on where it stopped.")
+    ] = None,
+    rows_per_file: Annotated[int, typer.Option(min=1, help="Crystals per file of --output-dir.")] = 10_000,
+    batch_size: Annotated[int, typer.Option(help="Crystals per forward pass at most.")] = 64,
+    max_batch_atoms: Annotated[int, typer.Option(min=1, help="Atoms per forward pass at most, with padding.")] = 4096,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read crystals while the model computes.")] = 0,
     on_error: Annotated[
-        Literal["report", "skip", "raise"],
-        typer.Option(help="A crystal that cannot be read: a row with its reason, no row, or stop."),
+        OnError, typer.Option(help="A crystal that cannot be read: a row with its reason, no row, or stop.")
     ] = "report",
     device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
     num_shards: Annotated[int, typer.Option(help="Split the crystals into this many parts ...")] = 1,
@@ -56,39 +50,55 @@ def predict(
 
     Exit code 0 if any crystal could be read, 1 if none.
     """
-    _check_numbers(batch_size, num_shards, shard_index)
-    if output == "parquet" and output_file is None:
-        raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
+    _check_options(batch_size, num_shards, shard_index)
+    chosen = _choose_format(output, output_file, output_dir)
     sources = find_sources(files)
-    total = len(range(shard_index, count_crystals(sources), num_shards))
-    pipe = load_property_pipeline(model, device)
-    from tqdm import tqdm
+    options = {"batch_size": batch_size, "max_batch_atoms": max_batch_atoms, "num_workers": workers}
+    tally = Tally(on_error)
+    if output_dir is None:
+        total = len(range(shard_index, count_crystals(sources), num_shards))
+        pipe = load_property_pipeline(model, device)
+        crystals = itertools.islice(read_crystals(sources), shard_index, None, num_shards)
+        rows = track(predict_rows(pipe, crystals, **options), total, "crystal")
+        with open_writer(chosen, output_file, *columns_of(pipe.model)) as writer:
+            tally.write(rows, writer)
+    else:
+        if chosen == "table":
+            raise typer.BadParameter("table is for one screen; --output-dir takes files", param_hint="--output")
+        shard = Shard(sources, output_dir, num_shards, shard_index, rows_per_file, chosen)
+        shard.begin(model, on_error)
+        if shard.is_complete:
+            print(f"hf-crystal: complete already: {shard.folder}", file=sys.stderr)
+            return
+        shard.predict(load_property_pipeline(model, device), tally, **options)
+    _report(tally)
 
-    names: deque[str] = deque()
 
-    def crystals() -> Iterator[Any]:
-        for name, crystal in itertools.islice(read_crystals(sources), shard_index, None, num_shards):
-            names.append(name)  # results come back in this order
-            yield crystal
+def _check_options(batch_size: int, num_shards: int, shard_index: int) -> None:
+    if batch_size < 1:
+        raise typer.BadParameter(f"{batch_size} is not positive", param_hint="--batch-size")
+    if num_shards < 1:
+        raise typer.BadParameter(f"{num_shards} is not positive", param_hint="--num-shards")
+    if not 0 <= shard_index < num_shards:
+        raise typer.BadParameter(f"{shard_index} is not in 0 … {num_shards - 1}", param_hint="--shard-index")
 
-    failures: list[str] = []
-    columns, types = _columns(pipe.model)
-    results = tqdm(pipe(crystals(), batch_size=batch_size), total=total, unit="crystal", disable=None, file=sys.stderr)
-    with open_writer(output, output_file, columns, types) as writer:
-        for result in results:
-            name = names.popleft()
-            if "error" in result:
-                failures.append(f"{name}: {result['error']}")
-                if on_error == "raise":
-                    raise ValueError(failures[0])
-                if on_error == "skip":
-                    continue
-            writer.write({"source": name, **result})
-    if failures and len(failures) == total:
-        more = f" (and {total - 1} more)" if total > 1 else ""
-        raise ValueError(f"no crystal could be read: {failures[0]}{more}")
-    if failures:
-        first = failures[0] if len(failures[0]) <= 200 else failures[0][:199] + "…"
-        print(
-            f"hf-crystal: {len(failures)} of {total} crystals could not be read, the first: {first}", file=sys.stderr
-        )
+
+def _choose_format(output: Any, output_file: Path | None, output_dir: Path | None) -> Format:
+    if output_file is not None and output_dir is not None:
+        raise typer.BadParameter("give one of --output-file and --output-dir", param_hint="--output-dir")
+    if output == "parquet" and output_file is None and output_dir is None:
+        raise typer.BadParameter("parquet needs --output-file or --output-dir", param_hint="--output")
+    return output or ("table" if output_dir is None else "parquet")
+
+
+def _report(tally: Tally) -> None:
+    """Say on standard error what could not be read; `ValueError` where that was everything."""
+    if not tally.failed:
+        return
+    if tally.failed == tally.read:
+        more = f" (and {tally.read - 1} more)" if tally.read > 1 else ""
+        raise ValueError(f"no crystal could be read: {tally.first}{more}")
+    first = tally.first if len(tally.first) <= 200 else tally.first[:199] + "…"
+    print(
+        f"hf-crystal: {tally.failed} of {tally.read} crystals could not be read, the first: {first}", file=sys.stderr
+    )

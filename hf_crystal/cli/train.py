@@ -1,4 +1,4 @@
-"""`hf-crystal train property`: training from a recipe."""
+"""`hf-crystal train`: property models and generators from recipes."""
 
 import contextlib
 import sys
@@ -11,28 +11,42 @@ EXAMPLE = (
     "Example: hf-crystal train property --config scripts/recipes/crystalformer-mp20.yaml --data mp_20.parquet "
     "--output-dir runs/mp20"
 )
+GENERATOR_EXAMPLE = (
+    "Example: hf-crystal train generator --config scripts/recipes_mat2seq/mat2seq-mp20.yaml --data mp_20.parquet "
+    "--output-dir runs/mat2seq --max-hours 0.3"
+)
+
+Config = Annotated[Path, typer.Option(help="YAML recipe.")]
+OutputDir = Annotated[Path, typer.Option(help="Folder of the run.")]
+Data = Annotated[str | None, typer.Option(help="Table of crystals; overrides the recipe.")]
+MaxHours = Annotated[float | None, typer.Option(help="Wall budget of the training.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; may be repeated."),
+]
+
+
+def _overrides(config: Path, settings: list[str] | None, named: dict[str, object]) -> list[str]:
+    if not config.is_file():
+        raise ValueError(f"no such recipe: {config}")
+    return [*(settings or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
 
 
 def train_property(
-    config: Annotated[Path, typer.Option(help="YAML recipe.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder of the run.")],
-    data: Annotated[str | None, typer.Option(help="Table of crystals; overrides the recipe.")] = None,
+    config: Config,
+    output_dir: OutputDir,
+    data: Data = None,
     pretrained: Annotated[str | None, typer.Option(help="Folder or repository to fine-tune from.")] = None,
-    max_hours: Annotated[float | None, typer.Option(help="Wall budget of the training.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; may be repeated."),
-    ] = None,
+    max_hours: MaxHours = None,
+    resume: Resume = False,
+    settings: Settings = None,
 ) -> None:
     """Train a property model, test it, and save it under OUTPUT_DIR/model with its record in OUTPUT_DIR/run.json."""
-    if not config.is_file():
-        raise ValueError(f"no such recipe: {config}")
+    overrides = _overrides(config, settings, {"data.path": data, "model.pretrained": pretrained})
     from ..training import load_recipe
     from ..training.property_run import train_property as run_training
 
-    named = {"data.path": data, "model.pretrained": pretrained}
-    overrides = [*(settings or []), *(f"{key}={value}" for key, value in named.items() if value is not None)]
     recipe = load_recipe(config, overrides)
     # without a terminal the Trainer prints its log lines on standard output
     with contextlib.redirect_stdout(sys.stderr):
@@ -44,3 +58,30 @@ def train_property(
             f"{target['name']}: test MAE {target['mae']:.4f} {target['unit']} on {target['n']} crystals; "
             f"mean predictor {target['baseline_mae']:.4f}"
         )
+
+
+def train_generator(
+    config: Config,
+    output_dir: OutputDir,
+    data: Data = None,
+    tokens: Annotated[Path | None, typer.Option(help="Folder of tokenised data that several runs share.")] = None,
+    num_workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise.")] = 1,
+    max_hours: MaxHours = None,
+    resume: Resume = False,
+    settings: Settings = None,
+) -> None:
+    """Train a generator, test it, and save it under OUTPUT_DIR/model with its record in OUTPUT_DIR/run.json."""
+    overrides = _overrides(config, settings, {"data.path": data, "data.num_workers": num_workers})
+    from ..training.mat2seq_recipe import load_generator_recipe
+    from ..training.mat2seq_run import train_generator as run_training
+
+    recipe = load_generator_recipe(config, overrides)
+    with contextlib.redirect_stdout(sys.stderr):
+        record = run_training(recipe, output_dir, tokens_folder=tokens, resume=resume, max_hours=max_hours)
+    answer, free = record["test"]["answer"], record["test"]["without_grammar"]
+    print(f"{record['steps']} steps, {record['epochs']:.2f} epochs, {record['training_seconds']:.0f} s of training")
+    print(
+        f"test loss after the composition: {answer['nats_per_token']:.4f} nats/token, "
+        f"{answer['nats_per_crystal']:.2f} nats/crystal (n={answer['crystals']}); without grammar "
+        f"{free['decoded']:.0%} decode and {free['composition']:.0%} have the composition (n={free['samples']})"
+    )

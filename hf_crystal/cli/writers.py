@@ -1,4 +1,4 @@
-"""Results as a table, CSV, JSON or parquet, to standard output or a file."""
+"""Results as a table, CSV, JSON, JSON lines or parquet, to standard output or a file."""
 
 import contextlib
 import csv
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
 _WIDEST_CELL = 80  # of a table to look at; the other formats hold everything
-Format = Literal["table", "csv", "json", "parquet"]
+FileFormat = Literal["csv", "json", "jsonl", "parquet"]
+Format = Literal["table", "csv", "json", "jsonl", "parquet"]
 
 
 class Writer(Protocol):
@@ -39,9 +40,11 @@ class _Table:
         self.rows: list[list[str]] = []
 
     def write(self, row: dict[str, Any]) -> None:
+        """Keep one row."""
         self.rows.append([_cell(row.get(column)) for column in self.columns])
 
     def finish(self) -> None:
+        """Print all rows, now that the widths are known."""
         # a column that nothing fills (no errors, no units) is left out
         used = [index for index in range(len(self.columns)) if any(row[index] for row in self.rows)]
         lines = [[self.columns[index] for index in used], *([row[index] for index in used] for row in self.rows)]
@@ -53,15 +56,18 @@ class _Table:
 
 
 class _Csv:
+    """A header and one line per row."""
+
     def __init__(self, stream: TextIO, columns: Sequence[str]):
         self.writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
         self.writer.writeheader()
 
     def write(self, row: dict[str, Any]) -> None:
+        """Write one row."""
         self.writer.writerow(row)
 
     def finish(self) -> None:
-        pass
+        """Do nothing: all rows are written."""
 
 
 class _Json:
@@ -72,11 +78,28 @@ class _Json:
         self.separator = "[\n"
 
     def write(self, row: dict[str, Any]) -> None:
+        """Write one row."""
         self.stream.write(self.separator + json.dumps(row, ensure_ascii=False))
         self.separator = ",\n"
 
     def finish(self) -> None:
+        """Close the array."""
         self.stream.write("[]\n" if self.separator == "[\n" else "\n]\n")
+
+
+class _JsonLines:
+    """One JSON object per line, each sent on at once, so that a pipe can work on it."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write one row."""
+        self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.stream.flush()
+
+    def finish(self) -> None:
+        """Do nothing: all rows are written."""
 
 
 class _Parquet:
@@ -95,6 +118,7 @@ class _Parquet:
         self.rows: list[dict[str, Any]] = []
 
     def write(self, row: dict[str, Any]) -> None:
+        """Take one row; every 10,000 are written together."""
         self.rows.append(row)
         if len(self.rows) == 10_000:
             self._flush()
@@ -104,6 +128,7 @@ class _Parquet:
         self.rows.clear()
 
     def finish(self) -> None:
+        """Write the last rows and the footer."""
         self._flush()
         self.writer.close()
 
@@ -112,11 +137,13 @@ class _Parquet:
 def open_writer(output: Format, path: Path | None, columns: Sequence[str], types: dict[str, Any]) -> Iterator[Writer]:
     """A writer for rows with `columns`; a file appears under its name only when all rows are in it.
 
+    Where the reader of standard output has gone (`| head`), the rest of the work is dropped without an error.
+
     Args:
         output: the format.
         path: file, None for standard output.
         columns: names and order of the fields.
-        types: Arrow type names of the columns that are not text, for parquet.
+        types: Arrow types, or their names, of the columns that are not text, for parquet.
 
     Raises:
         ValueError: parquet without a file, or the folder of the file does not exist.
@@ -125,12 +152,17 @@ def open_writer(output: Format, path: Path | None, columns: Sequence[str], types
         if output == "parquet":
             raise ValueError("--output parquet needs --output-file")
         writer = _text_writer(output, sys.stdout, columns)
-        yield writer
-        writer.finish()
+        try:
+            yield writer
+            writer.finish()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python flushes standard output once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if not path.parent.is_dir():
         raise ValueError(f"folder of --output-file does not exist: {path.parent}")
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with contextlib.ExitStack() as stack:
             if output == "parquet":
@@ -148,4 +180,6 @@ def open_writer(output: Format, path: Path | None, columns: Sequence[str], types
 def _text_writer(output: Format, stream: TextIO, columns: Sequence[str]) -> Writer:
     if output == "csv":
         return _Csv(stream, columns)
+    if output == "jsonl":
+        return _JsonLines(stream)
     return _Json(stream) if output == "json" else _Table(stream, columns)

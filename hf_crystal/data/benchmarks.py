@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .conversion import convert_rows
 from .downloads import Download, fetch
-from .loading import convert_rows
 from .records import crystal_features
 from .sources import STRUCTURE_COLUMN, iter_json
 from .tables import CrystalDatasetDict, build_tables, cache_root, fingerprint
 
-__all__ = ["BenchmarkError", "BenchmarkSpec", "load_benchmark", "official_split"]
+__all__ = ["BenchmarkError", "BenchmarkSpec", "load_benchmark", "official_split", "spec_of_property"]
 
 _SPLITS = ("train", "validation", "test")
 _SPLIT_SEED = 123
@@ -54,6 +54,17 @@ class BenchmarkSpec:
     boundary_ids: tuple[tuple[str, str], ...] = ()
     id_keys: tuple[str, ...] = field(default=("jid", "material_id", "id"))
     explicit_sizes: bool = False
+
+
+def spec_of_property(name: str, specs: Mapping[str, BenchmarkSpec], data_set: str) -> BenchmarkSpec:
+    """The benchmark of a property.
+
+    Raises:
+        ValueError: the data set has no such property.
+    """
+    if name not in specs:
+        raise ValueError(f"property_name is {name!r}; {data_set} has official splits for {', '.join(specs)}")
+    return specs[name]
 
 
 def official_split(

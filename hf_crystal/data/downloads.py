@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .tables import cache_root
 
-__all__ = ["Download", "fetch"]
+__all__ = ["Download", "fetch", "figshare"]
 
 logger = logging.get_logger(__name__)
 
@@ -39,6 +39,11 @@ class Download:
     file_name: str
     sha256: str | None
     citation: str
+
+
+def figshare(number: int, file_name: str, citation: str) -> Download:
+    """A file of JARVIS on figshare; its number is in jarvis-tools, `jarvis/db/figshare.py`. No digest is published."""
+    return Download(f"https://ndownloader.figshare.com/files/{number}", file_name, None, citation)
 
 
 def _digest(path: Path) -> str:

@@ -4,18 +4,17 @@
 import os
 from typing import Any
 
-from .benchmarks import BenchmarkSpec, load_benchmark
-from .downloads import Download
+from .benchmarks import BenchmarkSpec, load_benchmark, spec_of_property
+from .downloads import figshare
 from .tables import CrystalDatasetDict
 
 __all__ = ["JARVIS", "load_jarvis"]
 
 # URL and member name: jarvis-tools, jarvis/db/figshare.py, entry "dft_3d_2021"
-_SOURCE = Download(
-    url="https://ndownloader.figshare.com/files/29204826",
-    file_name="jdft_3d-8-18-2021.json.zip",
-    sha256=None,
-    citation="K. Choudhary et al., npj Comput. Mater. 6, 173 (2020); doi:10.6084/m9.figshare.6815699; public domain",
+_SOURCE = figshare(
+    29204826,
+    "jdft_3d-8-18-2021.json.zip",
+    "K. Choudhary et al., npj Comput. Mater. 6, 173 (2020); doi:10.6084/m9.figshare.6815699; public domain",
 )
 # sizes, and first and last ids of the splits: omron-sinicx/crystalframer, data/check_datasets.py
 _MAIN = BenchmarkSpec(
@@ -76,7 +75,5 @@ def load_jarvis(
         ValueError: unknown property.
         BenchmarkError: the file is not the official release, and `official` was not set to False.
     """
-    name = property_name or "formation_energy"
-    if spec is None and name not in JARVIS:
-        raise ValueError(f"property_name is {name!r}; JARVIS has official splits for {', '.join(JARVIS)}")
-    return load_benchmark(spec or JARVIS[name], path=path, **options)
+    chosen = spec or spec_of_property(property_name or "formation_energy", JARVIS, "JARVIS")
+    return load_benchmark(chosen, path=path, **options)

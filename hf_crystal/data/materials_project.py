@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .benchmarks import BenchmarkSpec, load_benchmark
-from .downloads import Download
+from .downloads import figshare
 from .megnet_elastic import ELASTIC, load_megnet_elastic
 from .sources import iter_json
 from .tables import CrystalDatasetDict
@@ -15,11 +15,10 @@ from .tables import CrystalDatasetDict
 __all__ = ["MEGNET", "load_materials_project"]
 
 # URL: jarvis-tools, jarvis/db/figshare.py, entry "megnet"; the splits are defined on this file's order
-_SOURCE = Download(
-    url="https://ndownloader.figshare.com/files/26724977",
-    file_name="megnet.json.zip",
-    sha256=None,
-    citation="C. Chen et al., Chem. Mater. 31, 3564 (2019); Materials Project, CC BY 4.0",
+_SOURCE = figshare(
+    26724977,
+    "megnet.json.zip",
+    "C. Chen et al., Chem. Mater. 31, 3564 (2019); Materials Project, CC BY 4.0",
 )
 # sizes, and first and last ids of the splits: omron-sinicx/crystalframer, data/check_datasets.py
 MEGNET = BenchmarkSpec(

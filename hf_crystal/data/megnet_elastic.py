@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .benchmarks import BenchmarkError
+from .conversion import convert_rows
 from .downloads import Download, fetch
-from .loading import convert_rows
 from .records import crystal_features
 from .sources import STRUCTURE_COLUMN
 from .tables import CrystalDatasetDict, build_tables, cache_root, fingerprint

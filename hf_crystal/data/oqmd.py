@@ -4,18 +4,17 @@
 import os
 from typing import Any
 
-from .benchmarks import BenchmarkSpec, load_benchmark
-from .downloads import Download
+from .benchmarks import BenchmarkSpec, load_benchmark, spec_of_property
+from .downloads import figshare
 from .tables import CrystalDatasetDict
 
 __all__ = ["OQMD", "load_oqmd"]
 
 # URL: jarvis-tools, jarvis/db/figshare.py, entry "oqmd_3d_no_cfid"
-_SOURCE = Download(
-    url="https://ndownloader.figshare.com/files/26790182",
-    file_name="all_oqmd.json.zip",
-    sha256=None,
-    citation="S. Kirklin et al., npj Comput. Mater. 1, 15010 (2015); doi:10.6084/m9.figshare.14206169; CC BY 4.0",
+_SOURCE = figshare(
+    26790182,
+    "all_oqmd.json.zip",
+    "S. Kirklin et al., npj Comput. Mater. 1, 15010 (2015); doi:10.6084/m9.figshare.14206169; CC BY 4.0",
 )
 # sizes, and first and last ids of the splits: omron-sinicx/crystalframer, data/check_datasets.py
 _ENERGY = BenchmarkSpec(
@@ -61,7 +60,5 @@ def load_oqmd(
         ValueError: unknown property.
         BenchmarkError: the file is not the official release, and `official` was not set to False.
     """
-    name = property_name or "delta_e"
-    if spec is None and name not in OQMD:
-        raise ValueError(f"property_name is {name!r}; OQMD has official splits for {', '.join(OQMD)}")
-    return load_benchmark(spec or OQMD[name], path=path, **options)
+    chosen = spec or spec_of_property(property_name or "delta_e", OQMD, "OQMD")
+    return load_benchmark(chosen, path=path, **options)

@@ -1,14 +1,15 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Generated crystals against each other and against known ones: uniqueness, novelty, space groups."""
 
-import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_crystal.evaluation.matching import DEFAULT_MATCHER, MatcherSettings, structure_matcher
-from hf_crystal.evaluation.pools import JobPool, Outcome
+from hf_crystal.evaluation.comparisons import PairComparer
+from hf_crystal.evaluation.fast_matcher import MatcherSettings, fits
+from hf_crystal.evaluation.matching import DEFAULT_MATCHER
+from hf_crystal.evaluation.pools import Outcome
 from hf_crystal.evaluation.results import (
     PlainResult,
     ReadCrystal,
@@ -116,23 +117,20 @@ class SpaceGroupResult(PlainResult):
     found: tuple[int | None, ...]
 
 
-def _same_crystal(settings: MatcherSettings, pair: tuple[Any, Any]) -> bool:
-    return bool(structure_matcher(settings).fit(*pair))
+def _buckets(
+    crystals: Sequence[ReadCrystal], places: Iterable[int], bucket_by: BucketBy, symprec: float
+) -> dict[tuple[Any, ...], list[int]]:
+    """Places by what crystals must share to be compared."""
+    buckets: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for place in places:
+        crystal = crystals[place]
+        group = () if bucket_by == "formula" else (find_space_group(crystal.structure, symprec),)
+        buckets[crystal.formula, *group].append(place)
+    return buckets
 
 
-def _matching_pool(settings: MatcherSettings, num_workers: int, time_limit: float | None) -> JobPool:
-    return JobPool(
-        functools.partial(_same_crystal, settings),
-        prepare=functools.partial(structure_matcher, settings),
-        num_workers=num_workers,
-        time_limit=time_limit,
-    )
-
-
-def _bucket_key(crystal: ReadCrystal, bucket_by: BucketBy, symprec: float) -> tuple[Any, ...]:
-    if bucket_by == "formula":
-        return (crystal.formula,)
-    return (crystal.formula, find_space_group(crystal.structure, symprec))
+def _readable(crystals: Sequence[ReadCrystal]) -> list[int]:
+    return [place for place, crystal in enumerate(crystals) if crystal.structure is not None]
 
 
 def _check_bucket(bucket_by: str) -> None:
@@ -180,19 +178,17 @@ def uniqueness(
     read = read_crystals(crystals)
     if not read:
         raise ValueError("crystals is empty: expected at least one")
-    buckets: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for index, crystal in enumerate(read):
-        if crystal.structure is not None:
-            buckets[_bucket_key(crystal, bucket_by, symprec)].append(index)
     representative: list[int | None] = [None] * len(read)
     failures: Counter[str] = Counter()
     num_pairs = 0
-    remaining = list(buckets.values())
-    with _matching_pool(settings, num_workers, time_limit) as pool:
+    remaining = list(_buckets(read, _readable(read), bucket_by, symprec).values())
+    with PairComparer(fits, settings, num_workers=num_workers, time_limit=time_limit) as comparer:
+        # a crystal that is alone is compared with none
+        reduced = comparer.reduce(read, (i for bucket in remaining if len(bucket) > 1 for i in bucket), niggli=True)
         # a round settles one group of every bucket: all that equal the first crystal left over
         while remaining:
             pairs = [(bucket[0], index) for bucket in remaining for index in bucket[1:]]
-            outcomes = pool.run([(read[first].structure, read[index].structure) for first, index in pairs])
+            outcomes = comparer.compare([(reduced[first], reduced[index]) for first, index in pairs])
             for bucket in remaining:
                 representative[bucket[0]] = bucket[0]
             for (first, index), outcome in zip(pairs, outcomes, strict=True):
@@ -246,19 +242,18 @@ def novelty(
     known, read = read_references(references), read_crystals(crystals)
     if not read:
         raise ValueError("crystals is empty: expected at least one")
-    formulas = {crystal.formula for crystal in read if crystal.structure is not None}
-    buckets: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for row, reference in enumerate(known):
-        if reference.formula in formulas:  # the space group of the others is never needed
-            buckets[_bucket_key(reference, bucket_by, symprec)].append(row)
-    pairs = [
-        (index, row)
-        for index, crystal in enumerate(read)
-        if crystal.structure is not None
-        for row in buckets.get(_bucket_key(crystal, bucket_by, symprec), ())
-    ]
-    with _matching_pool(settings, num_workers, time_limit) as pool:
-        outcomes = pool.run([(known[row].structure, read[index].structure) for index, row in pairs])
+    buckets = _buckets(read, _readable(read), bucket_by, symprec)
+    formulas = {key[0] for key in buckets}
+    # the space group of references with other formulas is never needed
+    rows = [row for row, reference in enumerate(known) if reference.formula in formulas]
+    known_buckets = _buckets(known, rows, bucket_by, symprec)
+    pairs = sorted(
+        (index, row) for key, places in buckets.items() for index in places for row in known_buckets.get(key, ())
+    )
+    with PairComparer(fits, settings, num_workers=num_workers, time_limit=time_limit) as comparer:
+        first = comparer.reduce(known, (row for _, row in pairs), niggli=False)
+        second = comparer.reduce(read, (index for index, _ in pairs), niggli=True)
+        outcomes = comparer.compare([(first[row], second[index]) for index, row in pairs])
     match: list[int | None] = [None] * len(read)
     for (index, row), outcome in zip(pairs, outcomes, strict=True):
         if outcome.value and match[index] is None:

@@ -1,14 +1,15 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Crystal structure prediction: match rate and RMSE as DiffCSP and CDVAE define them, METRe and cRMSE."""
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_crystal.evaluation.pools import JobPool, Outcome
+from hf_crystal.evaluation.comparisons import PairComparer
+from hf_crystal.evaluation.fast_matcher import MatcherSettings, rms_distance
+from hf_crystal.evaluation.pools import Outcome
 from hf_crystal.evaluation.results import PlainResult, ReadCrystal, read_crystals, read_references
 from hf_crystal.evaluation.valid_crystals import ValidityFilter, passes
 
@@ -25,40 +26,8 @@ SampleOutcome = Literal[
 ]
 
 
-@dataclass(frozen=True)
-class MatcherSettings:
-    """Arguments of pymatgen's `StructureMatcher`; other ones keep its defaults.
-
-    Attributes:
-        ltol: Fractional tolerance of lengths.
-        stol: Tolerance of sites, in units of (volume / atoms)^(1/3).
-        angle_tol: Tolerance of angles, degrees.
-    """
-
-    ltol: float
-    stol: float
-    angle_tol: float
-
-    def __str__(self) -> str:
-        return f"StructureMatcher(ltol={self.ltol}, stol={self.stol}, angle_tol={self.angle_tol})"
-
-
 DIFFCSP_MATCHER = MatcherSettings(ltol=0.3, stol=0.5, angle_tol=10.0)
 DEFAULT_MATCHER = MatcherSettings(ltol=0.2, stol=0.3, angle_tol=5.0)
-
-
-@functools.lru_cache(maxsize=8)
-def structure_matcher(settings: MatcherSettings) -> Any:
-    """The pymatgen `StructureMatcher` of these settings, one per process."""
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    return StructureMatcher(ltol=settings.ltol, stol=settings.stol, angle_tol=settings.angle_tol)
-
-
-def rms_of_pair(settings: MatcherSettings, pair: tuple[Any, Any]) -> float | None:
-    """RMS displacement of two structures over (volume / atoms)^(1/3), or None where they do not match."""
-    found = structure_matcher(settings).get_rms_dist(*pair)
-    return None if found is None else float(found[0])
 
 
 @dataclass(frozen=True)
@@ -203,15 +172,18 @@ def _sample_match(outcome: Outcome) -> SampleMatch:
 
 
 def _compare(
-    pairs: Sequence[tuple[Any, Any]], settings: MatcherSettings, num_workers: int, time_limit: float | None
+    crystals: Sequence[ReadCrystal],
+    references: Sequence[ReadCrystal],
+    pairs: Sequence[tuple[int, int]],
+    settings: MatcherSettings,
+    num_workers: int,
+    time_limit: float | None,
 ) -> list[SampleMatch]:
-    with JobPool(
-        functools.partial(rms_of_pair, settings),
-        prepare=functools.partial(structure_matcher, settings),
-        num_workers=num_workers,
-        time_limit=time_limit,
-    ) as pool:
-        return [_sample_match(outcome) for outcome in pool.run(pairs)]
+    """Verdicts on (place of a crystal, row of a reference)."""
+    with PairComparer(rms_distance, settings, num_workers=num_workers, time_limit=time_limit) as comparer:
+        first = comparer.reduce(crystals, (place for place, _ in pairs), niggli=False)
+        second = comparer.reduce(references, (row for _, row in pairs), niggli=True)
+        return [_sample_match(o) for o in comparer.compare([(first[place], second[row]) for place, row in pairs])]
 
 
 def _without_matcher(
@@ -288,9 +260,9 @@ def match_rate(
         verdict = _without_matcher(crystal, reference, valid=valid[place], prefilter=prefilter)
         if verdict is not None:
             settled[place] = verdict
-    places = [place for place in range(len(crystals)) if place not in settled]
-    jobs = [(crystals[place].structure, truth[owners[place]].structure) for place in places]
-    settled.update(zip(places, _compare(jobs, settings, num_workers, time_limit), strict=True))
+    pairs = [(place, owner) for place, owner in enumerate(owners) if place not in settled]
+    verdicts = _compare(crystals, truth, pairs, settings, num_workers, time_limit)
+    settled.update((place, verdict) for (place, _), verdict in zip(pairs, verdicts, strict=True))
     items: list[list[SampleMatch]] = [[] for _ in truth]
     for place, owner in enumerate(owners):
         items[owner].append(settled[place])
@@ -338,8 +310,7 @@ def metre(
         for place in usable
         if not prefilter or crystals[place].formula == reference.formula
     ]
-    jobs = [(crystals[place].structure, truth[row].structure) for place, row in pairs]
-    outcomes = _compare(jobs, settings, num_workers, time_limit)
+    outcomes = _compare(crystals, truth, pairs, settings, num_workers, time_limit)
     best_rms: list[float | None] = [None] * len(truth)
     best_index: list[int | None] = [None] * len(truth)
     for (place, row), sample in zip(pairs, outcomes, strict=True):

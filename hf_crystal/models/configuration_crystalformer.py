@@ -35,7 +35,9 @@ class CrystalformerConfig(PreTrainedConfig):
         cutoff_sigmas (`float`): radius rule: cut-off in units of r0 / sqrt b (reciprocal space: of its inverse).
         cell_range (`int`): cells rule: smallest |n_k| of the box; in reciprocal space the fixed range of m.
         adaptive_cutoff_sigmas (`float`, *optional*): cells rule: the box covers this many sigma_i; none: fixed box.
-        attention_kernel (`str`): `"fast"` or the plain `"reference"`; equal results.
+        attention_kernel (`str`): how real-space attention is computed; results are equal to rounding. `"fast"`: Triton
+            kernels on an NVIDIA GPU where they can run, else eager operations; `"triton"`, `"eager"`: the one or the
+            other; `"reference"`: the plain equations. What cannot run falls back to eager with a line in the log.
         match_release (`bool`): reproduce the released code where it departs from the paper (parity tests, converted
             checkpoints).
         pooling (`str`): how atoms are pooled; `"mean"`.
@@ -66,7 +68,7 @@ class CrystalformerConfig(PreTrainedConfig):
     cutoff_sigmas: float | int = 4.5
     cell_range: int = 2
     adaptive_cutoff_sigmas: float | int | None = 3.5
-    attention_kernel: Literal["fast", "reference"] = "fast"
+    attention_kernel: Literal["fast", "eager", "triton", "reference"] = "fast"
     match_release: bool = False
     pooling: Literal["mean"] = "mean"
     head_hidden_size: int = 128
@@ -130,6 +132,15 @@ class CrystalformerConfig(PreTrainedConfig):
     def truncates_bases(self) -> bool:
         """Whether the bases are cut at four sigma; only the released CrystalFramer does."""
         return False
+
+    @property
+    def kernel_obstacle(self) -> str | None:
+        """What this configuration asks for and the Triton kernels do not have; none: they have everything."""
+        if self.domain != "real":
+            return f"domain={self.domain!r}, the kernels sum in real space"
+        if self.image_selection != "radius" or self.truncates_bases:
+            return "the kernels have neither boxes of cells nor the truncated bases of the released code"
+        return None
 
     def layer_domain(self, layer: int) -> str:
         """Domain of one block: `"real"`, `"reciprocal"` or `"multihead"`."""

@@ -57,3 +57,10 @@ class CrystalFramerConfig(CrystalformerConfig):
     def truncates_bases(self) -> bool:
         """Whether the bases are cut at four sigma, as the released code does where it has frames."""
         return self.match_release and self.frame_method != "none"
+
+    @property
+    def kernel_obstacle(self) -> str | None:
+        """What this configuration asks for and the Triton kernels do not have; none: they have everything."""
+        if self.frame_method not in ("max", "none"):
+            return f"frame_method={self.frame_method!r}, the kernels have 'max' frames"
+        return super().kernel_obstacle

@@ -82,6 +82,14 @@ class CrystalLogitsProcessor(LogitsProcessor):
         self._ids = input_ids
         return forbid(scores, self._nodes)
 
+    def keep(self, rows: torch.Tensor) -> None:
+        """Forget all rows but these: they go on as a batch of their own, one constraint per row."""
+        if self._ids is None:
+            raise ValueError("keep is for rows that have been seen")
+        self._ids = self._ids[rows]
+        self._nodes = [self._nodes[row] for row in rows.tolist()]
+        self._roots = [self._roots[row] for row in rows.tolist()]
+
     def _continues(self, input_ids: torch.Tensor) -> bool:
         before = self._ids
         return (

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 import torch
 
 from .configuration_crystalformer import CrystalformerConfig
-from .ops_crystal_frames import FrameAxes
-from .ops_periodic_attention import radial_basis, reciprocal_vectors
+from .kernels_choice import runs_triton
+from .kernels_edges import SortedEdges, sorted_edges
+from .ops_frame_features import FrameAxes
+from .ops_periodic_attention import radial_basis
 from .ops_periodic_geometry import (
     NeighborLayout,
     PackedAtoms,
@@ -14,8 +16,10 @@ from .ops_periodic_geometry import (
     dense_pair_layout,
     pack_atoms,
     plane_spacings,
+    radius_edges,
     radius_layouts,
 )
+from .ops_reciprocal_attention import reciprocal_vectors
 
 __all__ = ["CrystalGeometry", "ImageBlock", "box_extents", "build_geometry"]
 
@@ -48,6 +52,7 @@ class CrystalGeometry:
         positions (`torch.Tensor` of shape `(T, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
         atomic_numbers (`torch.Tensor` of shape `(T,)`): elements.
         images (`list[ImageBlock]`): periodic images of all atoms (real-space blocks).
+        edges (`SortedEdges`, *optional*): the same images as one list, instead of `images`, for the Triton kernels.
         order (`torch.Tensor` of shape `(T,)`, *optional*): place of each packed atom in the rows of all `images`.
         box_unit (`torch.Tensor` of shape `(B, 3)`, *optional*): 1 / plane spacing, for the `cells` rule's boxes.
         waves (`tuple`, *optional*): reciprocal vectors and multiplicities.
@@ -59,6 +64,7 @@ class CrystalGeometry:
     cell: torch.Tensor
     atomic_numbers: torch.Tensor
     images: list[ImageBlock] = field(default_factory=list)
+    edges: SortedEdges | None = None
     order: torch.Tensor | None = None
     box_unit: torch.Tensor | None = None
     waves: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -87,7 +93,12 @@ def build_geometry(
         raise ValueError(f"attention_mask has no atom for the crystals at batch positions {empty}; at least one each.")
     packed = positions[atoms.crystal, atoms.slot]
     geometry = CrystalGeometry(atoms, packed, cell, atomic_numbers[atoms.crystal, atoms.slot])
-    if config.domain != "reciprocal":
+    if runs_triton(config.attention_kernel, config.kernel_obstacle, packed, cell):
+        radius = float(config.cutoff_sigmas) * config.largest_real_sigma
+        found = radius_edges(packed, cell, atoms, radius)
+        pairs = torch.stack([found.pair_query, found.pair_key]).repeat_interleave(found.pair_counts, dim=1)
+        geometry.edges = sorted_edges(pairs[0], pairs[1], found.vectors, packed.shape[0])
+    elif config.domain != "reciprocal":
         if config.image_selection == "radius":
             radius = float(config.cutoff_sigmas) * config.largest_real_sigma
             layouts = radius_layouts(packed, cell, atoms, radius)

@@ -152,16 +152,16 @@ class GrammarMasks:
 
     @functools.cached_property
     def coordinate(self) -> Any:
-        """Function (group, position) → first coordinate of the first orbit on a position, made once."""
+        """Function (group, position, stride) → first coordinate of the first orbit on a position, made once."""
         return functools.lru_cache(maxsize=4096)(
-            lambda group, position: self.free_coordinate(
-                GrammarState("coordinate", group=group, position=position), PromptConstraint()
+            lambda group, position, stride: self.free_coordinate(
+                GrammarState("coordinate", group=group, position=position), PromptConstraint(), stride
             )
         )
 
-    def free_coordinate(self, state: GrammarState, constraint: PromptConstraint) -> _Number:
+    def free_coordinate(self, state: GrammarState, constraint: PromptConstraint, stride: int) -> _Number:
         """A coordinate about to be written."""
-        return _Number(self.coordinate_ids, self.grammar.coordinates(state, constraint), 0, self.size)
+        return _Number(self.coordinate_ids, self.grammar.coordinates(state, constraint, stride), 0, self.size)
 
 
 _MASKS: weakref.WeakKeyDictionary[CrystalGrammar, GrammarMasks] = weakref.WeakKeyDictionary()
@@ -200,11 +200,11 @@ class _Tree:
             number = self.masks.number(*self.masks.grammar.cell_range(state, self.constraint))
             return GrammarNode(self, state, number, number.forbidden)
         if state.phase == "coordinate":
-            plain = not (state.parameters or state.orbits or self.constraint.sites)
-            if plain:
-                number = self.masks.coordinate(state.group, state.position)
+            stride = self.masks.grammar.stride(state)
+            if state.parameters or state.orbits or self.constraint.sites:
+                number = self.masks.free_coordinate(state, self.constraint, stride)
             else:
-                number = self.masks.free_coordinate(state, self.constraint)
+                number = self.masks.coordinate(state.group, state.position, stride)
             return GrammarNode(self, state, number, number.forbidden)
         return GrammarNode(self, state, None, self.masks.row(self._key(state), state, self.constraint))
 

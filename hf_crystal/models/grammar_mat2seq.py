@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .canonical_grid import CanonicalSite, free_cell_parameters
+from .canonical_grid import CanonicalSite, coordinate_strides, free_cell_parameters
 from .canonical_text import SEPARATOR, NumberFormat, SequenceLayout, composition_tokens, position_token
 from .elements_crystal import FORMULA_RANK
 from .feasibility_mat2seq import (
@@ -92,15 +92,8 @@ class CrystalGrammar:
         self.length_range = length_range
         self.angle_range = angle_range
 
-    @property
-    def max_tokens(self) -> int:
-        """Longest sequence, begin and end included."""
-        return self.rules.max_tokens
-
-    @property
-    def max_atoms(self) -> int:
-        """Largest primitive cell, where the prompt does not say it."""
-        return self.rules.max_atoms
+        self.max_tokens = self.rules.max_tokens
+        self.max_atoms = self.rules.max_atoms
 
     # ------------------------------------------------------------------------------------------------ what is next
 
@@ -311,14 +304,20 @@ class CrystalGrammar:
 
     def _next_coordinate(self, state: GrammarState, constraint: PromptConstraint) -> list[str]:
         form = self.layout.fraction
-        return _number_tokens(form, state.number, self.coordinates(state, constraint) * form.unit)
+        values = self.coordinates(state, constraint, self.stride(state))
+        return _number_tokens(form, state.number, values * form.unit)
 
-    def coordinates(self, state: GrammarState, constraint: PromptConstraint) -> np.ndarray:
+    def stride(self, state: GrammarState) -> int:
+        """Steps of which the next free coordinate is a multiple in a canonical crystal."""
+        strides = _strides(state.group, state.lattice, self.layout.settings)
+        return int(strides[state.position, len(state.parameters)])
+
+    def coordinates(self, state: GrammarState, constraint: PromptConstraint, stride: int) -> np.ndarray:
         """Values of the next free coordinate, in increasing steps, that make no atoms coincide.
 
-        One crystal has one spelling where possible: orbits are spelt by their smallest parameters, and those of one
-        element on one position come in increasing order. Where no value is left for that, spelling gives way; a
-        crystal is still written.
+        One crystal has one spelling where possible: coordinates are multiples of `stride`, orbits are spelt by their
+        smallest parameters, and those of one element on one position come in increasing order. Where no value is left
+        for that, spelling gives way; a crystal is still written.
         """
         place = len(state.parameters)
         pending = constraint.sites[state.sites_done :]
@@ -339,10 +338,13 @@ class CrystalGrammar:
         same = state.last == (state.position, state.element)
         if same and state.parameters == state.last_parameters[:place]:
             increasing[: state.last_parameters[place] + final] = False
-        for choice in (allowed & smallest & increasing, allowed & increasing, allowed & smallest):
-            if choice.any():
-                return np.flatnonzero(choice)
-        return np.flatnonzero(allowed)
+        on_grid = np.zeros_like(allowed)
+        on_grid[::stride] = True
+        for values in (allowed & on_grid, allowed):
+            for choice in (values & smallest & increasing, values & increasing, values & smallest, values):
+                if choice.any():
+                    return np.flatnonzero(choice)
+        raise ValueError(f"no coordinate is left in the state {state}")  # cannot happen with 500 steps or more
 
     def _after_coordinate(self, state: GrammarState, token: str, constraint: PromptConstraint) -> GrammarState:
         number = (*state.number, token)
@@ -355,6 +357,9 @@ class CrystalGrammar:
 
     def _after_end(self, state: GrammarState, _token: str, _constraint: PromptConstraint) -> GrammarState:
         return state
+
+
+_strides = functools.lru_cache(maxsize=4096)(coordinate_strides)
 
 
 @functools.cache

@@ -9,7 +9,6 @@ Inside the encoder atoms are packed, (T, ...), and images are padded rows per at
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -17,20 +16,22 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import can_return_tuple, logging
 
 from .configuration_crystalformer import CrystalformerConfig
 from .geometry_crystalformer import CrystalGeometry, ImageBlock, box_extents, build_geometry
+from .kernels_edges import SortedEdges
+from .kernels_encoder import EdgeAttentionOutput, attention_over_edges, edge_attention_matrix
+from .modeling_crystal_outputs import CrystalEncoderOutput, CrystalPropertyOutput
 from .ops_periodic_attention import (
     PeriodicAttentionOutput,
     gaussian_widths,
     pair_attention_matrix,
     periodic_attention,
     periodic_attention_reference,
-    reciprocal_attention,
-    reciprocal_log_weights,
 )
 from .ops_periodic_geometry import NeighborLayout, unpack_atoms
+from .ops_reciprocal_attention import reciprocal_attention, reciprocal_log_weights
 
 __all__ = [
     "CrystalEncoderOutput",
@@ -47,41 +48,6 @@ LOSSES = {
     "mse": nn.functional.mse_loss,
     "smooth_l1": nn.functional.smooth_l1_loss,
 }
-
-
-@dataclass
-class CrystalEncoderOutput(ModelOutput):
-    """Output of a crystal encoder.
-
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(B, N, C)`): state of every atom; zero for padding.
-        pooler_output (`torch.FloatTensor` of shape `(B, C)`): mean over the atoms of each crystal.
-        hidden_states (`tuple`, *optional*): embeddings and the output of each block, each `(B, N, C)`.
-        attentions (`tuple`, *optional*): attention weights summed over images, per block `(B, H, N, N)`.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class CrystalPropertyOutput(ModelOutput):
-    """Output of a property model.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): mean loss over known labels, on scaled targets.
-        logits (`torch.FloatTensor` of shape `(B, targets)`): predictions in `config.target_units`.
-        hidden_states, attentions: as in [`CrystalEncoderOutput`].
-        pooler_output (`torch.FloatTensor` of shape `(B, C)`): embedding of each crystal.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    pooler_output: torch.Tensor | None = None
 
 
 class XavierLinear(nn.Linear):
@@ -109,6 +75,7 @@ class CrystalformerAttention(nn.Module):
 
     width_calibration: torch.Tensor
     value_radial: nn.Parameter | None
+    has_angles = False
 
     def __init__(self, config: CrystalformerConfig, layer_index: int):
         super().__init__()
@@ -146,10 +113,10 @@ class CrystalformerAttention(nn.Module):
         self, hidden_states: torch.Tensor, geometry: CrystalGeometry, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention of packed states `(T, C)`; second result is `(B, H, N, N)` on request."""
-        dtype = geometry.positions.dtype
-        query = self._heads(self.q_proj(hidden_states), dtype)
-        key = self._heads(self.k_proj(hidden_states), dtype)
-        value = self._heads(self.v_proj(hidden_states), dtype)
+        projected = [projection(hidden_states) for projection in (self.q_proj, self.k_proj, self.v_proj)]
+        # the kernels read half precision and sum in float32; the eager operations are in the geometry's precision
+        dtype = geometry.positions.dtype if geometry.edges is None else projected[0].dtype
+        query, key, value = (self._heads(states, dtype) for states in projected)
         # exponentials of distances lose everything in half precision
         with torch.autocast(hidden_states.device.type, enabled=False):
             mixed, matrices = [], []
@@ -169,16 +136,17 @@ class CrystalformerAttention(nn.Module):
 
     def _widths(self, query: torch.Tensor, heads: slice, lower_bound: float) -> torch.Tensor:
         """rho_i of the given heads, shape `(T, heads)`."""
+        query = query.to(torch.promote_types(query.dtype, torch.float32))
         width_query = self.width_query[heads].to(query.dtype)
         calibration = self.width_calibration.to(query.dtype)
         return gaussian_widths(query, width_query, calibration, float(self.config.width_slope), lower_bound)
 
     def _edge_mask(
         self, inverse_variance: torch.Tensor, layout: NeighborLayout, geometry: CrystalGeometry
-    ) -> torch.Tensor:
-        """Images that count: all found ones, or those in the box of each atom and head (`cells` rule)."""
+    ) -> torch.Tensor | None:
+        """Images that count: all found ones (none), or those in the box of each atom and head (`cells` rule)."""
         if layout.edge_images is None or geometry.box_unit is None or self.config.adaptive_cutoff_sigmas is None:
-            return layout.edge_mask
+            return None
         box_unit = geometry.box_unit[geometry.atoms.crystal[layout.rows]][:, None, :]
         extents = box_extents(self.config, inverse_variance.detach().rsqrt(), box_unit)  # (T, H, 3)
         inside = (layout.edge_images.abs()[:, :, None, :] <= extents[:, None, :, :]).all(-1)
@@ -195,6 +163,8 @@ class CrystalformerAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         widths = self._widths(query[:, heads], heads, float(self.config.real_lower_bound))
         inverse_variance = widths / float(self.config.real_scale) ** 2
+        if geometry.edges is not None:
+            return self._over_edges(query, key, value, inverse_variance, geometry, output_attentions)
         kernel = periodic_attention_reference if self.config.attention_kernel == "reference" else periodic_attention
         radial_weight = None if self.value_radial is None else self._radial_weight().to(query.dtype)
         outputs, matrix = [], None
@@ -220,12 +190,42 @@ class CrystalformerAttention(nn.Module):
                 matrix = part if matrix is None else matrix + part
         return torch.cat(outputs).index_select(0, cast(torch.Tensor, geometry.order)), matrix
 
+    def _over_edges(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        inverse_variance: torch.Tensor,
+        geometry: CrystalGeometry,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`_real_space` by the Triton kernels, for all atoms at once."""
+        edges = cast(SortedEdges, geometry.edges)
+        result = attention_over_edges(
+            query,
+            key,
+            value,
+            inverse_variance,
+            edges,
+            None if self.value_radial is None else self._radial_weight().to(inverse_variance.dtype),
+            float(self.config.radial_cutoff),
+            float(self.config.radial_width_scale),
+            stores_edges=output_attentions or self.has_angles,
+        )
+        matrix = edge_attention_matrix(result.weights, edges, geometry.atoms) if output_attentions else None
+        return self._with_edge_angles(result, edges), matrix
+
+    def _with_edge_angles(self, result: EdgeAttentionOutput, edges: SortedEdges) -> torch.Tensor:
+        """`_with_angles` for the Triton kernels."""
+        del edges
+        return result.output
+
     def _radial_weight(self) -> torch.Tensor:
         """W^E; frames scale it."""
         return cast(torch.Tensor, self.value_radial)
 
     def _with_angles(
-        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor, images: ImageBlock
+        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor | None, images: ImageBlock
     ) -> torch.Tensor:
         """Hook of CrystalFramer: adds the angle part of the value encoding."""
         del edge_mask, images

@@ -16,6 +16,8 @@ from torch import nn
 
 from .configuration_crystalframer import CrystalFramerConfig
 from .geometry_crystalformer import CrystalGeometry, ImageBlock
+from .kernels_edges import SortedEdges
+from .kernels_encoder import EdgeAttentionOutput, features_over_edges
 from .modeling_crystalformer import (
     CrystalformerAttention,
     CrystalformerForPropertyPrediction,
@@ -26,16 +28,13 @@ from .modeling_crystalformer import (
 )
 from .ops_crystal_frames import (
     SELF_IMAGE_SQUARED_DISTANCE,
-    FrameAxes,
-    axes_of_frames,
     eigen_axes,
     eigen_frames,
-    frame_features,
     lattice_axes,
     max_axes,
     max_frames,
-    spread_axes,
 )
+from .ops_frame_features import FrameAxes, axes_of_frames, frame_features, spread_axes
 from .ops_periodic_attention import PeriodicAttentionOutput
 from .ops_periodic_geometry import NeighborLayout, plane_spacings, pure_translations
 
@@ -52,7 +51,8 @@ class CrystalFramerAttention(CrystalformerAttention):
 
     def __init__(self, config: CrystalFramerConfig, layer_index: int):
         super().__init__(config, layer_index)
-        if config.frame_method == "none":
+        self.has_angles = config.frame_method != "none"
+        if not self.has_angles:
             self.value_angular = None
         else:
             shape = (3, self.num_heads, self.head_dim, config.num_angular_basis)
@@ -64,7 +64,7 @@ class CrystalFramerAttention(CrystalformerAttention):
         return weight if self.value_angular is None else weight * float(self.config.radial_gain)
 
     def _with_angles(
-        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor, images: ImageBlock
+        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor | None, images: ImageBlock
     ) -> torch.Tensor:
         if self.value_angular is None:
             return result.output
@@ -73,7 +73,7 @@ class CrystalFramerAttention(CrystalformerAttention):
         has_direction = images.layout.squared_distances > SELF_IMAGE_SQUARED_DISTANCE  # (T, M)
         axes = images.static_axes
         if axes is None:
-            mask = edge_mask if edge_mask.dim() == 3 else edge_mask[..., None]
+            mask = images.layout.edge_mask[..., None] if edge_mask is None else edge_mask
             axes = self._dynamic_axes(result, mask & has_direction[..., None], images.layout, images.unit_vectors)
         features = frame_features(
             result.edge_weights * has_direction[..., None],
@@ -84,8 +84,20 @@ class CrystalFramerAttention(CrystalformerAttention):
             reference=self.config.attention_kernel == "reference" or self.config.match_release,
             truncate=self.config.match_release,
         )
-        weight = self.value_angular.to(features.dtype) * float(self.config.angular_gain)
-        return result.output + torch.einsum("thak,ahdk->thd", features, weight)
+        return result.output + self._mix_features(features, self.value_angular)
+
+    def _with_edge_angles(self, result: EdgeAttentionOutput, edges: SortedEdges) -> torch.Tensor:
+        if self.value_angular is None:
+            return result.output
+        basis = (self.config.num_angular_basis, float(self.config.angular_width_scale))
+        tolerance = float(self.config.frame_tie_tolerance)
+        features = features_over_edges(result, edges, *basis, tolerance, draws=self.training)
+        return result.output + self._mix_features(features, self.value_angular)
+
+    def _mix_features(self, features: torch.Tensor, value_angular: torch.Tensor) -> torch.Tensor:
+        """sum_a W^a <b_angl>, (T, H, 3, D) -> (T, H, d)."""
+        weight = value_angular.to(features.dtype) * float(self.config.angular_gain)
+        return torch.einsum("thak,ahdk->thd", features, weight)
 
     def _dynamic_axes(
         self,

@@ -1,135 +1,47 @@
 """Local coordinate frames for SE(3)-invariant angles (Ito et al., ICLR 2025, arXiv 2503.02209).
 
-A frame is right-handed, rows [e1, e2, e3]. The value term needs sum_a W^a <b(cos(e_a, r))> only, linear in functions
-of one axis at a time, so the mean over several frames is a weighted list of axis directions (`FrameAxes`).
+A frame is right-handed, rows [e1, e2, e3]. Where several frames are equally good, what is wanted is the mean of the
+features over them, and that is a weighted list of axis directions (`FrameAxes`).
 
-Why a list: the arg-max of the `max` frames ties exactly on symmetric sites (and always between +T and -T when the
+Why a mean: the arg-max of the `max` frames ties exactly on symmetric sites (and always between +T and -T when the
 chosen neighbour is an image of the atom itself), and eigenvectors have free signs and may be degenerate. Picking one
 candidate by rounding or by noise makes predictions of symmetric crystals random. Here evaluation takes the mean over
 the tied candidates with weights max(0, 1 - gap / tolerance): independent of orientation, atom order and run, equal to
 the single frame where no tie is near, and continuous in between. Training draws one of them with the same weights
 ("stochastic frames"), so that evaluation is the expectation of training.
 
-Axis letters as in `ops_periodic_geometry`; F listed directions.
+Axis letters as in `ops_periodic_geometry`; L listed directions.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from .ops_angular_basis import angular_sums, angular_sums_reference, isotropic_angular_basis
+from .ops_frame_features import FrameAxes, merge_axes
 
 __all__ = [
     "SELF_IMAGE_SQUARED_DISTANCE",
-    "FrameAxes",
-    "axes_of_frames",
     "eigen_axes",
     "eigen_frames",
-    "frame_features",
     "lattice_axes",
     "max_axes",
     "max_frames",
-    "spread_axes",
 ]
 
 SELF_IMAGE_SQUARED_DISTANCE = 1e-5  # Å²: closer than this an image is the atom itself and has no direction
 COLLINEAR_COSINE = 0.9999  # a second axis this close to the first would leave the third undefined
 MIN_PERPENDICULARITY = 1e-5  # lower bound inside log(1 - |cos|)
 RING_POINTS = 48  # directions on half a circle; the trapezoid rule on a circle converges faster than any power
-ROWS_PER_PART = 16_384
+# Rows of (heads x images) are processed in parts of about this many numbers.
+PART_ENTRIES = 4_000_000
 
 
-@dataclass
-class FrameAxes:
-    """Weighted directions of the frame axes of every atom and head.
-
-    Attributes:
-        row (`torch.Tensor` of shape `(F,)`): atom * H + head.
-        axis (`torch.Tensor` of shape `(F,)`): 0, 1 or 2.
-        direction (`torch.Tensor` of shape `(F, 3)`): unit vectors.
-        weight (`torch.Tensor` of shape `(F,)`): weight of the direction.
-        opposite (`torch.Tensor` of shape `(F,)`, *optional*): weight of the opposite direction, whose features are
-            those of the direction in reverse order and cost nothing more. All weights of a row and axis sum to 1 (0
-            where an axis does not exist).
-        isotropic (`torch.Tensor` of shape `(T * H,)`, *optional*): weight of "any direction" for all three axes.
-    """
-
-    row: torch.Tensor
-    axis: torch.Tensor
-    direction: torch.Tensor
-    weight: torch.Tensor
-    opposite: torch.Tensor | None = None
-    isotropic: torch.Tensor | None = None
-
-
-def axes_of_frames(frames: torch.Tensor) -> FrameAxes:
-    """One frame per atom and head.
-
-    Args:
-        frames (`torch.Tensor` of shape `(T, H, 3, 3)`): rows are axes.
-    """
-    count = frames.shape[0] * frames.shape[1]
-    row = torch.arange(count, device=frames.device).repeat_interleave(3)
-    axis = torch.arange(3, device=frames.device).repeat(count)
-    return FrameAxes(row, axis, frames.reshape(-1, 3), frames.new_ones(3 * count))
-
-
-def frame_features(
-    edge_weights: torch.Tensor,
-    unit_vectors: torch.Tensor,
-    axes: FrameAxes,
-    num_basis: int,
-    width_scale: float,
-    *,
-    reference: bool = False,
-    truncate: bool = False,
-) -> torch.Tensor:
-    """Expected angular basis sum_e w_e <b(cos(e_a, r_e))> for every axis, averaged over the listed directions.
-
-    Args:
-        edge_weights (`torch.Tensor` of shape `(T, M, H)`): attention weights of images, 0 where none has a direction.
-        unit_vectors (`torch.Tensor` of shape `(T, M, 3)`): directions of images.
-        axes (`FrameAxes`): for T atoms and H heads.
-        num_basis, width_scale: D and s of `ops_angular_basis`.
-        reference, truncate: form the basis plainly; cut it at four sigma as the released code does.
-
-    Returns:
-        `torch.Tensor` of shape `(T, H, 3, D)`.
-    """
-    num_atoms, _, num_heads = edge_weights.shape
-    rows = edge_weights.transpose(1, 2).reshape(num_atoms * num_heads, -1)
-    total = edge_weights.new_zeros((num_atoms * num_heads * 3, num_basis))
-    for part in torch.split(torch.arange(axes.row.shape[0], device=axes.row.device), ROWS_PER_PART):
-        row, axis = axes.row[part], axes.axis[part]
-        cosines = torch.bmm(unit_vectors[row // num_heads], axes.direction[part][..., None])[..., 0].clamp(-1.0, 1.0)
-        if reference:
-            sums = angular_sums_reference(rows[row], cosines, num_basis, width_scale, truncate=truncate)
-        else:
-            sums = angular_sums(rows[row], cosines, num_basis, width_scale)
-        weighted = sums * axes.weight[part][:, None]
-        if axes.opposite is not None:
-            weighted = weighted + sums.flip(-1) * axes.opposite[part][:, None]  # b_k(-c) = b_{D-1-k}(c)
-        total = total.index_add(0, row * 3 + axis, weighted)
-    features = total.view(num_atoms * num_heads, 3, num_basis)
-    if axes.isotropic is not None:
-        basis = isotropic_angular_basis(num_basis, width_scale, features)
-        features = features + (axes.isotropic * rows.sum(1))[:, None, None] * basis
-    return features.view(num_atoms, num_heads, 3, num_basis)
-
-
-def _second_scores(scores: torch.Tensor, unit_vectors: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """Score of the second axis, s + log max(1 - |cos|, 1e-5), -inf for images along the first axis.
-
-    Args:
-        scores (`torch.Tensor` of shape `(F, M)`).
-        unit_vectors (`torch.Tensor` of shape `(F, M, 3)`).
-        first (`torch.Tensor` of shape `(F, 3)`).
-    """
-    cosine = torch.bmm(unit_vectors, first[..., None])[..., 0].abs()
-    perpendicular = (1.0 - cosine).clamp_min(MIN_PERPENDICULARITY).log()
-    return (scores + perpendicular).masked_fill(cosine >= COLLINEAR_COSINE, -torch.inf)
+def _perpendicularity(cosines: torch.Tensor) -> torch.Tensor:
+    """Addition to the score of a second axis, log max(1 - |cos|, 1e-5); -inf for images along the first axis."""
+    cosines = cosines.abs()
+    addition = (1.0 - cosines).clamp_min_(MIN_PERPENDICULARITY).log_()
+    return addition.masked_fill_(cosines >= COLLINEAR_COSINE, -torch.inf)
 
 
 def _complete(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,43 +67,59 @@ def max_frames(
     Returns:
         `torch.Tensor` of shape `(T, H, 3, 3)`, rows are axes; zero where no two directions exist.
     """
-    num_atoms, num_edges, num_heads = scores.shape
-    flat = scores.transpose(1, 2).reshape(-1, num_edges)
-    other = flat if second_scores is None else second_scores.transpose(1, 2).reshape(-1, num_edges)
-    parts = []
-    atom = torch.arange(num_atoms, device=scores.device).repeat_interleave(num_heads)
-    for rows in torch.split(torch.arange(flat.shape[0], device=scores.device), ROWS_PER_PART):
-        vectors = unit_vectors[atom[rows]]
-        best, index = _choose(flat[rows], tolerance)
-        first = _pick(vectors, index)
-        second_best, index = _choose(_second_scores(other[rows], vectors, first), tolerance)
-        e2, e3 = _complete(first, _pick(vectors, index))
-        frame = torch.stack([first, e2, e3], dim=1)
-        exists = torch.stack([best, second_best, second_best], dim=1) > -torch.inf
-        parts.append(frame * exists[..., None])
-    return torch.cat(parts).view(num_atoms, num_heads, 3, 3)
+    best, index = _choose(scores.transpose(1, 2), tolerance)
+    first = unit_vectors.gather(1, index[..., None].expand(-1, -1, 3))  # (T, H, 3)
+    addition = _perpendicularity(torch.bmm(first, unit_vectors.transpose(1, 2)))
+    addition += (scores if second_scores is None else second_scores).transpose(1, 2)
+    second_best, index = _choose(addition, tolerance)
+    e2, e3 = _complete(first, unit_vectors.gather(1, index[..., None].expand(-1, -1, 3)))
+    exists = torch.stack([best, second_best, second_best], dim=2) > -torch.inf
+    return torch.stack([first, e2, e3], dim=2) * exists[..., None]
 
 
 def _choose(scores: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Best score of each row, and the chosen candidate: the first of the best, or one drawn among near ties."""
-    best, index = scores.max(dim=1)
+    best, index = scores.max(dim=-1)
     if tolerance > 0:
-        # of independent exponential clocks with rates w, the first to ring is k with probability w_k
-        clocks = torch.empty_like(scores).exponential_().clamp_min_(torch.finfo(scores.dtype).tiny)
-        index = (_tie_weights(scores, tolerance) / clocks).argmax(dim=1)
+        lowest = best.clamp_min(torch.finfo(best.dtype).min)[..., None] - tolerance
+        cumulative = (scores - lowest).clamp_min_(0.0).cumsum(dim=-1)
+        # strictly below the sum, also after rounding: the candidate found has a positive weight
+        draw = torch.rand_like(lowest) * (1.0 - 1e-6) * cumulative[..., -1:]
+        index = torch.searchsorted(cumulative, draw, right=True)[..., 0].clamp_max(scores.shape[-1] - 1)
     return best, index
 
 
-def _pick(vectors: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return vectors.gather(1, index[:, None, None].expand(-1, 1, 3))[:, 0]
+def _near_ties(scores: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Candidates that are tied in some head: rows (n,), columns (n,) and shares (n, H).
+
+    Shares are max(0, 1 - gap / tolerance), normalised over the candidates of a row and head.
+
+    Args:
+        scores (`torch.Tensor` of shape `(R, H, M)`): -inf where there is no candidate.
+        tolerance (`float`): largest gap to the best.
+    """
+    best = scores.amax(dim=-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
+    row, column = (scores > best - tolerance).any(dim=1).nonzero(as_tuple=True)
+    share = (1.0 - (best[row, :, 0] - scores[row, :, column]) / tolerance).clamp_min_(0.0)
+    total = torch.zeros_like(best[..., 0]).index_add_(0, row, share)
+    return row, column, share / total.clamp_min_(1.0)[row]
 
 
-def _tie_weights(scores: torch.Tensor, tolerance: float) -> torch.Tensor:
-    """max(0, 1 - gap / tolerance), normalised over the last axis; zero where there is no candidate."""
-    best = scores.amax(dim=-1, keepdim=True)
-    gap = best.clamp_min(torch.finfo(scores.dtype).min) - scores
-    weights = (1.0 - gap / tolerance).clamp_min(0.0)
-    return weights / weights.sum(dim=-1, keepdim=True).clamp_min(1.0)
+def _axis_entries(
+    atom: torch.Tensor, direction: torch.Tensor, axis: int, weight: torch.Tensor, opposite: torch.Tensor | None = None
+) -> FrameAxes:
+    """Directions of one of the three axes, with weights `(L, H)`."""
+    listed = weight.new_zeros((2, *weight.shape, 3))
+    listed[0, ..., axis] = weight
+    if opposite is not None:
+        listed[1, ..., axis] = opposite
+    return FrameAxes(atom, direction, listed[0], listed[1])
+
+
+def _joined(lists: list[FrameAxes]) -> FrameAxes:
+    """All entries of several lists, merged."""
+    names = ("atom", "direction", "weight", "opposite")
+    return merge_axes(FrameAxes(*(torch.cat([getattr(entry, name) for entry in lists]) for name in names)))
 
 
 @torch.no_grad()
@@ -204,55 +132,21 @@ def max_axes(scores: torch.Tensor, unit_vectors: torch.Tensor, tolerance: float)
         tolerance (`float`): logits closer than this to the best share the choice.
     """
     _, num_edges, num_heads = scores.shape
-    flat = scores.transpose(1, 2).reshape(-1, num_edges)
-    first_weights = _tie_weights(flat, tolerance)
-    row, edge = first_weights.nonzero(as_tuple=True)
-    weight = first_weights[row, edge]
-    first = unit_vectors[row // num_heads, edge]
-    lists = [(row, torch.zeros_like(row), first, weight)]
-    for part in torch.split(torch.arange(row.shape[0], device=row.device), ROWS_PER_PART):
-        vectors = unit_vectors[row[part] // num_heads]
-        seconds = _tie_weights(_second_scores(flat[row[part]], vectors, first[part]), tolerance)
-        candidate, column = seconds.nonzero(as_tuple=True)
-        share = weight[part][candidate] * seconds[candidate, column]
-        e2, e3 = _complete(first[part][candidate], vectors[candidate, column])
-        frame_row = row[part][candidate]
-        lists.append((frame_row, torch.full_like(frame_row, 1), e2, share))
-        lists.append((frame_row, torch.full_like(frame_row, 2), e3, share))
-    row, axis, direction, share = (torch.cat([entry[k] for entry in lists]) for k in range(4))
-    return _merge_equal(FrameAxes(row, axis, direction, share), 3 * flat.shape[0])
-
-
-def _merge_equal(axes: FrameAxes, num_slots: int) -> FrameAxes:
-    """List equal and opposite directions once: each listed direction costs a pass over the images.
-
-    Tied frames share many axes, and on a site with inversion symmetry all of them point both ways.
-
-    Directions are compared on a grid well above rounding (1e-10, in float32 2.5e-6). Two equal ones on either side of
-    a grid line stay apart, which costs time only; two that differ by less than the grid may merge into their mean,
-    which changes features by less than a hundredth of the grid.
-    """
-    slot = axes.row * 3 + axes.axis
-    if slot.shape[0] <= num_slots:
-        return axes
-    # one of each two opposite directions: the one whose first component that is not about zero is positive
-    is_nonzero = axes.direction.abs() > 1e-6
-    leading = axes.direction.gather(1, is_nonzero.to(torch.uint8).argmax(dim=1, keepdim=True))[:, 0]
-    is_reversed = leading < 0
-    directions = torch.where(is_reversed[:, None], -axes.direction, axes.direction)
-    steps = 10_000_000_000 if directions.dtype == torch.float64 else 400_000
-    inverse = slot
-    for component in (torch.round(directions.double() * steps).long() + steps).unbind(1):
-        _, inverse = torch.unique(inverse * (2 * steps + 1) + component, return_inverse=True)
-    count = int(inverse.max()) + 1
-    zeros = axes.weight.new_zeros(count)
-    weight = zeros.index_add(0, inverse, axes.weight * ~is_reversed)
-    opposite = zeros.index_add(0, inverse, axes.weight * is_reversed)
-    # the weighted mean of the merged directions does not depend on their order
-    direction = axes.direction.new_zeros((count, 3)).index_add(0, inverse, directions * axes.weight[:, None])
-    direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(direction.dtype).tiny)
-    member = torch.zeros(count, dtype=torch.long, device=slot.device).scatter_(0, inverse, slot)
-    return FrameAxes(member // 3, member % 3, direction, weight, opposite)
+    scores = scores.transpose(1, 2)
+    atom, edge, share = _near_ties(scores, tolerance)
+    # merged: both directions of a first axis have the same second axes, and opposite third ones
+    first = merge_axes(_axis_entries(atom, unit_vectors[atom, edge], 0, share))
+    lists = [first]
+    step = max(1, PART_ENTRIES // (num_edges * num_heads))
+    for part in torch.arange(first.atom.shape[0], device=scores.device).split(step):
+        atom, direction = first.atom[part], first.direction[part]
+        addition = _perpendicularity(torch.bmm(unit_vectors[atom], direction[..., None])[..., 0])
+        line, edge, share = _near_ties(scores.index_select(0, atom) + addition[:, None, :], tolerance)
+        e2, e3 = _complete(direction[line], unit_vectors[atom[line], edge])
+        forward, backward = share * first.weight[part, :, 0][line], share * first.opposite[part, :, 0][line]
+        lists.append(_axis_entries(atom[line], e2, 1, forward + backward))
+        lists.append(_axis_entries(atom[line], e3, 2, forward, backward))
+    return _joined(lists)
 
 
 @torch.no_grad()
@@ -295,7 +189,8 @@ def eigen_axes(tensors: torch.Tensor, tolerance: float) -> FrameAxes:
         tensors (`torch.Tensor` of shape `(T, H, 3, 3)`): weighted covariances, Å².
         tolerance (`float`): relative gap of eigenvalues.
     """
-    num_rows = tensors.shape[0] * tensors.shape[1]
+    num_atoms, num_heads = tensors.shape[:2]
+    num_rows = num_atoms * num_heads
     values, vectors = torch.linalg.eigh(tensors.reshape(num_rows, 3, 3).double())
     vectors = vectors.transpose(1, 2)  # rows are eigenvectors
     trace = values.sum(-1).clamp_min(1e-300)
@@ -306,29 +201,35 @@ def eigen_axes(tensors: torch.Tensor, tolerance: float) -> FrameAxes:
 
     rows = torch.arange(num_rows, device=tensors.device)
     lists = []
+
+    def add(row: torch.Tensor, axis: int, direction: torch.Tensor, share: torch.Tensor) -> None:
+        half = share.new_zeros((row.shape[0], num_heads))
+        half[torch.arange(row.shape[0], device=row.device), row % num_heads] = 0.5 * share
+        half = half.to(tensors.dtype)
+        lists.append(_axis_entries(row // num_heads, direction.to(tensors.dtype), axis, half, half))
+
     for axis, weight in enumerate([distinct + plane_high, distinct, distinct + plane_low]):
         kept = weight > 0
-        lists.append((rows[kept], torch.full_like(rows[kept], axis), vectors[kept, axis], weight[kept]))
+        add(rows[kept], axis, vectors[kept, axis], weight[kept])
     angles = torch.arange(RING_POINTS, device=tensors.device, dtype=torch.float64) * (math.pi / RING_POINTS)
     for weight, (first, second) in ((plane_low, (0, 1)), (plane_high, (1, 2))):
         kept = weight > 0
         ring = (
             vectors[kept, None, first] * angles.cos()[:, None] + vectors[kept, None, second] * angles.sin()[:, None]
         ).reshape(-1, 3)
+        row = rows[kept].repeat_interleave(RING_POINTS)
+        share = (weight[kept] / RING_POINTS).repeat_interleave(RING_POINTS)
         for axis in (first, second):
-            row = rows[kept].repeat_interleave(RING_POINTS)
-            share = (weight[kept] / RING_POINTS).repeat_interleave(RING_POINTS)
-            lists.append((row, torch.full_like(row, axis), ring, share))
-    row, axis_column, direction, share = (torch.cat([entry[k] for entry in lists]) for k in range(4))
-    dtype = tensors.dtype
-    half = 0.5 * share.to(dtype)
-    return FrameAxes(row, axis_column, direction.to(dtype), half, half, everything.to(dtype))
+            add(row, axis, ring, share)
+    axes = _joined(lists)
+    axes.isotropic = everything.to(tensors.dtype).view(num_atoms, num_heads)
+    return axes
 
 
 def _tied(lengths: torch.Tensor, tolerance: float) -> list[tuple[int, float]]:
     """Indices of the nearly smallest lengths with their shares."""
-    weights = _tie_weights(-lengths, tolerance)
-    return [(index, float(weights[index])) for index in weights.nonzero()[:, 0].tolist()]
+    _, index, share = _near_ties(-lengths[None, None, :], tolerance)
+    return list(zip(index.tolist(), share[:, 0].tolist(), strict=True))
 
 
 def _signs(first: torch.Tensor, second: torch.Tensor) -> list[float]:
@@ -359,32 +260,11 @@ def _lattice_frames(vectors: torch.Tensor, tolerance: float) -> list[tuple[float
     return frames
 
 
-def spread_axes(axes: FrameAxes, source: torch.Tensor, num_heads: int) -> FrameAxes:
-    """The same axes for all heads, and for all atoms of one source.
-
-    Args:
-        axes (`FrameAxes`): one row per source (a crystal, or an atom), sorted or not.
-        source (`torch.Tensor` of shape `(T,)`): source of every atom.
-        num_heads (`int`): H.
-    """
-    device = source.device
-    order = torch.argsort(axes.row, stable=True)
-    counts = torch.bincount(axes.row, minlength=int(source.max()) + 1)
-    starts = torch.cumsum(counts, 0) - counts
-    row_source = source.repeat_interleave(num_heads)
-    row = torch.arange(row_source.shape[0], device=device).repeat_interleave(counts[row_source])
-    first = torch.cumsum(counts[row_source], 0) - counts[row_source]
-    entry = order[torch.arange(row.shape[0], device=device) - first[row] + starts[row_source[row]]]
-    isotropic = None if axes.isotropic is None else axes.isotropic[row_source]
-    opposite = None if axes.opposite is None else axes.opposite[entry]
-    return FrameAxes(row, axes.axis[entry], axes.direction[entry], axes.weight[entry], opposite, isotropic)
-
-
 @torch.no_grad()
 def lattice_axes(
     lattice_vectors: list[torch.Tensor], tolerance: float, *, choice: Literal["mean", "first", "random"] = "mean"
 ) -> FrameAxes:
-    """Axes along the shortest lattice vectors, one row per crystal; tied choices averaged.
+    """Axes along the shortest lattice vectors, of crystals instead of atoms and for one head; tied choices averaged.
 
     Args:
         lattice_vectors (`list` of `torch.Tensor` of shape `(n, 3)`): nonzero lattice vectors of every crystal, Å.
@@ -399,19 +279,9 @@ def lattice_axes(
         if choice != "mean":
             chosen = int(torch.multinomial(weights, 1)) if choice == "random" else 0
             frames, weights = frames[chosen : chosen + 1], torch.ones(1, dtype=torch.float64)
-        count = len(frames)
-        listed = FrameAxes(
-            torch.full((3 * count,), crystal),
-            torch.arange(3).repeat(count),
-            torch.stack([frame for _, frame in frames]).reshape(-1, 3),
-            weights.repeat_interleave(3),
-        )
-        lists.append(_merge_equal(listed, 3))
-    opposite = [torch.zeros_like(entry.weight) if entry.opposite is None else entry.opposite for entry in lists]
-    return FrameAxes(
-        torch.cat([entry.row for entry in lists]).to(device),
-        torch.cat([entry.axis for entry in lists]).to(device),
-        torch.cat([entry.direction for entry in lists]).to(device, dtype),
-        torch.cat([entry.weight for entry in lists]).to(device, dtype),
-        torch.cat(opposite).to(device, dtype),
-    )
+        source = torch.full((len(frames),), crystal)
+        directions = torch.stack([frame for _, frame in frames])
+        lists += [_axis_entries(source, directions[:, axis], axis, weights[:, None]) for axis in range(3)]
+    axes = _joined(lists)
+    moved = (values.to(device, dtype) for values in (axes.direction, axes.weight, axes.opposite))
+    return FrameAxes(axes.atom.to(device), *moved)

@@ -9,30 +9,31 @@ images n and r_ijn = p_j - p_i + n·cell:
 
 `periodic_attention_reference` is this text, term by term. `periodic_attention` is the same function arranged well:
 exp(alpha_ij) cancels, so the weight of an image is one softmax over all images of all keys, and W^E is applied once
-per atom instead of once per pair. Both take the same arguments; a test compares values and gradients.
+per atom instead of once per pair. Its backward is written out, so that a block keeps one number per image and head.
+Both take the same arguments; a test compares values and gradients.
 
-Axis letters as in `ops_periodic_geometry`; d is the width of a head, K the number of radial basis functions, R the
-number of reciprocal vectors. Everything here is dtype-preserving; callers keep geometry in at least float32.
+Axis letters as in `ops_periodic_geometry`; d is the width of a head, K the number of radial basis functions.
+Everything here is dtype-preserving; callers keep geometry in at least float32.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
-from .ops_periodic_geometry import NeighborLayout, PackedAtoms, cell_volume, reciprocal_cell
+from .ops_periodic_geometry import NeighborLayout, PackedAtoms
 
 __all__ = [
     "PeriodicAttentionOutput",
     "gaussian_widths",
+    "mix_values",
     "pair_attention_matrix",
     "pair_scores",
     "periodic_attention",
     "periodic_attention_reference",
     "radial_basis",
-    "reciprocal_attention",
-    "reciprocal_log_weights",
-    "reciprocal_vectors",
     "segment_logsumexp",
 ]
 
@@ -45,7 +46,8 @@ class PeriodicAttentionOutput:
         output (`torch.Tensor` of shape `(T, H, d)`): sum_j A_ij (v_j + beta_ij).
         edge_weights (`torch.Tensor` of shape `(T, M, H)`): weight of every image, summing to 1 over images.
         pair_weights (`torch.Tensor` of shape `(T, P, H)`): A_ij, the same summed over the images of a key.
-        edge_logits (`torch.Tensor` of shape `(T, M, H)`): q_i·k_j / sqrt d + phi_ijn, -inf where masked.
+        edge_logits (`torch.Tensor` of shape `(T, M, H)`): q_i·k_j / sqrt d + phi_ijn; -inf, or of the order of -1e10,
+            where masked.
         alpha (`torch.Tensor` of shape `(T, P, H)`, *optional*): alpha_ij (reference only).
         beta (`torch.Tensor` of shape `(T, P, H, d)`, *optional*): beta_ij (reference only).
     """
@@ -119,6 +121,11 @@ def _rows_of_keys(values: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
     return values.index_select(0, pair_key.flatten()).view(*pair_key.shape, *values.shape[1:])
 
 
+def _sum_to_keys(pair_values: torch.Tensor, pair_key: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Transpose of `_rows_of_keys`: sums (T, P, H, d) into the rows of the keys, shape of `like`."""
+    return torch.zeros_like(like).index_add_(0, pair_key.flatten(), pair_values.flatten(0, 1))
+
+
 def pair_scores(query: torch.Tensor, key: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
     """q_i·k_j / sqrt d for the listed keys of each query.
 
@@ -130,15 +137,22 @@ def pair_scores(query: torch.Tensor, key: torch.Tensor, pair_key: torch.Tensor) 
     Returns:
         `torch.Tensor` of shape `(T, P, H)`.
     """
-    keys = _rows_of_keys(key, pair_key).transpose(1, 2)  # (T, H, P, d)
-    scores = torch.matmul(keys, query[..., None])[..., 0]
-    return scores.transpose(1, 2) / math.sqrt(query.shape[-1])
+    scores = (_rows_of_keys(key, pair_key) * query[:, None]).sum(-1)
+    return scores / math.sqrt(query.shape[-1])
 
 
-def _mix_values(pair_weights: torch.Tensor, value: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
-    """sum_j A_ij v_j, shape (T, H, d)."""
-    values = _rows_of_keys(value, pair_key).transpose(1, 2)  # (T, H, P, d)
-    return torch.matmul(pair_weights.transpose(1, 2)[:, :, None, :], values)[:, :, 0]
+def mix_values(pair_weights: torch.Tensor, value: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
+    """sum_j A_ij v_j.
+
+    Args:
+        pair_weights (`torch.Tensor` of shape `(T, P, H)`): A.
+        value (`torch.Tensor` of shape `(atoms, H, d)`): of all packed atoms.
+        pair_key (`torch.Tensor` of shape `(T, P)`): packed index of the keys.
+
+    Returns:
+        `torch.Tensor` of shape `(T, H, d)`.
+    """
+    return (_rows_of_keys(value, pair_key) * pair_weights[..., None]).sum(1)
 
 
 def _gather_pairs(pair_values: torch.Tensor, edge_pair: torch.Tensor) -> torch.Tensor:
@@ -171,22 +185,13 @@ def segment_logsumexp(edge_values: torch.Tensor, edge_pair: torch.Tensor, num_pa
     return torch.where(total > 0, total.clamp_min(torch.finfo(total.dtype).tiny).log() + largest, -torch.inf)
 
 
-def _masked_edge_logits(
-    squared_distances: torch.Tensor, inverse_variance: torch.Tensor, edge_mask: torch.Tensor
-) -> torch.Tensor:
-    """phi_ijn = -|r_ijn|² / 2 sigma_i², -inf where masked, shape (T, M, H); the mask is (T, M) or (T, M, H)."""
-    logits = -0.5 * squared_distances[..., None] * inverse_variance[:, None, :]
-    mask = edge_mask[..., None] if edge_mask.dim() == 2 else edge_mask
-    return logits.masked_fill(~mask, -torch.inf)
-
-
 def periodic_attention_reference(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     inverse_variance: torch.Tensor,
     layout: NeighborLayout,
-    edge_mask: torch.Tensor,
+    edge_mask: torch.Tensor | None = None,
     radial: torch.Tensor | None = None,
     radial_weight: torch.Tensor | None = None,
 ) -> PeriodicAttentionOutput:
@@ -197,17 +202,18 @@ def periodic_attention_reference(
         key, value (`torch.Tensor` of shape `(atoms, H, d)`): of all packed atoms.
         inverse_variance (`torch.Tensor` of shape `(T, H)`): 1/sigma_i², Å⁻².
         layout (`NeighborLayout`): the images of the rows.
-        edge_mask (`torch.Tensor` of shape `(T, M)` or `(T, M, H)`): the images that count.
+        edge_mask (`torch.Tensor` of shape `(T, M, H)`, *optional*): the images that count; none: all of the layout.
         radial (`torch.Tensor` of shape `(T, M, K)`, *optional*): b(|r|) of every image; none: beta = 0.
         radial_weight (`torch.Tensor` of shape `(H, d, K)`, *optional*): W^E of each head.
     """
     num_pairs = layout.pair_key.shape[1]
-    phi = _masked_edge_logits(layout.squared_distances, inverse_variance, edge_mask)
+    phi = -0.5 * layout.squared_distances[..., None] * inverse_variance[:, None, :]
+    phi = phi.masked_fill(~(layout.edge_mask[..., None] if edge_mask is None else edge_mask), -torch.inf)
     alpha = segment_logsumexp(phi, layout.edge_pair, num_pairs)
     scores = pair_scores(query, key, layout.pair_key)
     attention = torch.softmax(scores + alpha, dim=1)
     image_weights = torch.exp(phi - _gather_pairs(alpha.clamp_min(torch.finfo(alpha.dtype).min), layout.edge_pair))
-    output = _mix_values(attention, value, layout.pair_key)
+    output = mix_values(attention, value, layout.pair_key)
     beta = None
     if radial is not None and radial_weight is not None:
         index = layout.edge_pair[:, :, None, None]
@@ -221,13 +227,96 @@ def periodic_attention_reference(
     return PeriodicAttentionOutput(output, edge_weights, attention, logits, alpha, beta)
 
 
+class _ImageAttention(torch.autograd.Function):
+    """`periodic_attention` with images along the last axis, (T, H, M), where sums over them are contiguous."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        inverse_variance: torch.Tensor,
+        squared_distances: torch.Tensor,
+        radial: torch.Tensor | None,
+        radial_weight: torch.Tensor | None,
+        edge_pair: torch.Tensor,
+        pair_key: torch.Tensor,
+        edge_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        scores = pair_scores(query, key, pair_key).transpose(1, 2).contiguous()
+        pair_of_image = edge_pair[:, None, :].expand(-1, query.shape[1], -1)
+        logits = scores.gather(2, pair_of_image)
+        logits.addcmul_(inverse_variance[:, :, None], squared_distances[:, None, :], value=-0.5)
+        if edge_mask is not None:
+            logits.masked_fill_(~edge_mask.transpose(1, 2), -torch.inf)
+        weights = torch.softmax(logits, dim=-1)
+        pair_weights = torch.zeros_like(scores).scatter_add_(2, pair_of_image, weights)
+        output = mix_values(pair_weights.transpose(1, 2), value, pair_key)
+        expected = None
+        if radial is not None and radial_weight is not None:
+            expected = torch.bmm(weights, radial)  # (T, H, K)
+            output += torch.einsum("thk,hdk->thd", expected, radial_weight)
+        ctx.mark_non_differentiable(logits)
+        ctx.set_materialize_grads(False)
+        inputs = (query, key, value, inverse_variance, squared_distances, radial, radial_weight, edge_pair, pair_key)
+        ctx.save_for_backward(*inputs, weights, pair_weights, expected)
+        return output, weights, pair_weights, logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        grad_output: torch.Tensor | None,
+        grad_weights: torch.Tensor | None,
+        grad_pair_weights: torch.Tensor | None,
+        *_: Any,
+    ) -> tuple[torch.Tensor | None, ...]:
+        saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        query, key, value, inverse_variance, squared_distances, radial, radial_weight = saved[:7]
+        edge_pair, pair_key, weights, pair_weights, expected = saved[7:]
+        pair_of_image = edge_pair[:, None, :].expand_as(weights)
+        if grad_output is None:
+            grad_output = torch.zeros_like(query)
+
+        # output = sum_j A_ij v_j + W^E expected
+        grad_pairs = (_rows_of_keys(value, pair_key) * grad_output[:, None]).sum(-1).transpose(1, 2)  # (T, H, P)
+        if grad_pair_weights is not None:
+            grad_pairs = grad_pairs + grad_pair_weights
+        grad_value = _sum_to_keys(pair_weights.transpose(1, 2)[..., None] * grad_output[:, None], pair_key, value)
+        grad_edges = grad_pairs.contiguous().gather(2, pair_of_image)
+        if grad_weights is not None:
+            grad_edges += grad_weights
+        grad_radial = grad_radial_weight = None
+        if expected is not None:
+            grad_expected = torch.einsum("thd,hdk->thk", grad_output, radial_weight)
+            grad_radial_weight = torch.einsum("thd,thk->hdk", grad_output, expected)
+            grad_edges.baddbmm_(grad_expected, radial.transpose(1, 2))
+            if ctx.needs_input_grad[5]:
+                grad_radial = torch.bmm(weights.transpose(1, 2), grad_expected)
+
+        # softmax, then logits = q_i·k_j / sqrt d - |r|² / 2 sigma_i²
+        mean = torch.linalg.vecdot(weights, grad_edges)
+        grad_logits = grad_edges.sub_(mean[..., None]).mul_(weights)
+        grad_variance = -0.5 * torch.bmm(grad_logits, squared_distances[..., None])[..., 0]
+        grad_squared = None
+        if ctx.needs_input_grad[4]:
+            grad_squared = -0.5 * torch.bmm(inverse_variance[:, None, :], grad_logits)[:, 0]
+        grad_scores = torch.zeros_like(pair_weights).scatter_add_(2, pair_of_image, grad_logits)
+        grad_scores = grad_scores.transpose(1, 2)[..., None] / math.sqrt(query.shape[-1])  # (T, P, H, 1)
+        grad_query = (_rows_of_keys(key, pair_key) * grad_scores).sum(1)
+        grad_key = _sum_to_keys(query[:, None] * grad_scores, pair_key, key)
+        gradients = (grad_query, grad_key, grad_value, grad_variance, grad_squared, grad_radial, grad_radial_weight)
+        return *gradients, None, None, None
+
+
 def periodic_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     inverse_variance: torch.Tensor,
     layout: NeighborLayout,
-    edge_mask: torch.Tensor,
+    edge_mask: torch.Tensor | None = None,
     radial: torch.Tensor | None = None,
     radial_weight: torch.Tensor | None = None,
 ) -> PeriodicAttentionOutput:
@@ -235,108 +324,23 @@ def periodic_attention(
 
     A_ij exp(phi_ijn - alpha_ij) = softmax_{j,n}(q_i·k_j / sqrt d + phi_ijn), and
     sum_j A_ij beta_ij = W^E [ sum_{j,n} (that weight) b(|r_ijn|) ]: no tensor of size pairs x images x K is made.
+    Differentiable once; edge logits are returned without gradient.
     """
-    num_pairs = layout.pair_key.shape[1]
-    scores = pair_scores(query, key, layout.pair_key)
-    logits = _masked_edge_logits(layout.squared_distances, inverse_variance, edge_mask)
-    logits = logits + _gather_pairs(scores, layout.edge_pair)
-    edge_weights = torch.softmax(logits, dim=1)
-    pair_weights = _sum_to_pairs(edge_weights, layout.edge_pair, num_pairs)
-    output = _mix_values(pair_weights, value, layout.pair_key)
-    if radial is not None and radial_weight is not None:
-        expected = torch.bmm(edge_weights.transpose(1, 2), radial)  # (T, H, K)
-        output = output + torch.einsum("thk,hdk->thd", expected, radial_weight)
-    return PeriodicAttentionOutput(output, edge_weights, pair_weights, logits)
-
-
-def reciprocal_vectors(
-    cell: torch.Tensor, extent: int, largest: float | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half of the reciprocal lattice vectors of each crystal, the zero vector first.
-
-    Args:
-        cell (`torch.Tensor` of shape `(B, 3, 3)`): lattice vectors as rows, Å.
-        extent (`int`): with `largest=None`, all integer triples with |m_k| ≤ extent (the papers' rule).
-        largest (`float`, *optional*): all vectors no longer than this, 1/Å, instead: independent of the cell's choice.
-
-    Returns:
-        vectors of shape `(B, R, 3)` (1/Å) and multiplicities of shape `(B, R)`: 1 for zero, 2 for each ±m, 0 padding.
-    """
-    reciprocal = reciprocal_cell(cell)
-    if largest is None:
-        bounds = [extent] * 3
-    else:
-        # |m_k| = |w·l_k| / 2π ≤ |w| |l_k| / 2π
-        bounds = torch.floor(largest * cell.norm(dim=-1) / (2 * math.pi) + 1e-6).long().amax(0).tolist()
-    axes = [torch.arange(-bound, bound + 1, device=cell.device) for bound in bounds]
-    grid = torch.cartesian_prod(*axes).reshape(-1, 3)
-    half = grid[grid.shape[0] // 2 :]  # the grid is symmetric and sorted: its middle is zero, the rest one of each ±m
-    vectors = half.to(cell.dtype) @ reciprocal
-    multiplicity = torch.full(vectors.shape[:2], 2.0, dtype=cell.dtype, device=cell.device)
-    multiplicity[:, 0] = 1.0
-    if largest is not None:
-        inside = vectors.square().sum(-1) <= largest * largest
-        order = torch.argsort((~inside).to(torch.uint8), dim=1, stable=True)[:, : int(inside.sum(1).max())]
-        multiplicity = (multiplicity * inside).gather(1, order)
-        vectors = vectors.gather(1, order[..., None].expand(-1, -1, 3))
-    return vectors, multiplicity
-
-
-def reciprocal_log_weights(
-    positions: torch.Tensor,
-    cell: torch.Tensor,
-    atoms: PackedAtoms,
-    variance: torch.Tensor,
-    pair_key: torch.Tensor,
-    vectors: torch.Tensor,
-    multiplicity: torch.Tensor,
-) -> torch.Tensor:
-    """alpha_ij summed in reciprocal space (Poisson summation of the real-space sum), paper's appendix.
-
-    alpha_ij = log max(1e-6, S_ij) + 1.5 log(2π sigma_i²) - log V,
-    S_ij = sum_m exp(-sigma_i² |w_m|² / 2) cos(w_m·(p_j - p_i)).
-
-    Args:
-        positions (`torch.Tensor` of shape `(T, 3)`): Å.
-        cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
-        atoms (`PackedAtoms`): from `pack_atoms`.
-        variance (`torch.Tensor` of shape `(T, H)`): sigma_i², Å².
-        pair_key (`torch.Tensor` of shape `(T, P)`): keys of every query.
-        vectors, multiplicity: from `reciprocal_vectors`.
-
-    Returns:
-        `torch.Tensor` of shape `(T, P, H)`.
-    """
-    waves, counts = vectors[atoms.crystal], multiplicity[atoms.crystal]  # (T, R, 3), (T, R)
-    difference = positions[pair_key] - positions[:, None, :]
-    cosines = torch.cos(difference @ waves.transpose(1, 2))  # (T, P, R)
-    decay = torch.exp(-0.5 * variance[:, None, :] * waves.square().sum(-1)[..., None]) * counts[..., None]
-    total = torch.bmm(cosines, decay)  # (T, P, H)
-    log_volume = cell_volume(cell).log()[atoms.crystal][:, None, None]
-    return total.clamp_min(1e-6).log() + 1.5 * (2 * math.pi * variance).log()[:, None, :] - log_volume
-
-
-def reciprocal_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    log_weights: torch.Tensor,
-    pair_key: torch.Tensor,
-    pair_mask: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention with alpha from `reciprocal_log_weights`; the reciprocal sum has no value encoding (beta = 0).
-
-    Args:
-        query, key, value (`torch.Tensor` of shape `(T, H, d)`).
-        log_weights (`torch.Tensor` of shape `(T, P, H)`).
-        pair_key, pair_mask (`torch.Tensor` of shape `(T, P)`): from `dense_pair_layout`.
-
-    Returns:
-        output of shape `(T, H, d)` and A of shape `(T, P, H)`.
-    """
-    logits = pair_scores(query, key, pair_key) + log_weights
-    weights = torch.softmax(logits.masked_fill(~pair_mask[..., None], -torch.inf), dim=1)
-    return _mix_values(weights, value, pair_key), weights
+    output, weights, pair_weights, logits = _ImageAttention.apply(
+        query,
+        key,
+        value,
+        inverse_variance,
+        layout.squared_distances,
+        radial,
+        radial_weight,
+        layout.edge_pair,
+        layout.pair_key,
+        edge_mask,
+    )
+    return PeriodicAttentionOutput(
+        output, weights.transpose(1, 2), pair_weights.transpose(1, 2), logits.transpose(1, 2)
+    )
 
 
 def pair_attention_matrix(

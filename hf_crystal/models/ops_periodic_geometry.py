@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 
 __all__ = [
+    "PADDING_SQUARED_DISTANCE",
+    "EdgeList",
     "NeighborLayout",
     "PackedAtoms",
     "build_layouts",
@@ -33,6 +35,10 @@ MAX_DISTANCE_ENTRIES = 8_000_000
 # Atoms are dealt into at most this many layouts, each of at least so many rows.
 MAX_LAYOUTS = 6
 MIN_LAYOUT_ROWS = 64
+# On a CPU layouts of more rows would fall out of cache, and their temporaries set the peak memory.
+MAX_LAYOUT_ROWS = 256
+# Å²; where a row of images is padded: far enough for a weight of exactly zero, so that sums over images need no mask
+PADDING_SQUARED_DISTANCE = 1e12
 
 
 def cell_volume(cell: torch.Tensor) -> torch.Tensor:
@@ -119,6 +125,7 @@ class NeighborLayout:
     Attributes:
         rows (`torch.Tensor` of shape `(T,)`): packed indices of the query atoms.
         edge_vectors (`torch.Tensor` of shape `(T, M, 3)`): p_j + n·cell - p_i, Å; zero where padded.
+        squared_distances (`torch.Tensor` of shape `(T, M)`): |r|², Å²; `PADDING_SQUARED_DISTANCE` where padded.
         edge_mask (`torch.Tensor` of shape `(T, M)`): true for images, false for padding.
         edge_pair (`torch.Tensor` of shape `(T, M)`): column of the image's key atom in `pair_key`.
         pair_key (`torch.Tensor` of shape `(T, P)`): packed index of each distinct key atom of the query.
@@ -128,80 +135,109 @@ class NeighborLayout:
 
     rows: torch.Tensor
     edge_vectors: torch.Tensor
+    squared_distances: torch.Tensor
     edge_mask: torch.Tensor
     edge_pair: torch.Tensor
     pair_key: torch.Tensor
     pair_mask: torch.Tensor
     edge_images: torch.Tensor | None = None
 
-    @property
-    def squared_distances(self) -> torch.Tensor:
-        """|r|² of every image, Å², shape `(T, M)`."""
-        return self.edge_vectors.square().sum(-1)
+
+@dataclass
+class EdgeList:
+    """All images of a batch as one flat list: edges of a pair follow each other, and so do the pairs of a query.
+
+    Attributes:
+        pair_query, pair_key (`torch.Tensor` of shape `(P,)`): packed atoms of each pair; every atom occurs as a query,
+            the pairs of one query are neighbours in the list and their keys ascend.
+        pair_counts (`torch.Tensor` of shape `(P,)`): images of each pair, at least one.
+        vectors (`torch.Tensor` of shape `(E, 3)`): from the query to each image of the key, Å.
+    """
+
+    pair_query: torch.Tensor
+    pair_key: torch.Tensor
+    pair_counts: torch.Tensor
+    vectors: torch.Tensor
 
 
-def build_layouts(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    vectors: torch.Tensor,
-    num_atoms: int,
-    images: torch.Tensor | None = None,
-) -> list[NeighborLayout]:
-    """Padded rows from a flat list of edges that is sorted by (query, key), in layouts of similar width.
+def build_layouts(edges: EdgeList, num_atoms: int, images: torch.Tensor | None = None) -> list[NeighborLayout]:
+    """Padded rows of a flat list of edges, in layouts of similar width.
+
+    All layouts are slices of one buffer, so that the edges are moved once.
 
     Args:
-        query, key (`torch.Tensor` of shape `(E,)`): packed atom indices; every atom occurs as a query.
-        vectors (`torch.Tensor` of shape `(E, 3)`): from query to the image of the key, Å.
+        edges (`EdgeList`): every atom is a query.
         num_atoms (`int`): number of packed atoms.
-        images (`torch.Tensor` of shape `(E, 3)`, *optional*): lattice integers of the images.
+        images (`torch.Tensor` of shape `(E, 3)`, *optional*): lattice integers of the edges.
     """
-    counts = torch.bincount(query, minlength=num_atoms)
-    order = torch.argsort(counts, stable=True)
+    device = edges.pair_query.device
+    num_pairs, num_edges = edges.pair_query.shape[0], edges.vectors.shape[0]
+    counts = torch.zeros(num_atoms, dtype=torch.long, device=device)
+    counts.index_add_(0, edges.pair_query, edges.pair_counts)
+    pair_counts = torch.bincount(edges.pair_query, minlength=num_atoms)
+    is_first = torch.ones_like(edges.pair_query, dtype=torch.bool)
+    is_first[1:] = edges.pair_query[1:] != edges.pair_query[:-1]
+    first_pair = torch.empty_like(counts)
+    first_pair[edges.pair_query[is_first]] = is_first.nonzero()[:, 0]
+    pair_start = torch.cumsum(edges.pair_counts, 0) - edges.pair_counts
+
     num_layouts = max(1, min(MAX_LAYOUTS, num_atoms // MIN_LAYOUT_ROWS))
+    if device.type == "cpu":
+        num_layouts = max(num_layouts, math.ceil(num_atoms / MAX_LAYOUT_ROWS))
+    layout_rows = torch.tensor_split(torch.argsort(counts, stable=True), num_layouts)
+    edge_base, edge_widths = _row_starts(layout_rows, counts)
+    pair_base, pair_widths = _row_starts(layout_rows, pair_counts)
+    pair_column = torch.arange(num_pairs, device=device) - first_pair[edges.pair_query]
+    pair_place = pair_base[edges.pair_query] + pair_column
+    # how far each pair's edges move from the flat list to the rows
+    move = edge_base[edges.pair_query] - pair_start[first_pair[edges.pair_query]]
+    move, column = torch.repeat_interleave(torch.stack([move, pair_column], 1), edges.pair_counts, dim=0).unbind(1)
+    place = move + torch.arange(num_edges, device=device)
+
+    def padded(place: torch.Tensor, values: torch.Tensor, rows: int) -> torch.Tensor:
+        empty = torch.zeros((rows, *values.shape[1:]), dtype=values.dtype, device=device)
+        return empty.index_copy(0, place, values)
+
+    sizes = [rows.shape[0] * width for rows, width in zip(layout_rows, edge_widths, strict=True)]
+    pair_sizes = [rows.shape[0] * width for rows, width in zip(layout_rows, pair_widths, strict=True)]
+    edge_vectors = padded(place, edges.vectors, sum(sizes)).split(sizes)
+    edge_pair = padded(place, column, sum(sizes)).split(sizes)
+    edge_images = [None] * num_layouts if images is None else padded(place, images, sum(sizes)).split(sizes)
+    pair_key = padded(pair_place, edges.pair_key, sum(pair_sizes)).split(pair_sizes)
     layouts = []
-    for rows in torch.tensor_split(order, num_layouts):
-        place = torch.full_like(counts, -1)
-        place[rows] = torch.arange(rows.shape[0], device=rows.device)
-        local = place[query]
-        kept = local >= 0
-        by_row = torch.argsort(local[kept], stable=True)
-        chosen = kept.nonzero()[:, 0][by_row]
-        part_images = None if images is None else images[chosen]
-        layouts.append(_padded_layout(rows, local[chosen], key[chosen], vectors[chosen], part_images))
+    for part, rows in enumerate(layout_rows):
+        width, pair_width = edge_widths[part], pair_widths[part]
+        edge_mask = torch.arange(width, device=device) < counts[rows][:, None]
+        own_vectors, own_images = edge_vectors[part].view(-1, width, 3), edge_images[part]
+        layouts.append(
+            NeighborLayout(
+                rows=rows,
+                edge_vectors=own_vectors,
+                squared_distances=_squared(own_vectors).masked_fill(~edge_mask, PADDING_SQUARED_DISTANCE),
+                edge_mask=edge_mask,
+                edge_pair=edge_pair[part].view(-1, width),
+                pair_key=pair_key[part].view(-1, pair_width),
+                pair_mask=torch.arange(pair_width, device=device) < pair_counts[rows][:, None],
+                edge_images=None if own_images is None else own_images.view(-1, width, 3),
+            )
+        )
     return layouts
 
 
-def _padded_layout(
-    rows: torch.Tensor, query: torch.Tensor, key: torch.Tensor, vectors: torch.Tensor, images: torch.Tensor | None
-) -> NeighborLayout:
-    """One layout; `query` counts its rows from 0 and is sorted."""
-    device, num_rows = query.device, rows.shape[0]
-    counts = torch.bincount(query, minlength=num_rows)
-    starts = torch.cumsum(counts, 0) - counts
-    column = torch.arange(query.shape[0], device=device) - starts[query]
-    width = int(counts.max())
+def _row_starts(layout_rows: tuple[torch.Tensor, ...], counts: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """Start of each atom's padded row in a buffer of all layouts, and the widths of the layouts."""
+    widths = torch.stack([counts[rows].max() for rows in layout_rows]).tolist()
+    starts, offset = torch.empty_like(counts), 0
+    for rows, width in zip(layout_rows, widths, strict=True):
+        starts[rows] = offset + width * torch.arange(rows.shape[0], device=rows.device)
+        offset += width * rows.shape[0]
+    return starts, widths
 
-    is_new_pair = torch.ones_like(query, dtype=torch.bool)
-    is_new_pair[1:] = (query[1:] != query[:-1]) | (key[1:] != key[:-1])
-    pair_number = torch.cumsum(is_new_pair, 0) - 1
-    pair_query, pair_keys = query[is_new_pair], key[is_new_pair]
-    pair_counts = torch.bincount(pair_query, minlength=num_rows)
-    pair_starts = torch.cumsum(pair_counts, 0) - pair_counts
-    pair_column = torch.arange(pair_query.shape[0], device=device) - pair_starts[pair_query]
-    pair_width = int(pair_counts.max())
 
-    def padded(columns: int, trailing: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        return torch.zeros((num_rows, columns, *trailing), dtype=like.dtype, device=device)
-
-    edge_mask = padded(width, (), is_new_pair).index_put((query, column), torch.ones_like(is_new_pair))
-    edge_pair = padded(width, (), query).index_put((query, column), pair_column[pair_number])
-    edge_vectors = padded(width, (3,), vectors).index_put((query, column), vectors)
-    edge_images = None if images is None else padded(width, (3,), images).index_put((query, column), images)
-    pair_mask = padded(pair_width, (), is_new_pair).index_put(
-        (pair_query, pair_column), torch.ones_like(pair_query, dtype=torch.bool)
-    )
-    pair_key = padded(pair_width, (), query).index_put((pair_query, pair_column), pair_keys)
-    return NeighborLayout(rows, edge_vectors, edge_mask, edge_pair, pair_key, pair_mask, edge_images)
+def _squared(vectors: torch.Tensor) -> torch.Tensor:
+    """|v|² over the last axis of length 3, faster than a reduction over so short an axis."""
+    x, y, z = vectors.unbind(-1)
+    return x * x + y * y + z * z
 
 
 def dense_pair_layout(atoms: PackedAtoms) -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,38 +265,30 @@ def radius_layouts(
         atoms (`PackedAtoms`): from `pack_atoms`.
         radius (`float`): cut-off, Å.
     """
-    with torch.no_grad():
-        query, key, images = radius_edges(positions, cell, atoms, radius)
-    shifts = torch.einsum("ek,ekc->ec", images.to(positions.dtype), cell[atoms.crystal[query]])
-    vectors = positions[key] - positions[query] + shifts
-    return build_layouts(query, key, vectors, positions.shape[0])
+    return build_layouts(radius_edges(positions, cell, atoms, radius), positions.shape[0])
 
 
 @torch.compiler.disable  # sizes depend on the data: a graph break is right here, and only here
-def radius_edges(
-    positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms, radius: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Edge list of `radius_layouts`, sorted by (query, key): `query (E,)`, `key (E,)`, `images (E, 3)`."""
-    fractional = torch.einsum("tc,tck->tk", positions, torch.linalg.inv(cell)[atoms.crystal])
-    # +1e-6: an image must not be lost because R / spacing + 1/2 was rounded down across an integer
-    reach = torch.floor(radius / plane_spacings(cell) + 0.5 + 1e-6).long()
-    parts = []
+def radius_edges(positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms, radius: float) -> EdgeList:
+    """Flat list of the edges of `radius_layouts`; gradients of the vectors reach `positions` and `cell`."""
+    fractional = torch.einsum("tc,tck->tk", positions.detach(), torch.linalg.inv(cell.detach())[atoms.crystal])
     is_large = atoms.sizes > LINKED_CELL_MIN_ATOMS
+    parts = []
     for crystal in is_large.nonzero()[:, 0].tolist():
         rows = slice(int(atoms.offsets[crystal]), int(atoms.offsets[crystal] + atoms.sizes[crystal]))
-        query, key, images = _linked_cell_edges(fractional[rows], cell[crystal], radius)
-        parts.append((query + rows.start, key + rows.start, images))
+        with torch.no_grad():
+            query, key, images = _linked_cell_edges(fractional[rows], cell[crystal], radius)
+            order = torch.argsort(query * fractional.shape[0] + key, stable=True)
+            query, key = query[order] + rows.start, key[order] + rows.start
+            pairs, counts = torch.unique_consecutive(query * fractional.shape[0] + key, return_counts=True)
+        vectors = positions[key] - positions[query] + images[order].to(cell.dtype) @ cell[crystal]
+        parts.append(EdgeList(pairs // fractional.shape[0], pairs % fractional.shape[0], counts, vectors))
     small = (~is_large).nonzero()[:, 0]
     if small.numel():
-        # crystals that need the same number of images along each axis share one distance table
-        kinds, kind = torch.unique(reach[small], dim=0, return_inverse=True)
-        for number, extent in enumerate(kinds.tolist()):
-            parts.extend(_all_pairs_edges(fractional, cell, atoms, small[kind == number], extent, radius))
-    query = torch.cat([part[0] for part in parts])
-    key = torch.cat([part[1] for part in parts])
-    images = torch.cat([part[2] for part in parts])
-    order = torch.argsort(query * positions.shape[0] + key, stable=True)
-    return query[order], key[order], images[order]
+        parts.append(_all_pairs_edges(positions, fractional, cell, atoms, small, radius))
+    if len(parts) == 1:
+        return parts[0]
+    return EdgeList(*(torch.cat([getattr(part, name) for part in parts]) for name in EdgeList.__annotations__))
 
 
 def _image_grid(extent: list[int], device: torch.device) -> torch.Tensor:
@@ -270,48 +298,93 @@ def _image_grid(extent: list[int], device: torch.device) -> torch.Tensor:
 
 
 def _all_pairs_edges(
+    positions: torch.Tensor,
     fractional: torch.Tensor,
     cell: torch.Tensor,
     atoms: PackedAtoms,
     crystals: torch.Tensor,
-    extent: list[int],
     radius: float,
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Edges of crystals that share one grid of images: every pair times every image, cut into affordable parts."""
-    grid = _image_grid(extent, fractional.device)
-    width = int(atoms.sizes[crystals].max())
-    per_crystal = width * width * grid.shape[0]
-    step = max(1, MAX_DISTANCE_ENTRIES // per_crystal)
-    return [
-        _all_pairs_part(fractional, cell, atoms, part, width, grid, radius) for part in torch.split(crystals, step)
-    ]
+) -> EdgeList:
+    """Edges of small crystals: every pair of atoms, brought to its nearest cell, times every image in reach.
 
-
-def _all_pairs_part(
-    fractional: torch.Tensor,
-    cell: torch.Tensor,
-    atoms: PackedAtoms,
-    crystals: torch.Tensor,
-    width: int,
-    grid: torch.Tensor,
-    radius: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    columns = torch.arange(width, device=fractional.device)
-    exists = columns[None, :] < atoms.sizes[crystals][:, None]  # (b, n)
-    index = (atoms.offsets[crystals][:, None] + columns[None, :]).where(exists, 0)
-    local = fractional[index]  # (b, n, 3)
-    difference = local[:, None, :, :] - local[:, :, None, :]  # (b, i, j, 3)
-    home = -torch.round(difference)
+    |w + s|² <= R² for a pair vector w and a lattice vector s is a product of (w, |w|², 1) with (2 s, 1, |s|² - R²),
+    so that one matrix product per group of similar crystals gives the table of what is in reach.
+    """
+    device = positions.device
+    sizes = atoms.sizes[crystals]
+    num_pairs = sizes * sizes
+    pair_start = torch.cumsum(num_pairs, 0) - num_pairs
+    place = torch.repeat_interleave(torch.arange(crystals.shape[0], device=device), num_pairs)
+    local = torch.arange(place.shape[0], device=device) - pair_start[place]
+    first = atoms.offsets[crystals][place]
+    query = first + local // sizes[place]
+    key = first + local % sizes[place]
+    home = torch.round(fractional[query] - fractional[key])
     cells = cell[crystals]
-    wrapped = (difference + home).flatten(1, 2) @ cells  # (b, n², 3)
-    shifts = grid.to(cell.dtype) @ cells  # (b, I, 3)
-    squared = torch.baddbmm(wrapped.square().sum(-1)[:, :, None], wrapped, shifts.transpose(1, 2), alpha=2.0)
-    squared = squared + shifts.square().sum(-1)[:, None, :]
-    pair_exists = (exists[:, :, None] & exists[:, None, :]).flatten(1, 2)
-    crystal, pair, image = ((squared <= radius * radius) & pair_exists[:, :, None]).nonzero(as_tuple=True)
-    row, column = pair // width, pair % width
-    images = grid[image] + home.flatten(1, 2)[crystal, pair].long()
-    return index[crystal, row], index[crystal, column], images
+    wrapped = positions[key] - positions[query] + torch.einsum("pk,pkc->pc", home, cells[place])
+    with torch.no_grad():
+        squared = _squared(wrapped)[:, None]
+        terms = torch.cat([wrapped, squared, torch.ones_like(squared)], 1)
+        # the last row stands for pairs that padding adds: never in reach
+        terms = torch.cat([terms, terms.new_tensor([[0.0, 0.0, 0.0, 1e30, 0.0]])])
+        # +1e-6: an image must not be lost because R / spacing + 1/2 was rounded down across an integer
+        reach = torch.floor(radius / plane_spacings(cells) + 0.5 + 1e-6).long()
+        # lattice vectors in an order of falling reach, so that fewer kinds of crystals differ
+        reach, order = torch.sort(reach, dim=1, descending=True)
+    pair_parts, lattice_parts, lattice_vectors, num_lattice = [], [], [], 0
+    turned = cells.gather(1, order[:, :, None].expand(-1, -1, 3))
+    for group, extent in _similar_crystals(sizes, reach):
+        grid = _image_grid(extent, device)
+        lattice = grid.to(cell.dtype) @ turned[group]  # (b, I, 3)
+        with torch.no_grad():
+            pairs, images = _in_reach(terms, pair_start[group], sizes[group], lattice, radius)
+        pair_parts.append(pairs)
+        lattice_parts.append(images + num_lattice)
+        lattice_vectors.append(lattice.flatten(0, 1))
+        num_lattice += lattice_vectors[-1].shape[0]
+    pair = torch.cat(pair_parts)
+    vectors = wrapped.index_select(0, pair) + torch.cat(lattice_vectors).index_select(0, torch.cat(lattice_parts))
+    found, counts = torch.unique_consecutive(pair, return_counts=True)
+    return EdgeList(query[found], key[found], counts, vectors)
+
+
+def _similar_crystals(sizes: torch.Tensor, reach: torch.Tensor) -> list[tuple[torch.Tensor, list[int]]]:
+    """Groups of crystals of one reach and of almost one size, none with too large a table; and their reach."""
+    steps = torch.where(sizes <= 8, 2, 4)
+    rounded = torch.div(sizes + steps - 1, steps, rounding_mode="floor") * steps
+    kinds, kind = torch.unique(torch.cat([reach, rounded[:, None]], 1), dim=0, return_inverse=True)
+    members = torch.argsort(kind, stable=True).split(torch.bincount(kind).tolist())
+    groups = []
+    for (*extent, width), group in zip(kinds.tolist(), members, strict=True):
+        table = width * width * math.prod(2 * bound + 1 for bound in extent)
+        groups += [(part, extent) for part in group.split(max(1, MAX_DISTANCE_ENTRIES // table))]
+    return groups
+
+
+def _in_reach(
+    terms: torch.Tensor, pair_start: torch.Tensor, sizes: torch.Tensor, lattice: torch.Tensor, radius: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs and lattice vectors of some crystals whose sum is within the radius.
+
+    Args:
+        terms (`torch.Tensor` of shape `(P + 1, 5)`): of all pairs; the last row is never in reach.
+        pair_start, sizes (`torch.Tensor` of shape `(b,)`): place of each crystal's pairs in `terms`, and its atoms.
+        lattice (`torch.Tensor` of shape `(b, I, 3)`): Å.
+        radius (`float`): Å.
+
+    Returns:
+        Rows of `terms` and rows of `lattice` (flattened) of every edge, sorted by query, key and image.
+    """
+    columns = torch.arange(int(sizes.max()), device=terms.device)
+    exists = columns < sizes[:, None]  # (b, n)
+    pair = pair_start[:, None, None] + columns[:, None] * sizes[:, None, None] + columns  # (b, n, n)
+    pair = torch.where(exists[:, :, None] & exists[:, None, :], pair, terms.shape[0] - 1).flatten(1)
+    squared = _squared(lattice)[:, :, None]
+    factors = torch.cat([2.0 * lattice, torch.ones_like(squared), squared - radius * radius], 2)
+    table = torch.bmm(terms[pair], factors.transpose(1, 2))  # (b, n², I)
+    found, image = (table <= 0.0).flatten(0, 1).nonzero(as_tuple=True)
+    first = torch.arange(lattice.shape[0], device=terms.device) * lattice.shape[1]
+    return pair.flatten()[found], image + first.repeat_interleave(pair.shape[1])[found]
 
 
 def _linked_cell_edges(
@@ -388,15 +461,17 @@ def cells_layouts(
         atoms (`PackedAtoms`): from `pack_atoms`.
         extents (`torch.Tensor` of shape `(B, 3)`): largest |n_k| per crystal and axis.
     """
-    queries, keys, image_parts = [], [], []
+    queries, keys, counts, image_parts = [], [], [], []
     for crystal, extent in enumerate(extents.tolist()):
         size, offset = int(atoms.sizes[crystal]), int(atoms.offsets[crystal])
         grid = _image_grid(extent, positions.device)
         index = torch.arange(offset, offset + size, device=positions.device)
-        queries.append(index.repeat_interleave(size * grid.shape[0]))
-        keys.append(index.repeat_interleave(grid.shape[0]).repeat(size))
+        queries.append(index.repeat_interleave(size))
+        keys.append(index.repeat(size))
+        counts.append(torch.full((size * size,), grid.shape[0], device=positions.device))
         image_parts.append(grid.repeat(size * size, 1))
-    query, key, images = torch.cat(queries), torch.cat(keys), torch.cat(image_parts)
-    shifts = torch.einsum("ek,ekc->ec", images.to(positions.dtype), cell[atoms.crystal[query]])
-    vectors = positions[key] - positions[query] + shifts
-    return build_layouts(query, key, vectors, positions.shape[0], images)
+    query, key, pair_counts, images = torch.cat(queries), torch.cat(keys), torch.cat(counts), torch.cat(image_parts)
+    number = torch.repeat_interleave(torch.arange(query.shape[0], device=query.device), pair_counts)
+    shifts = torch.einsum("ek,ekc->ec", images.to(positions.dtype), cell[atoms.crystal[query[number]]])
+    vectors = (positions[key] - positions[query])[number] + shifts
+    return build_layouts(EdgeList(query, key, pair_counts, vectors), positions.shape[0], images)

@@ -13,15 +13,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .formats_crystal import (
-    decode_text,
-    detect_format,
-    parse_cif,
-    parse_extxyz,
-    parse_json_text,
-    parse_poscar,
-    record_from_pymatgen,
-)
+from .formats_cif import parse_cif, record_from_pymatgen
+from .formats_crystal import decode_text, detect_format, parse_extxyz, parse_json_text, parse_poscar
 from .records_crystal import (
     CHEMICAL_SYMBOLS,
     CrystalInputError,

@@ -7,9 +7,27 @@ from transformers import Pipeline
 
 __all__ = ["CrystalGenerationPipeline"]
 
-_PROMPT_FIELDS = ("composition", "formula_units", "space_group", "chemical_system", "properties", "prompt")
-_SAMPLING_FIELDS = ("temperature", "top_p", "seed", "generation_batch_size", "max_atoms", "max_length")
-_RESULT_FIELDS = ("num_return_sequences", "unique", "max_rounds", "min_distance", "rank")
+_PROMPT_FIELDS = (
+    "composition",
+    "formula_units",
+    "space_group",
+    "chemical_system",
+    "properties",
+    "cell",
+    "sites",
+    "prompt",
+)
+_SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "num_beams",
+    "seed",
+    "generation_batch_size",
+    "max_atoms",
+    "max_length",
+    "continuous_batching",
+)
+_RESULT_FIELDS = ("num_return_sequences", "unique", "max_rounds", "min_distance", "smact", "rank")
 
 
 class CrystalGenerationPipeline(Pipeline):
@@ -19,7 +37,8 @@ class CrystalGenerationPipeline(Pipeline):
     pipe = pipeline("crystal-generation")                                # the checkpoint embedded in hf_crystal
     pipe("SrTiO3", num_return_sequences=4, seed=0)                       # a list of four dictionaries
     pipe(composition={"Ti": 2, "O": 4}, space_group="P4_2/mnm")
-    pipe(["SrTiO3", "NaCl"], num_return_sequences=2)                     # a list of two lists
+    pipe("TiO2", space_group=136, formula_units=2, cell={"a": 4.594}, sites=["Ti 2a"])   # a crystal given in part
+    pipe(["SrTiO3", {"composition": "NaCl", "space_group": 225}], num_return_sequences=2)   # a list of two lists
     pipe(chemical_system="Li-Fe-O", properties={"formation_energy": -2})
     ```
 
@@ -30,18 +49,25 @@ class CrystalGenerationPipeline(Pipeline):
     - `sequence`: the sequence as text; equal crystals have equal sequences;
     - `log_likelihood`: natural logarithm of the probability of the generated part (temperature 1, without grammar).
 
+    A prompt that no crystal fulfils raises; in a list of prompts it gives `[{"error": reason}]` and the others go on.
+    The prompts of a list are generated together.
+
     Arguments of each call:
         composition: Atoms of the primitive cell, a formula or a mapping; a list gives one list of results each.
-        space_group, chemical_system, formula_units, properties, prompt: See `generate_crystals`; fields of the
-            prompt may also come as one dictionary in place of the composition.
+        space_group, chemical_system, formula_units, properties, cell, sites, prompt: See `CrystalPrompt`; fields of
+            the prompt may also come as one dictionary in place of the composition.
         num_return_sequences (`int`, defaults to 1): Crystals per prompt.
-        temperature, top_p, seed, max_atoms, max_length: See `generate_crystals`.
-        batch_size (`int`, defaults to 32): Sequences generated at a time.
+        temperature, top_p, num_beams, seed, max_atoms, max_length, continuous_batching: See
+            `generate_crystals_for_prompts`.
+        batch_size (`int`, defaults to 64): Sequences generated at a time.
         unique (`bool`, defaults to `True`): Leave out repeated sequences and draw others in their place. Where the
             model keeps repeating itself there may be fewer results than asked for.
+        min_distance (`float`, *optional*): Leave out crystals with atoms nearer than this, Å, and draw others.
+        smact (`bool`, defaults to `False`): Leave out compositions that are not charge-neutral by SMACT, which has to
+            be installed, and draw others.
         max_rounds (`int`, defaults to 4): How often crystals that were left out are replaced.
-        min_distance (`float`, *optional*): Leave out crystals with two atoms closer than this, Å.
-        rank (`bool`, defaults to `False`): Most probable crystal first; otherwise in the order of generation.
+        rank (`bool` or function of a `DecodedCrystal`, defaults to `True`): Most probable crystal first, by
+            `log_likelihood`; a function: largest value first; `False`: in the order of generation.
     """
 
     _load_tokenizer: bool | None = True  # type: ignore[assignment]
@@ -65,20 +91,23 @@ class CrystalGenerationPipeline(Pipeline):
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise TypeError(f"unknown arguments {unknown}; accepted are {', '.join(known)}")
-        for name in ("num_return_sequences", "max_rounds"):
+        for name in ("num_return_sequences", "max_rounds", "generation_batch_size"):
             if given.get(name) is not None and given[name] < 1:
-                raise ValueError(f"{name} is {given[name]}; accepted: at least 1")
+                raise ValueError(f"{name.removeprefix('generation_')} is {given[name]}; accepted: at least 1")
         prompt = {name: given[name] for name in _PROMPT_FIELDS if given.get(name) is not None}
         forward = {name: given[name] for name in (*_SAMPLING_FIELDS, *_RESULT_FIELDS) if given.get(name) is not None}
         return prompt, forward, {}
 
     def __call__(self, composition: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Generate for one prompt (a list of results) or for a list of prompts (a list of lists)."""
-        if isinstance(composition, list):
-            return [self(item, **kwargs) for item in composition]
         if kwargs.get("batch_size") is not None:  # the base class would take it for prompts per batch
             kwargs["generation_batch_size"] = kwargs.pop("batch_size")
-        return super().__call__({} if composition is None else composition, **kwargs)
+        if not isinstance(composition, (list, tuple)):
+            return super().__call__({} if composition is None else composition, **kwargs)
+        prompt, parameters, _ = self._sanitize_parameters(**kwargs)
+        prompts = [self.preprocess(item, **{**self._preprocess_params, **prompt}) for item in composition]
+        parameters = {**self._forward_params, **parameters}
+        return [self.postprocess(found) for found in self._generate(prompts, on_error="return", **parameters)]
 
     def preprocess(self, input_: Any, **prompt: Any) -> dict[str, Any]:
         """Fields of one prompt: those of the call, and those of the input if it is a dictionary of them."""
@@ -95,54 +124,34 @@ class CrystalGenerationPipeline(Pipeline):
         """Generate; a prompt holds no tensors, so there is nothing to move between devices."""
         return self._forward(model_inputs, **parameters)
 
-    def _forward(  # type: ignore[override]
+    def _forward(self, input_tensors: dict[str, Any], **parameters: Any) -> list[Any]:  # type: ignore[override]
+        """Decoded crystals of one prompt that pass the filters."""
+        return self._generate([input_tensors], on_error="raise", **parameters)[0]
+
+    def _generate(
         self,
-        input_tensors: dict[str, Any],
+        prompts: list[dict[str, Any]],
         num_return_sequences: int = 1,
+        generation_batch_size: int = 64,
         unique: bool = True,
-        max_rounds: int = 4,
-        min_distance: float | None = None,
-        rank: bool = False,
-        seed: int | None = None,
-        generation_batch_size: int = 32,
-        **sampling: Any,
-    ) -> list[Any]:
-        """Decoded crystals that pass the filters."""
-        kept: list[Any] = []
-        seen: set[str] = set()
-        for turn in range(max_rounds if unique or min_distance is not None else 1):
-            drawn = self.model.generate_crystals(
-                self.tokenizer,
-                **input_tensors,
-                num_return=num_return_sequences - len(kept),
-                batch_size=generation_batch_size,
-                # each round draws others, and the same seed gives the same rounds
-                seed=None if seed is None else seed + turn * 1_000_003,
-                **sampling,
-            )
-            for item in drawn:
-                if unique and item.sequence in seen:
-                    continue
-                seen.add(item.sequence)
-                if min_distance is None or _smallest_distance(item.structure) >= min_distance:
-                    kept.append(item)
-            if len(kept) == num_return_sequences or sampling.get("temperature") == 0:
-                break
-        return sorted(kept, key=lambda item: -item.log_likelihood) if rank else kept
+        rank: Any = True,
+        **options: Any,
+    ) -> list[list[Any]]:
+        """Decoded crystals of each prompt."""
+        found: list[list[Any]] = self.model.generate_crystals_for_prompts(
+            self.tokenizer,
+            prompts,
+            num_return=num_return_sequences,
+            batch_size=generation_batch_size,
+            unique=unique,
+            rank=rank,
+            **options,
+        )
+        return found
 
     def postprocess(self, model_outputs: list[Any], **_: Any) -> list[dict[str, Any]]:  # type: ignore[override]
         """Decoded crystals → results."""
-        return [
-            {
-                "structure": item.structure,
-                "cif": item.structure.to(fmt="cif"),
-                "formula": item.structure.composition.formula.replace(" ", ""),
-                "space_group": item.sequence.split(" | ")[1],
-                "sequence": item.sequence,
-                "log_likelihood": item.log_likelihood,
-            }
-            for item in model_outputs
-        ]
+        return [_result(item) for item in model_outputs]
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Save model and tokenizer; load with the same task name after `import hf_crystal`.
@@ -158,11 +167,15 @@ class CrystalGenerationPipeline(Pipeline):
         self.tokenizer.save_pretrained(save_directory)
 
 
-def _smallest_distance(structure: Any) -> float:
-    """Smallest distance between two atoms, periodic images included, Å."""
-    radius = 4.0
-    while True:
-        distances = structure.get_neighbor_list(radius)[3]
-        if len(distances):
-            return float(distances.min())
-        radius *= 2
+def _result(item: Any) -> dict[str, Any]:
+    """A decoded crystal as a dictionary."""
+    if item.error is not None:
+        return {"error": str(item.error)}
+    return {
+        "structure": item.structure,
+        "cif": item.structure.to(fmt="cif"),
+        "formula": item.structure.composition.formula.replace(" ", ""),
+        "space_group": item.sequence.split(" | ")[1],
+        "sequence": item.sequence,
+        "log_likelihood": item.log_likelihood,
+    }

@@ -1,10 +1,16 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """The task "crystal-property-prediction": crystals in any accepted form → property values with their units."""
 
+import multiprocessing
+import os
+import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, islice
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset
 from transformers import Pipeline
 
 from .formula_crystal import reduced_formula
@@ -17,33 +23,23 @@ _RESERVED_FIELDS = ("formula", "num_atoms", "embedding", "error")
 _BATCHES_PER_CHUNK = 16
 
 
-class _Crystals(Dataset):
-    """A list of crystals, read on access."""
-
-    def __init__(self, crystals: Any, read: Any):
-        self.crystals = crystals
-        self.read = read
-
-    def __len__(self) -> int:
-        return len(self.crystals)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.read(self.crystals[index])
+def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` items; the last one may be shorter."""
+    rest = iter(items)
+    while piece := list(islice(rest, size)):
+        yield piece
 
 
-class _CrystalStream(IterableDataset):
-    """An iterator of crystals, read one after the other."""
+def _end_with_parent() -> None:
+    """Start a thread that ends this worker process when the process that started it is gone, even by `kill -9`."""
 
-    def __init__(self, crystals: Iterable[Any], read: Any):
-        self.crystals = crystals
-        self.read = read
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self.read, self.crystals)
-
-
-def _as_list(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return items
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _is_many(inputs: Any) -> bool:
@@ -77,7 +73,7 @@ class CrystalPropertyPipeline(Pipeline):
             chunks of 16 batches, which saves padding; results keep the order of the inputs.
         max_batch_atoms (`int`, defaults to 4096): atoms per forward pass at most, padding included; a larger crystal
             goes alone.
-        num_workers (`int`, defaults to 0): processes that read files while the model computes.
+        num_workers (`int`, defaults to 0): processes that read crystals while the model computes.
         return_embedding (`bool`, defaults to `False`).
     """
 
@@ -132,11 +128,7 @@ class CrystalPropertyPipeline(Pipeline):
 
     def preprocess(self, input_: Any) -> dict[str, Any]:  # type: ignore[override]
         """Read one crystal: its arrays, or `{"error": reason}`."""
-        try:
-            return self.feature_extractor.extract(input_)
-        except ValueError as error:
-            # CrystalInputError tells the bare reason; it cannot be imported where this file travels
-            return {"error": str(error.reason if hasattr(error, "reason") else error)}
+        return self.feature_extractor.extract_all([input_])[0]
 
     def _forward(self, input_tensors: Any) -> Any:  # type: ignore[override]
         outputs = self.model(**input_tensors)
@@ -167,18 +159,27 @@ class CrystalPropertyPipeline(Pipeline):
         """Results in the order of `inputs`; called by the base class."""
         if preprocess_params:
             raise TypeError(f"preprocessing takes no arguments, got {sorted(preprocess_params)}")
-        dataset: Dataset
-        if isinstance(inputs, list):
-            dataset = _Crystals(inputs, self.preprocess)
-        else:
-            # each worker would read the whole stream
-            dataset, num_workers = _CrystalStream(inputs, self.preprocess), 0
-        chunks = DataLoader(
-            dataset, batch_size=batch_size * _BATCHES_PER_CHUNK, num_workers=num_workers, collate_fn=_as_list
-        )
-        for chunk in chunks:
-            for outputs in self._predict_chunk(chunk, batch_size, **forward_params):
+        read = self._read(inputs, batch_size, num_workers)
+        for group in _pieces(read, _BATCHES_PER_CHUNK):
+            for outputs in self._predict_chunk(list(chain(*group)), batch_size, **forward_params):
                 yield self.postprocess(outputs, **postprocess_params)
+
+    def _read(self, crystals: Iterable[Any], size: int, num_workers: int) -> Iterator[list[dict[str, Any]]]:
+        """Arrays or errors of `size` crystals after the other; worker processes read up to two chunks ahead."""
+        read = self.feature_extractor.extract_all
+        pieces = _pieces(crystals, size)
+        if not num_workers:
+            yield from map(read, pieces)
+            return
+        pool = ProcessPoolExecutor(num_workers, initializer=_end_with_parent)
+        try:
+            ahead = deque(pool.submit(read, piece) for piece in islice(pieces, 2 * _BATCHES_PER_CHUNK))
+            while ahead:
+                result = ahead.popleft().result()
+                ahead.extend(pool.submit(read, piece) for piece in islice(pieces, 1))
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def run_single(
         self,

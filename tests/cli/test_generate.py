@@ -63,6 +63,17 @@ def test_json_has_sequences_in_order_of_likelihood_and_the_space_group(command, 
     assert len({row["sequence"] for row in rows}) == len(rows)
 
 
+def test_a_crystal_given_in_part_by_beam_search(command, generator):
+    words = ("--composition", "TiO2", "--formula-units", 2, "--space-group", 136, "--cell", "a=4.5..4.7")
+    code, out, _ = command(
+        *words, "--cell", "c=2.96", "--site", "O 4f 0.305", "--num-beams", 2, "--model", generator, "--output", "json"
+    )
+    sequence = json.loads(out)[0]["sequence"]
+    assert code == 0
+    assert " c 2.96 |" in sequence
+    assert "O 4f .3050" in sequence
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -74,6 +85,9 @@ def test_json_has_sequences_in_order_of_likelihood_and_the_space_group(command, 
         (["--composition", "NaCl", "--property", "band_gap=wide"], 2, "expected name=value"),
         (["--composition", "NaCl", "--property", "colour=1"], 1, "colour"),
         (["--composition", "NaCl", "--temperature", "-1"], 1, "temperature"),
+        (["--composition", "NaCl", "--cell", "a=wide"], 2, "expected name=value or name=low..high"),
+        (["--composition", "NaCl", "--formula-units", "some"], 2, "expected whole numbers or any"),
+        (["--composition", "NaCl", "--site", "Na 4a"], 1, "need one space_group"),
         (["--composition", "NaCl", "--min-distance", "50"], 1, "no crystal passed the filters"),
         (["--composition", "NaCl", "--output", "parquet"], 2, "needs --output-file"),
     ],

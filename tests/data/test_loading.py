@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDatasetDict
 
-from hf_crystal.data import CrystalCollator, load_crystal_dataset
+from hf_crystal.data import CrystalCollator, conversion, load_crystal_dataset
 from hf_crystal.data import loading as loading_module
 from hf_crystal.data.sources import iter_json
 from hf_crystal.data.tables import CrystalDatasetDict
@@ -42,7 +42,7 @@ def jarvis_atoms(name):
     }
 
 
-def check(splits, *, num_rows=3, label="energy"):
+def assert_has_the_crystals(splits, *, num_rows=3, label="energy"):
     """All three crystals arrived with their labels."""
     rows = [row for split in splits.values() for row in split]
     assert len(rows) == num_rows
@@ -88,7 +88,7 @@ def test_cif_folder_with_labels_and_splits(cif_folder, load):
     assert isinstance(splits, CrystalDatasetDict)
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 2, "test": 1}
     assert splits.num_skipped == 0 and splits.skipped == []
-    check(splits)
+    assert_has_the_crystals(splits)
 
 
 def test_every_file_format_of_a_folder_is_read(tmp_path, load):
@@ -110,7 +110,7 @@ def test_unreadable_files_are_listed_and_the_rest_is_kept(cif_folder, load):
     with open(cif_folder / "labels.csv", "a") as stream:
         stream.write("gone,1.0,train\n")
     splits = load(cif_folder)
-    check(splits)
+    assert_has_the_crystals(splits)
     assert splits.num_skipped == 3
     reasons = {item["name"]: item["reason"] for item in splits.skipped}
     assert set(reasons) == {"a_broken.cif", "b_empty.cif", "gone"}
@@ -126,7 +126,7 @@ def test_headerless_label_table_of_cgcnn(cif_folder, load):
     (cif_folder / "id_prop.csv").write_text("".join(f"{n},{LABELS[n] or 'nan'}\n" for n in CRYSTALS))
     splits = load(cif_folder)
     assert splits["train"].column_names[-1] == "label"
-    check(splits, label="label")
+    assert_has_the_crystals(splits, label="label")
 
 
 def test_a_folder_without_crystals_or_with_two_tables_is_named(tmp_path, cif_folder, load):
@@ -136,7 +136,7 @@ def test_a_folder_without_crystals_or_with_two_tables_is_named(tmp_path, cif_fol
     (cif_folder / "second.csv").write_text("id,x\n")
     with pytest.raises(ValueError, match="2 CSV files"):
         load(cif_folder)
-    check(load(cif_folder, labels=cif_folder / "labels.csv"))
+    assert_has_the_crystals(load(cif_folder, labels=cif_folder / "labels.csv"))
 
 
 # ---------------------------------------------------------------------------------------------------- CSV and JSON
@@ -155,7 +155,7 @@ def test_csv_with_a_cif_column(cif_folder, load, content):
     splits = load(table, split_column="part", label_names=["energy"])
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 2, "test": 1}
     assert [item["name"] for item in splits.skipped] == ["bad"]
-    check(splits)
+    assert_has_the_crystals(splits)
 
 
 def json_tables():
@@ -184,7 +184,7 @@ def json_tables():
 def test_json_tables(tmp_path, load, form):
     path = tmp_path / "table.json"
     path.write_text(json_tables()[form])
-    check(load(path))
+    assert_has_the_crystals(load(path))
 
 
 def test_compressed_json(tmp_path, load):
@@ -193,8 +193,8 @@ def test_compressed_json(tmp_path, load):
         stream.write(text)
     with zipfile.ZipFile(tmp_path / "table.json.zip", "w") as archive:
         archive.writestr("table.json", text)
-    check(load(tmp_path / "table.json.gz"))
-    check(load(tmp_path / "table.json.zip"))
+    assert_has_the_crystals(load(tmp_path / "table.json.gz"))
+    assert_has_the_crystals(load(tmp_path / "table.json.zip"))
     (tmp_path / "false.json.zip").write_text("no zip")
     with pytest.raises(ValueError, match="is not a zip file"):
         load(tmp_path / "false.json.zip")
@@ -269,7 +269,7 @@ def test_a_table_without_a_single_crystal_is_an_error(tmp_path, load):
 def test_a_second_call_opens_the_files_of_the_first(cif_folder, load, monkeypatch):
     first = load(cif_folder)
     calls = []
-    monkeypatch.setattr(loading_module, "structure_to_record", calls.append)
+    monkeypatch.setattr(conversion, "structure_to_record", calls.append)
     assert load(cif_folder)["train"].cache_files == first["train"].cache_files
     assert not calls
     monkeypatch.undo()
@@ -281,12 +281,12 @@ def test_a_killed_conversion_leaves_nothing_behind(cif_folder, tmp_path, load, m
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loading_module, "structure_to_record", stop)
+    monkeypatch.setattr(conversion, "structure_to_record", stop)
     with pytest.raises(KeyboardInterrupt):
         load(cif_folder)
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.undo()
-    check(load(cif_folder))
+    assert_has_the_crystals(load(cif_folder))
 
 
 def test_two_processes_may_convert_the_same_source(cif_folder, load, monkeypatch):
@@ -301,7 +301,7 @@ def test_two_processes_may_convert_the_same_source(cif_folder, load, monkeypatch
         write(folder, rows, features)
 
     monkeypatch.setattr(tables_module, "_write_tables", overtaken)
-    check(load(cif_folder))
+    assert_has_the_crystals(load(cif_folder))
 
 
 def test_tables_are_memory_mapped_and_written_in_pieces(tmp_path, load, monkeypatch):
@@ -380,9 +380,9 @@ def test_parquet_folder_and_saved_folder(tmp_path, load):
         plain.to_parquet(folder / f"{split}-00000-of-00001.parquet")
     splits = load(folder)
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 2, "val": 1}
-    check(splits)
+    assert_has_the_crystals(splits)
     splits.save_to_disk(tmp_path / "saved")
-    check(load(tmp_path / "saved"))
+    assert_has_the_crystals(load(tmp_path / "saved"))
 
 
 def load_rows(rows):
@@ -396,7 +396,7 @@ def load_rows(rows):
 def test_parquet_with_a_column_of_cif_text(tmp_path, load):
     rows = [{"id": n, "energy": LABELS[n], "cif": structure(n).to(fmt="cif")} for n in CRYSTALS]
     Dataset.from_list(rows).to_parquet(tmp_path / "cifs.parquet")
-    check(load(tmp_path / "cifs.parquet"))
+    assert_has_the_crystals(load(tmp_path / "cifs.parquet"))
 
 
 # ------------------------------------------------------------------------------------------------------ streaming
@@ -405,7 +405,7 @@ def test_parquet_with_a_column_of_cif_text(tmp_path, load):
 def test_streaming_reads_as_it_goes(cif_folder, tmp_path, load):
     stream = load(cif_folder, split_column="part", streaming=True)
     assert isinstance(stream, IterableDatasetDict) and set(stream) == {"train", "test"}
-    check(stream)
+    assert_has_the_crystals(stream)
     assert not (tmp_path / "cache").exists()
 
     rows = [{"id": n, "energy": LABELS[n], "cif": structure(n).to(fmt="cif")} for n in CRYSTALS]
@@ -413,7 +413,7 @@ def test_streaming_reads_as_it_goes(cif_folder, tmp_path, load):
     table.to_parquet(tmp_path / "plain.parquet")
     stream = load(tmp_path / "plain.parquet", split_column="part", streaming=True)
     assert set(stream) == {"train", "test"}
-    check(stream)
+    assert_has_the_crystals(stream)
 
 
 def test_streaming_leaves_bad_rows_out(tmp_path, load):
@@ -461,7 +461,7 @@ def test_hub_dataset(tmp_path, load, monkeypatch, plain):
     monkeypatch.setattr(loading_module, "load_dataset", lambda name, **_: DatasetDict({"test": table}))
     splits = load("someone/crystals", revision="v1")
     assert set(splits) == {"test"}
-    check(splits)
+    assert_has_the_crystals(splits)
 
 
 def test_what_does_not_exist_is_named(load):

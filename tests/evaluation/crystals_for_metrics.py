@@ -50,11 +50,9 @@ def doubled(job: Any) -> Any:
 
 def misbehaving_pair(settings: Any, pair: tuple[Any, Any]) -> float | None:
     """Stands for the matcher: dies for potassium, hangs for rubidium, fails for lithium."""
-    from hf_crystal.evaluation.matching import structure_matcher
+    from hf_crystal.evaluation.fast_matcher import rms_distance
 
-    symbols = {symbol for structure in pair for symbol in structure.symbol_set}
-    for symbol, job in (("K", "die"), ("Rb", "hang"), ("Li", "raise")):
-        if symbol in symbols:
+    for number, job in ((19, "die"), (37, "hang"), (3, "raise")):
+        if number in pair[0].numbers:
             doubled(job)
-    found = structure_matcher(settings).get_rms_dist(*pair)
-    return None if found is None else found[0]
+    return rms_distance(settings, pair)

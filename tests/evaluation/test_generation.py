@@ -80,7 +80,7 @@ def test_a_bad_pair_counts_as_different_and_is_reported(monkeypatch):
     def same(settings, pair):
         return misbehaving_pair(settings, pair) is not None
 
-    monkeypatch.setattr(generation, "_same_crystal", same)
+    monkeypatch.setattr(generation, "fits", same)
     salts = [rocksalt(first="Li"), rocksalt(), rocksalt(first="Li"), rocksalt()]
     result = uniqueness(salts)
     assert (result.representative, result.failures) == ((0, 1, 2, 1), {"error": 1})

@@ -143,7 +143,7 @@ def test_validity_filter_is_applied_and_reported(filter_references):
 
 
 def test_one_bad_pair_is_counted_and_the_rest_go_on(monkeypatch):
-    monkeypatch.setattr(matching, "rms_of_pair", misbehaving_pair)
+    monkeypatch.setattr(matching, "rms_distance", misbehaving_pair)
     salts = [rocksalt(first=first) for first in ("Na", "K", "Rb", "Li", "Na")]
     result = match_rate(salts, salts, num_workers=2, time_limit=3.0)
     outcomes = [item[0].outcome for item in result.samples]

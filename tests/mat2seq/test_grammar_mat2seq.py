@@ -8,7 +8,7 @@ import torch
 from mat2seq_crystals import DATASETS, baddeleyite, lopsided, perovskite, quartz, read_records, rock_salt, rutile
 
 from hf_crystal.models.canonical_crystal import canonicalize
-from hf_crystal.models.canonical_grid import CanonicalSite, orbit_points
+from hf_crystal.models.canonical_grid import CanonicalSite, coordinate_strides, orbit_points
 from hf_crystal.models.canonical_text import parse_tokens, write_tokens
 from hf_crystal.models.feasibility_mat2seq import (
     can_finish,
@@ -199,15 +199,26 @@ def test_other_groups_of_digits(digits):
     assert [item.error for item in other.batch_decode_structures(ids)] == [None, None]
 
 
+def test_coordinates_are_multiples_of_the_stride_of_the_cell(grammar):
+    source = random.Random(5)
+    for number in (14, 136, 166):
+        crystal = parse_tokens(walk(grammar, PromptConstraint.build(None, [number]), source)[:-1], grammar.layout)
+        strides = coordinate_strides(number, crystal.lattice, crystal.settings)
+        for site in crystal.sites:
+            assert not any(
+                value % stride for value, stride in zip(site.parameters, strides[site.position], strict=False)
+            )
+
+
 def test_sites_and_cell_asked_for_occur(grammar):
     source = random.Random(3)
     sites = [CanonicalSite(5, 8, (611,)), CanonicalSite(1, 22, ())]
-    constraint = PromptConstraint.build([{22: 4, 8: 8}], [136], cell=[("c", 590, 594)], sites=sites)
+    constraint = PromptConstraint.build([{22: 4, 8: 8}], [136], cell=[("c", 290, 294)], sites=sites)
     grammar.check(constraint)
     for _ in range(20):
         crystal = parse_tokens(walk(grammar, constraint, source)[:-1], grammar.layout)
         assert set(sites) <= set(crystal.sites)
-        assert 590 <= crystal.lattice[1] <= 594
+        assert 290 <= crystal.lattice[1] <= 294
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from tolerances import KERNEL, KERNEL_FLOAT32
 
 from hf_crystal.models import ops_periodic_attention as ops
+from hf_crystal.models import ops_reciprocal_attention as reciprocal_ops
 from hf_crystal.models.ops_periodic_geometry import dense_pair_layout, pack_atoms, radius_layouts
 from hf_crystal.testing import Crystal, collate
 
@@ -38,9 +39,7 @@ def setting(radius=5.0, dtype=torch.float64, seed=0):
 def test_paper_equations_by_explicit_loops():
     """alpha, beta, A and y of one head, summed image by image in Python."""
     _, batch, layout, (query, key, value, inverse_variance), radial, weight = setting()
-    result = ops.periodic_attention_reference(
-        query, key, value, inverse_variance, layout, layout.edge_mask, radial, weight
-    )
+    result = ops.periodic_attention_reference(query, key, value, inverse_variance, layout, None, radial, weight)
     row = int((layout.rows == 0).nonzero())
     i, head = 0, 1
     keys = [0, 1]
@@ -72,7 +71,7 @@ def test_fast_path_has_the_values_and_gradients_of_the_reference(dtype):
     results, gradients = [], []
     for kernel in (ops.periodic_attention_reference, ops.periodic_attention):
         leaves = [tensor.clone().requires_grad_() for tensor in (*inputs, weight)]
-        output = kernel(*leaves[:4], layout, layout.edge_mask, radial, leaves[4])
+        output = kernel(*leaves[:4], layout, None, radial, leaves[4])
         loss = (output.output * torch.arange(output.output.numel(), dtype=dtype).view_as(output.output).sin()).sum()
         gradients.append(torch.autograd.grad(loss, leaves))
         results.append(output)
@@ -90,7 +89,7 @@ def test_real_space_gradients_by_finite_differences(kernel):
     leaves = [tensor.clone().requires_grad_() for tensor in (*inputs, weight)]
 
     def function(query, key, value, inverse_variance, radial_weight):
-        return kernel(query, key, value, inverse_variance, layout, layout.edge_mask, radial, radial_weight).output
+        return kernel(query, key, value, inverse_variance, layout, None, radial, radial_weight).output
 
     assert torch.autograd.gradcheck(function, leaves)
 
@@ -104,9 +103,7 @@ def test_gradient_with_respect_to_positions_by_finite_differences():
         (layout,) = radius_layouts(positions, cell, atoms, 5.0)
         distances = layout.squared_distances.clamp_min(1e-24).sqrt()
         radial = ops.radial_basis(distances, BASIS, 5.0, 1.0)
-        return ops.periodic_attention(
-            query, key, value, inverse_variance, layout, layout.edge_mask, radial, weight
-        ).output
+        return ops.periodic_attention(query, key, value, inverse_variance, layout, None, radial, weight).output
 
     positions = batch["positions"][atoms.crystal, atoms.slot].requires_grad_()
     # off the cubic symmetry: at a tie of distances the cut-off would make finite differences meaningless
@@ -117,12 +114,14 @@ def test_gradient_with_respect_to_positions_by_finite_differences():
 def test_reciprocal_gradients_by_finite_differences():
     atoms, batch, _, (query, key, value, inverse_variance), _, _ = setting()
     pair_key, pair_mask = dense_pair_layout(atoms)
-    waves = ops.reciprocal_vectors(batch["cell"], 1)
+    waves = reciprocal_ops.reciprocal_vectors(batch["cell"], 1)
 
     def function(query, key, value, variance):
         positions = batch["positions"][atoms.crystal, atoms.slot]
-        log_weights = ops.reciprocal_log_weights(positions, batch["cell"], atoms, variance, pair_key, *waves)
-        return ops.reciprocal_attention(query, key, value, log_weights, pair_key, pair_mask)[0]
+        log_weights = reciprocal_ops.reciprocal_log_weights(
+            positions, batch["cell"], atoms, variance, pair_key, *waves
+        )
+        return reciprocal_ops.reciprocal_attention(query, key, value, log_weights, pair_key, pair_mask)[0]
 
     leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value, inverse_variance)]
     assert torch.autograd.gradcheck(function, leaves)
@@ -147,8 +146,8 @@ def test_reciprocal_sum_is_the_real_sum_by_poisson():
     positions = batch["positions"][atoms.crystal, atoms.slot]
     variance = torch.tensor([[1.2, 2.0]] * 3, dtype=torch.float64)
     pair_key, pair_mask = dense_pair_layout(atoms)
-    waves = ops.reciprocal_vectors(batch["cell"], 0, largest=9.0)
-    reciprocal = ops.reciprocal_log_weights(positions, batch["cell"], atoms, variance, pair_key, *waves)
+    waves = reciprocal_ops.reciprocal_vectors(batch["cell"], 0, largest=9.0)
+    reciprocal = reciprocal_ops.reciprocal_log_weights(positions, batch["cell"], atoms, variance, pair_key, *waves)
     (layout,) = radius_layouts(positions, batch["cell"], atoms, 13.0)
     phi = -0.5 * layout.squared_distances[..., None] / variance[layout.rows][:, None]
     phi = phi.masked_fill(~layout.edge_mask[..., None], -torch.inf)
@@ -162,11 +161,11 @@ def test_reciprocal_sum_is_the_real_sum_by_poisson():
 
 def test_reciprocal_vectors_by_range_and_by_length_are_complete():
     cell = torch.stack([torch.eye(3).double() * 4.0, torch.eye(3).double() * 7.0])
-    vectors, counts = ops.reciprocal_vectors(cell, 2)
+    vectors, counts = reciprocal_ops.reciprocal_vectors(cell, 2)
     assert vectors.shape == (2, 63, 3)
     assert counts.sum(1).tolist() == [125.0, 125.0]
     largest = 2 * math.pi / 4.0 * 1.5  # (1,0,0) and (1,1,0) of the small cell
-    vectors, counts = ops.reciprocal_vectors(cell, 2, largest)
+    vectors, counts = reciprocal_ops.reciprocal_vectors(cell, 2, largest)
     assert counts[0].sum() == 1 + 6 + 12
     assert (vectors.norm(dim=-1)[counts > 0] <= largest).all()
 

@@ -92,6 +92,74 @@ def test_layout_vectors_lead_to_images_of_the_named_key():
         assert (atoms.crystal[key] == atoms.crystal[layout.rows][:, None])[layout.edge_mask].all()
 
 
+def random_crystals(count: int) -> list[Crystal]:
+    """Crystals of 1 to 12 atoms in cells of any shape, positions outside the cell included."""
+    rng = np.random.default_rng(7)
+    crystals = []
+    for _ in range(count):
+        cell = np.diag(rng.uniform(2.5, 9.0, 3)) + rng.uniform(-1.2, 1.2, (3, 3))
+        size = int(rng.integers(1, 13))
+        crystals.append(Crystal(rng.integers(1, 90, size), rng.uniform(-2, 2, (size, 3)) @ cell, cell))
+    return crystals
+
+
+def test_every_crystal_of_a_mixed_batch_gets_its_own_images():
+    crystals = [*random_crystals(30), supercell(TRICLINIC, (4, 4, 3)), TRICLINIC]  # one above LINKED_CELL_MIN_ATOMS
+    found = distances_by_atom(layouts_of(crystals)[0])
+    expected = [row for crystal in crystals for row in brute_force(crystal, RADIUS)]
+    assert sorted(found) == list(range(len(expected)))
+    for atom, distances in enumerate(expected):
+        np.testing.assert_allclose(found[atom], distances, atol=1e-9)
+
+
+def test_edges_of_a_pair_and_pairs_of_a_query_follow_each_other():
+    batch = collate([TRICLINIC, supercell(NEEDLE, (4, 5, 4)), NEEDLE])
+    atoms = geometry.pack_atoms(batch["attention_mask"])
+    packed = batch["positions"][atoms.crystal, atoms.slot]
+    edges = geometry.radius_edges(packed, batch["cell"], atoms, RADIUS)
+    queries = torch.unique_consecutive(edges.pair_query)
+    assert sorted(queries.tolist()) == list(range(len(packed)))
+    same_query = edges.pair_query[1:] == edges.pair_query[:-1]
+    assert (edges.pair_key.diff()[same_query] > 0).all()
+    assert edges.pair_counts.min() > 0
+    assert edges.pair_counts.sum() == len(edges.vectors)
+    assert edges.vectors.norm(dim=-1).max() <= RADIUS + 1e-9
+
+
+def test_rows_are_sorted_by_width_and_padded_far_away(monkeypatch):
+    monkeypatch.setattr(geometry, "MIN_LAYOUT_ROWS", 8)
+    layouts, _, _ = layouts_of(random_crystals(12))
+    counts = torch.cat([layout.edge_mask.sum(1) for layout in layouts])
+    assert len(layouts) > 1
+    assert (counts.diff() >= 0).all()
+    for layout in layouts:
+        assert layout.edge_mask.shape[1] == layout.edge_mask.sum(1).max()
+        assert (layout.edge_mask.long().diff(dim=1) <= 0).all()  # real images first
+        squared = layout.edge_vectors.square().sum(-1)
+        torch.testing.assert_close(layout.squared_distances[layout.edge_mask], squared[layout.edge_mask])
+        assert (layout.squared_distances[~layout.edge_mask] == geometry.PADDING_SQUARED_DISTANCE).all()
+
+
+def test_gradients_reach_positions_and_cell():
+    crystals = [TRICLINIC, supercell(NEEDLE, (4, 5, 4))]
+    batch = collate(crystals)
+    atoms = geometry.pack_atoms(batch["attention_mask"])
+    packed = batch["positions"][atoms.crystal, atoms.slot].requires_grad_()
+    cell = batch["cell"].requires_grad_()
+    edges = geometry.radius_edges(packed, cell, atoms, RADIUS)
+    query, key = (index.repeat_interleave(edges.pair_counts) for index in (edges.pair_query, edges.pair_key))
+    weights = torch.randn(edges.vectors.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gradients = torch.autograd.grad((edges.vectors * weights).sum(), (packed, cell))
+    # the same from r = p_j + n·cell - p_i with the integers n found from the vectors
+    with torch.no_grad():
+        own_cell = cell[atoms.crystal[query]]
+        integers = torch.linalg.solve(own_cell.mT, edges.vectors - packed[key] + packed[query]).round()
+    vectors = packed[key] - packed[query] + torch.einsum("ek,ekc->ec", integers, cell[atoms.crystal[query]])
+    torch.testing.assert_close(edges.vectors, vectors, atol=1e-9, rtol=0)
+    expected = torch.autograd.grad((vectors * weights).sum(), (packed, cell))
+    torch.testing.assert_close(gradients, expected, atol=1e-8, rtol=1e-8)
+
+
 def test_cells_rule_lists_the_whole_box_in_order():
     batch = collate([TRICLINIC])
     atoms = geometry.pack_atoms(batch["attention_mask"])

@@ -11,7 +11,7 @@ from tolerances import BIN_EDGE_PARITY, BIN_EDGE_PARITY_OF_PREDICTIONS, PARITY
 
 from hf_crystal.conversion import build_model, infer_config
 from hf_crystal.models.modeling_crystalframer import CrystalFramerAttention, CrystalFramerModel
-from hf_crystal.models.ops_crystal_frames import axes_of_frames
+from hf_crystal.models.ops_frame_features import axes_of_frames
 from hf_crystal.testing import Crystal, collate
 
 OPTIONS = {

@@ -2,66 +2,27 @@
 
 import json
 import os
-import subprocess
 import sys
-import textwrap
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from hub_exports import run_without_package
 from safetensors.torch import load_file
-from tiny_models import IRON, NACL, SRTIO3, save_tiny_model, tiny_model
+from tiny_models import IRON, NACL, SRTIO3, tiny_model
 from transformers import pipeline
 
-from hf_crystal import CrystalFeatureExtractor, CrystalPropertyPipeline, export_pretrained, hub, render_model_card
+from hf_crystal import CrystalFeatureExtractor, CrystalPropertyPipeline, export_pretrained, render_model_card
 from hf_crystal.cards import fill_slots, read_hub_config
+from hf_crystal.hub import files, properties
 
-METRICS = {
-    "rows": {"train": 100, "validation": 10, "test": 20},
-    "training_seconds": 12.5,
-    "seed": 7,
-    "test": {
-        "targets": [
-            {
-                "name": name,
-                "unit": unit,
-                "n": 20,
-                "mae": mae,
-                "mae_interval": [mae - 0.01, mae + 0.01],
-                "rmse": 2 * mae,
-                "r2": 0.5,
-                "baseline_mae": 3 * mae,
-                "baseline_mean": 0.0,
-            }
-            for name, unit, mae in (("formation_energy", "eV/atom", 0.1234), ("band_gap", "eV", 0.5678))
-        ]
-    },
-}
 CRYSTALS = [NACL, SRTIO3, IRON]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("hub")
-    source = save_tiny_model(root / "source", "crystalframer")
-    (source / "metrics.json").write_text(json.dumps(METRICS))
-    description = {"title": "Tiny framer", "dataset": "three crystals", "license": "cc-by-4.0"}
-    return export_pretrained(source, root / "exported", hub_config=description)
-
-
-def run_without_package(code: str, folder: Path, scratch: Path) -> subprocess.CompletedProcess:
-    """Run code in a process where only torch, transformers, safetensors and numpy can be imported."""
-    hide = f"import sys; sys.path.insert(0, {str(Path(hub.__file__).parent)!r}); import export_check; del sys.path[0]"
-    hide += "; sys.meta_path[:] = [export_check._HidingFinder(finder) for finder in sys.meta_path]"
-    return subprocess.run(
-        [sys.executable, "-P", "-W", "error::UserWarning", "-c", f"{hide}\n{textwrap.dedent(code)}", str(folder)],
-        cwd=scratch,
-        env={**os.environ, "HF_MODULES_CACHE": str(scratch / "modules"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def exported(exported_property) -> Path:
+    return exported_property
 
 
 def test_folder_is_complete_and_flat(exported):
@@ -184,27 +145,27 @@ def test_card_without_figures_says_so():
 
 
 def test_a_folder_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
-    write = hub._write_folder
+    write = properties.write_folder
 
     def write_other_weights(model, feature_extractor, folder):
         write(model, feature_extractor, folder)
         tiny_model(seed=1).save_pretrained(folder / "other")
         os.replace(folder / "other" / "model.safetensors", folder / "model.safetensors")
 
-    monkeypatch.setattr(hub, "_write_folder", write_other_weights)
+    monkeypatch.setattr(properties, "write_folder", write_other_weights)
     with pytest.raises(RuntimeError, match=r"logits of the exported folder differs by .* from the model in memory"):
         export_pretrained(tiny_model(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_does_not_load_is_not_written(tmp_path, monkeypatch):
-    write = hub._write_folder
+    write = properties.write_folder
 
     def forget_a_file(model, feature_extractor, folder):
         write(model, feature_extractor, folder)
         (folder / "ops_periodic_geometry.py").unlink()
 
-    monkeypatch.setattr(hub, "_write_folder", forget_a_file)
+    monkeypatch.setattr(properties, "write_folder", forget_a_file)
     with pytest.raises(RuntimeError, match=r"does not load without hf_crystal: .*ops_periodic_geometry"):
         export_pretrained(tiny_model(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -219,7 +180,7 @@ def test_a_code_file_that_would_not_load_from_the_hub_is_refused(tmp_path, monke
     monkeypatch.setitem(sys.modules, "modeling_other", module)
     other = type("Other", (), {"__module__": "modeling_other"})
     with pytest.raises(ValueError, match=r"reader_crystal.py imports \['pymatgen'\] outside `try`"):
-        hub._code_files(other)
+        files.code_files(other)
 
 
 def test_wrong_arguments_are_named(exported, tmp_path):
@@ -241,9 +202,3 @@ def test_wrong_arguments_are_named(exported, tmp_path):
         render_model_card(tiny_model(), hub_config={"template": "poem"})
     with pytest.raises(ValueError, match=r"no value for slots \['b'\]"):
         fill_slots("{{a}} {{b}}", {"a": "1"})
-
-
-@pytest.mark.parametrize("path", sorted(Path(__file__).resolve().parents[2].glob("hub_configs/*.json")), ids=str)
-def test_descriptions_of_our_repositories_make_a_card(path):
-    card = render_model_card(tiny_model(), metrics=METRICS, hub_config=path)
-    assert json.loads(path.read_text())["title"] in card

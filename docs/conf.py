@@ -1,0 +1,39 @@
+"""Sphinx: `python -m sphinx -W -b html docs build/docs` (pip install hf_crystal[docs])."""
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+import hf_crystal
+
+project = "hf_crystal"
+author = "The hf_crystal authors"
+copyright = f"2026, {author}"
+release = hf_crystal.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+exclude_patterns = ["build"]
+html_theme = "alabaster"
+html_theme_options = {
+    "description": "Crystals for Hugging Face transformers",
+    "fixed_sidebar": True,
+    # no fonts from elsewhere
+    "font_family": "system-ui, sans-serif",
+}
+html_show_sourcelink = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+# formulas as MathML, which browsers draw themselves: MathJax would be fetched from a network
+html_math_renderer = "mathml"
+
+
+def _write_math(translator, node):
+    """Put a formula into the page; docutils knows how."""
+    is_block = isinstance(node, nodes.math_block)
+    translator.body.append(tex2mathml(node.astext(), as_block=is_block))
+    raise nodes.SkipNode
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.add_html_math_renderer("mathml", (_write_math, None), (_write_math, None))

@@ -1,0 +1,119 @@
+"""Pieces of HTML for the page: tables, crystal cards, coloured sequences, pictures."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from ..viz.sequence import KIND_COLORS, explain_sequence
+from ..viz.view3d import view_3d
+from .service import GeneratedCrystal, Insight, Prediction
+
+__all__ = ["crystal_cards", "insight_table", "message", "picture", "prediction_table", "sequence_html", "view_html"]
+
+
+def message(text: str, kind: str = "error") -> str:
+    """A line of text in a coloured box; `kind` is "error", "good" or "note". Screen readers announce it."""
+    role = "alert" if kind == "error" else "status"
+    return f'<div class="hfc-message hfc-{kind}" role="{role}">{html.escape(text)}</div>'
+
+
+def view_html(structure: Any, height: int = 380, **options: Any) -> str:
+    """The 3-D view in a frame."""
+    return view_3d(structure, height=height, **options).iframe()
+
+
+def _number(row: dict[str, Any]) -> str:
+    error = row["typical error"]
+    around = "" if error is None else f" ± {error:.3f}"
+    return f"<b>{row['value']:.3f}</b>{around} {html.escape(row['unit'])}"
+
+
+def _table(names: Sequence[str], rows: str) -> str:
+    """A table that scrolls sideways where the window is narrow."""
+    head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in names)
+    parts = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f"<div class='hfc-scroll'><table class='hfc-table'>{parts}</table></div>"
+
+
+def prediction_table(found: Prediction) -> str:
+    """Values with units and the model's mean error, and what could not be read."""
+    parts = []
+    if found.rows:
+        cells = "".join(
+            f"<tr><td>{html.escape(row['crystal'])}</td><td>{html.escape(row['property'])}</td><td>{_number(row)}</td>"
+            f"<td>{html.escape(row['formula'])}</td><td>{row['atoms']}</td></tr>"
+            for row in found.rows
+        )
+        parts.append(_table(("crystal", "property", "value", "formula", "atoms"), cells))
+        parts.append("<p class='hfc-note'>± is the model's mean absolute error on the test set.</p>")
+    parts += [message(f"{name}: {reason}") for name, reason in found.errors]
+    return "".join(parts) or message("Give a file, paste a crystal or choose an example.", "note")
+
+
+def _mark(good: bool | None, text: str) -> str:
+    if good is None:
+        return f"<span class='hfc-mark'>{text} not judged</span>"
+    return f"<span class='hfc-mark hfc-{'good' if good else 'error'}'>{'✓' if good else '✗'} {text}</span>"
+
+
+def crystal_cards(crystals: Sequence[GeneratedCrystal]) -> str:
+    """A gallery: each crystal in 3-D with what is known about it."""
+    cards = []
+    for crystal in crystals:
+        properties = "".join(f"<li>{html.escape(row['property'])}: {_number(row)}</li>" for row in crystal.properties)
+        marks = _mark(crystal.structure_valid, "distances") + _mark(crystal.composition_valid, "charges")
+        cards.append(
+            f"<article class='hfc-card'>{view_html(crystal.structure, 260)}"
+            f"<h3>{html.escape(crystal.formula)} <small>{html.escape(crystal.space_group)}</small></h3>"
+            f"<p>{marks}</p><ul>{properties}"
+            f"<li>log-likelihood: <b>{crystal.log_likelihood:.1f}</b></li></ul>"
+            f"<code>{html.escape(crystal.sequence)}</code></article>"
+        )
+    return f"<div class='hfc-gallery'>{''.join(cards)}</div>"
+
+
+def sequence_html(sequence: str) -> str:
+    """The words in coloured boxes with their meaning, and the same as a table."""
+    words = explain_sequence(sequence)
+    boxes = "".join(
+        f"<span class='hfc-word' style='background:{KIND_COLORS[word.kind][0]};color:{KIND_COLORS[word.kind][1]}' "
+        f"title='{html.escape(word.meaning, quote=True)}'>{html.escape(word.text)}</span>"
+        for word in words
+    )
+    rows = "".join(
+        f"<tr><td><code>{html.escape(word.text)}</code></td><td>{word.kind}</td><td>{html.escape(word.meaning)}</td></tr>"
+        for word in words
+        if word.kind != "separator"
+    )
+    return (
+        f"<div class='hfc-sequence'>{boxes}</div><details><summary>What every word means</summary>"
+        f"{_table(('word', 'kind', 'meaning'), rows)}</details>"
+    )
+
+
+def insight_table(first: Insight, told: Sequence[Insight]) -> str:
+    """The crystal as given and in other words: descriptions differ, sequence and prediction do not."""
+    rows = []
+    for item in [first, *told]:
+        vector = ", ".join(f"{value:.2f}" for value in item.record.cell[0])
+        place = ", ".join(f"{value:.3f}" for value in item.record.frac_coords[0] % 1.0)
+        same = item.sequence == first.sequence
+        # improper rotations make another crystal where it is chiral
+        word = "the same" if same else ("another: a chiral crystal" if item.change == "mirror image" else "another")
+        rows.append(
+            f"<tr><td>{html.escape(item.change)}</td><td>{item.record.num_atoms}</td><td>({vector})</td>"
+            f"<td>({place})</td><td class='hfc-{'good' if same else 'error'}'>{'✓' if same else '✗'} {word}</td>"
+            f"<td>{item.value:.4f} {html.escape(item.unit)}</td></tr>"
+        )
+    names = ("description", "atoms", "cell vector a, Å", "first atom, fractional", "sequence", first.target)
+    return _table(names, "".join(rows))
+
+
+def picture(figure: Any, description: str) -> str:
+    """A figure inside the page, with a text for those who cannot see it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"<img class='hfc-figure' alt='{html.escape(description, quote=True)}' src='data:image/png;base64,{data}'>"

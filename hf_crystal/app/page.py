@@ -1,0 +1,339 @@
+"""The web page, laid out with Gradio; everything that it shows comes from this machine."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from ..models.records_crystal import CrystalInputError
+from .cards import (
+    crystal_cards,
+    insight_table,
+    message,
+    picture,
+    prediction_table,
+    sequence_html,
+    view_html,
+)
+from .service import MAX_GENERATED, Service, example_files
+
+__all__ = ["build_page", "launch_page"]
+
+_FILES = [".cif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json"]
+_ANY = "any"
+_CHANGES = ("rotation", "translation", "permutation", "unimodular cell", "supercell 2x1x1", "supercell 2x2x2")
+_INTRODUCTION = (
+    "# Crystals\nPredict properties of a crystal, generate crystals of a composition, and see what the models see. "
+    "[Crystalformer](https://arxiv.org/abs/2403.11686), [CrystalFramer](https://arxiv.org/abs/2503.02209) and "
+    "Mat2Seq models, small ones that run on a processor; turn crystals with the mouse, a finger or the arrow keys."
+)
+_SAME_IN_PYTHON = "The same in Python:\n```python\n{}\n```"
+_CODE = {
+    "predict": 'import hf_crystal\nfrom transformers import pipeline\n\npipeline("crystal-property-prediction")'
+    '("my_crystal.cif")',
+    "generate": 'import hf_crystal\nfrom transformers import pipeline\n\npipeline("crystal-generation")'
+    '("SrTiO3", num_return_sequences=4)',
+    "inside": 'from hf_crystal.viz import plot_attention, plot_sequence\n\nplot_attention("my_crystal.cif")\n'
+    'plot_sequence("my_crystal.cif")',
+}
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError("the web page needs Gradio: pip install hf_crystal[app]") from error
+    return gradio
+
+
+def build_page(service: Service | None = None) -> Any:
+    """The page as `gradio.Blocks`; call `launch_page` to serve it.
+
+    Args:
+        service: models to use; the embedded ones by default.
+
+    Raises:
+        ImportError: Gradio is not installed.
+    """
+    gradio = _gradio()
+    service = service or Service()
+    # files that users made are deleted after an hour
+    with gradio.Blocks(title="Crystals", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+        gradio.Markdown(_INTRODUCTION, elem_classes="hfc-text")
+        with gradio.Tab("Predict"):
+            _predict_tab(gradio, service)
+        with gradio.Tab("Generate"):
+            _generate_tab(gradio, service)
+        with gradio.Tab("Look inside"):
+            _inside_tab(gradio, service)
+    return page
+
+
+def launch_page(page: Any, **options: Any) -> Any:
+    """Serve the page with its style; no analytics, no share link.
+
+    Args:
+        page: what `build_page` returned.
+        **options: passed to `gradio.Blocks.launch`.
+    """
+    gradio = _gradio()
+    css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    # fonts of the reader's machine: Gradio's own themes may name some that are fetched
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    settings = {"show_error": True, "footer_links": [], "css": css, "theme": theme, "max_file_size": "5mb"}
+    return page.queue(default_concurrency_limit=2).launch(**{**settings, **options})
+
+
+def _sources(gradio: Any, service: Service, prefix: str, *, many: bool) -> tuple[Any, Any, Any, Any]:
+    """Inputs that give a crystal: files, text, example; and the model."""
+    files = gradio.File(
+        label="CIF, POSCAR or extended XYZ",
+        file_count="multiple" if many else "single",
+        file_types=_FILES,
+        elem_id=f"{prefix}-file",
+        height=130,
+    )
+    text = gradio.Textbox(label="or paste one", lines=3, max_lines=8, elem_id=f"{prefix}-text")
+    example = gradio.Dropdown(
+        ["", *example_files()], value="SrTiO3", label="or choose an example", elem_id=f"{prefix}-example"
+    )
+    model = gradio.Dropdown(
+        service.property_models, value=service.property_models[0], label="model", elem_id=f"{prefix}-model"
+    )
+    return files, text, example, model
+
+
+def _html(gradio: Any, value: str = "", **options: Any) -> Any:
+    """A place for HTML with our own style only."""
+    return gradio.HTML(value, apply_default_css=False, **options)
+
+
+def _as_list(files: Any) -> list[str]:
+    if not files:
+        return []
+    return [files] if isinstance(files, str) else list(files)
+
+
+# ------------------------------------------------------------------------------------------------------------ predict
+
+
+def _predict_tab(gradio: Any, service: Service) -> None:
+    with gradio.Row():
+        with gradio.Column(scale=2, min_width=280):
+            files, text, example, model = _sources(gradio, service, "predict", many=True)
+            button = gradio.Button("Predict", variant="primary", elem_id="predict-button")
+        with gradio.Column(scale=3, min_width=280):
+            table = _html(gradio, elem_id="predict-table")
+            shown = gradio.Dropdown([], label="crystal in the picture", visible=False, elem_id="predict-shown")
+            view = _html(gradio, elem_id="predict-view")
+            download = gradio.File(label="table as CSV", visible=False, elem_id="predict-csv", interactive=False)
+    gradio.Markdown(_SAME_IN_PYTHON.format(_CODE["predict"]), elem_classes="hfc-text")
+    crystals = gradio.State({})
+    button.click(
+        functools.partial(_predict, gradio, service),
+        [files, text, example, model],
+        [table, shown, view, download, crystals],
+        api_name="predict",
+    )
+    shown.input(_show, [shown, crystals], view, api_name=False, show_progress="hidden")
+
+
+def _predict(gradio: Any, service: Service, files: Any, text: str, example: str, model: str) -> tuple[Any, ...]:
+    given = _as_list(files)
+    # the example is for those who gave nothing of their own
+    chosen = None if given or text.strip() else example or None
+    try:
+        found = service.predict(model, given, text, chosen)
+    except ValueError as error:
+        return message(str(error)), gradio.update(visible=False), "", gradio.update(visible=False), {}
+    names = list(found.crystals)
+    any_result = bool(found.rows or found.errors)
+    return (
+        prediction_table(found),
+        gradio.update(choices=names, value=names[0] if names else None, visible=len(names) > 1),
+        view_html(found.crystals[names[0]]) if names else "",
+        gradio.update(value=str(service.write_csv(found)) if any_result else None, visible=any_result),
+        found.crystals,
+    )
+
+
+def _show(name: str, crystals: dict[str, Any]) -> str:
+    return view_html(crystals[name]) if name in crystals else ""
+
+
+# ----------------------------------------------------------------------------------------------------------- generate
+
+
+def _generate_tab(gradio: Any, service: Service) -> None:
+    from ..models.symmetry_crystal import space_group_symbols
+
+    conditions = service.conditions()
+    with gradio.Row():
+        with gradio.Column(scale=2, min_width=280):
+            composition = gradio.Textbox(
+                "SrTiO3", label="atoms of the primitive cell; empty for any", elem_id="generate-composition"
+            )
+            group = gradio.Dropdown(
+                [_ANY, *space_group_symbols()], value=_ANY, label="space group", elem_id="generate-group"
+            )
+            targets = [
+                gradio.Textbox("", label=f"{name.replace('_', ' ')}, {unit} (optional)", elem_id=f"generate-{name}")
+                for name, unit in conditions
+            ]
+            num = gradio.Slider(1, MAX_GENERATED, 3, step=1, label="crystals", elem_id="generate-num")
+            temperature = gradio.Slider(0, 1.5, 0.8, step=0.1, label="temperature", elem_id="generate-temperature")
+            seed = gradio.Number(0, label="seed", precision=0, elem_id="generate-seed")
+            button = gradio.Button("Generate", variant="primary", elem_id="generate-button")
+        with gradio.Column(scale=3, min_width=280):
+            status = _html(gradio, message("A small model: it takes some seconds.", "note"), elem_id="generate-status")
+            download = gradio.File(label="crystals as CIF", visible=False, elem_id="generate-zip", interactive=False)
+    gallery = _html(gradio, elem_id="generate-gallery")
+    gradio.Markdown(_SAME_IN_PYTHON.format(_CODE["generate"]), elem_classes="hfc-text")
+    names = [name for name, _ in conditions]
+    button.click(
+        functools.partial(_generate, gradio, service, names),
+        [composition, group, num, temperature, seed, *targets],
+        [status, gallery, download],
+        api_name="generate",
+    )
+
+
+def _generate(
+    gradio: Any,
+    service: Service,
+    names: list[str],
+    composition: str,
+    group: str,
+    num: float,
+    temperature: float,
+    seed: float,
+    *targets: str,
+) -> tuple[Any, ...]:
+    try:
+        wanted = {name: float(value) for name, value in zip(names, targets, strict=True) if value.strip()}
+        crystals = service.generate(
+            composition,
+            space_group=None if group == _ANY else group,
+            properties=wanted,
+            num=int(num),
+            temperature=float(temperature),
+            seed=int(seed),
+        )
+    except ValueError as error:
+        return message(str(error)), "", gradio.update(visible=False)
+    note = f"{len(crystals)} crystals, the most probable first."
+    if len(crystals) < num:
+        note += " The model repeated itself, so there are fewer than asked for; raise the temperature for more."
+    path = str(service.write_zip(crystals))
+    return message(note, "good"), crystal_cards(crystals), gradio.update(value=path, visible=True)
+
+
+# -------------------------------------------------------------------------------------------------------- look inside
+
+
+def _inside_tab(gradio: Any, service: Service) -> None:
+    with gradio.Row():
+        with gradio.Column(scale=2, min_width=280):
+            files, text, example, model = _sources(gradio, service, "inside", many=False)
+            with gradio.Row():
+                atom = gradio.Number(1, label="atom", precision=0, minimum=1, elem_id="inside-atom", min_width=80)
+                block = gradio.Number(1, label="block", precision=0, minimum=1, elem_id="inside-block", min_width=80)
+                head = gradio.Number(
+                    0, label="head (0: mean)", precision=0, minimum=0, elem_id="inside-head", min_width=80
+                )
+            button = gradio.Button("Look inside", variant="primary", elem_id="inside-button")
+        with gradio.Column(scale=3, min_width=280):
+            status = _html(gradio, elem_id="inside-status")
+            view = _html(gradio, elem_id="inside-view")
+    attention = _html(gradio, elem_id="inside-attention")
+    frames = _html(gradio, elem_id="inside-frames")
+    gradio.Markdown("### The sequence\nOne crystal has one sequence, however it is described. Try to change it:")
+    with gradio.Row():
+        change = gradio.Dropdown(
+            [*_CHANGES, "all of them"], value="rotation", label="change the description", elem_id="inside-change"
+        )
+        play = gradio.Button("Describe it anew", elem_id="inside-play")
+    sequence = _html(gradio, elem_id="inside-sequence")
+    proof = _html(gradio, elem_id="inside-proof")
+    gradio.Markdown(_SAME_IN_PYTHON.format(_CODE["inside"]), elem_classes="hfc-text")
+    told = gradio.State([])
+    sources = [files, text, example, model]
+    button.click(
+        functools.partial(_look, service),
+        [*sources, atom, block, head],
+        [status, view, attention, frames, sequence, proof, told],
+        api_name="look_inside",
+    )
+    play.click(functools.partial(_play, service), [*sources, change, told], [proof, told], api_name=False)
+
+
+def _one_crystal(service: Service, files: Any, text: str, example: str) -> Any:
+    """The crystal that is meant: one's own before the example."""
+    given = _as_list(files)[:1]
+    pasted = "" if given else text
+    found = service.read(given, pasted, None if given or pasted.strip() else example or None)
+    if found.errors:
+        name, reason = found.errors[0]
+        raise CrystalInputError(reason, name=name)
+    if not found.crystals:
+        raise CrystalInputError("give a file, paste a crystal or choose an example")
+    return next(iter(found.crystals.values()))
+
+
+def _look(
+    service: Service,
+    files: Any,
+    text: str,
+    example: str,
+    model: str,
+    atom: float,
+    block: float,
+    head: float,
+) -> tuple[Any, ...]:
+    from ..viz import plot_attention, plot_frames
+
+    try:
+        record = _one_crystal(service, files, text, example)
+        seen = service.inspect(model, record)
+        centre, looking = int(atom) - 1, int(head) - 1 if head else None
+        seen.check(atom=centre, head=looking)
+        place = int(block) - 1
+        if not 0 <= place < len(seen.blocks):
+            raise ValueError(f"block is {int(block)}; this model has {len(seen.blocks)}")
+        first = service.retell(model, record)
+    except ValueError as error:
+        return message(str(error)), "", "", "", "", "", []
+    label = seen.labels[centre]
+    values = ", ".join(
+        f"{name.replace('_', ' ')} {value:.3f} {seen.units[name]}" for name, value in seen.values.items()
+    )
+    has_frames = seen.blocks[0].atoms and seen.blocks[0].atoms[0].axes is not None
+    about = "Lines: what it attends to." + (" Arrows: its frame." if has_frames else "")
+    attention = plot_attention(seen, atom=centre, head=looking)
+    described = f"attention in {seen.formula}, in every block"
+    frames = ""
+    if has_frames:
+        frames = picture(plot_frames(seen, atom=centre, head=looking or 0), f"frames of {label}")
+    return (
+        message(f"{seen.formula}: {values}. {label} in block {int(block)}. {about}", "note"),
+        view_html(record, inspected=seen, block=place, atom=centre, head=looking),
+        picture(attention, described),
+        frames,
+        sequence_html(first.sequence),
+        insight_table(first, []),
+        [first],
+    )
+
+
+def _play(
+    service: Service, files: Any, text: str, example: str, model: str, change: str, told: list[Any]
+) -> tuple[str, list[Any]]:
+    try:
+        record = _one_crystal(service, files, text, example)
+        first = service.retell(model, record)
+        kept = told[1:] if told and told[0].sequence == first.sequence else []
+        changes = _CHANGES if change not in _CHANGES else (change,)
+        kept += [service.retell(model, record, name, seed=len(kept) + place) for place, name in enumerate(changes)]
+    except ValueError as error:
+        return message(str(error)), told
+    kept = kept[-12:]
+    return insight_table(first, kept), [first, *kept]

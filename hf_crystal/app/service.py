@@ -1,0 +1,323 @@
+"""What the web page does: predict, generate, look inside. Plain functions of plain values, without Gradio."""
+
+import csv
+import functools
+import json
+import tempfile
+import threading
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
+from ..loading import load_property_model
+from ..models.records_crystal import CrystalInputError, CrystalRecord
+from ..models.structures_crystal import as_structure
+
+__all__ = ["GeneratedCrystal", "Insight", "Prediction", "Service", "example_files"]
+
+MAX_ATOMS = 1000  # larger cells would keep a small server busy for minutes
+MAX_FILES = 50
+MAX_GENERATED = 12
+_CSV_FIELDS = ("crystal", "formula", "atoms", "property", "value", "unit", "typical error", "error")
+
+
+def example_files() -> dict[str, Path]:
+    """Name → file of the example crystals: inside an installed package, beside the package in a checkout."""
+    inside = Path(__file__).parents[1] / "examples"
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "examples"
+    return {path.stem: path for path in sorted(folder.glob("*.cif"))}
+
+
+@dataclass
+class Prediction:
+    """What was predicted for some crystals.
+
+    Attributes:
+        rows: one per crystal and property: crystal, formula, atoms, property, value, unit, typical error.
+        crystals: name → record of what could be read.
+        errors: name and reason of what could not.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    crystals: dict[str, CrystalRecord] = field(default_factory=dict)
+    errors: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class GeneratedCrystal:
+    """One generated crystal.
+
+    Attributes:
+        structure: pymatgen `Structure`; `cif` the same as text.
+        formula, space_group, sequence, log_likelihood: as the pipeline gives them.
+        structure_valid: no atoms closer than 0.5 Å; composition_valid: charge-neutral by SMACT, None if not installed.
+        properties: rows as in `Prediction.rows`.
+    """
+
+    structure: Any
+    cif: str
+    formula: str
+    space_group: str
+    sequence: str
+    log_likelihood: float
+    structure_valid: bool
+    composition_valid: bool | None
+    properties: list[dict[str, Any]]
+
+    @property
+    def file_name(self) -> str:
+        """Name of its CIF file."""
+        safe = "".join(
+            character if character.isalnum() or character in "-_" else "-" for character in self.space_group
+        )
+        return f"{self.formula}_{safe}.cif"
+
+
+@dataclass
+class Insight:
+    """One crystal told again in other words.
+
+    Attributes:
+        change: what was done to it.
+        record: the crystal as described now.
+        sequence: its sequence.
+        value: prediction of the first target; `target` and `unit` of it.
+    """
+
+    change: str
+    record: CrystalRecord
+    sequence: str
+    value: float
+    target: str
+    unit: str
+
+
+class Service:
+    """Models in memory and the functions of the page; safe with several users at once.
+
+    Args:
+        property_models: names of embedded checkpoints, folders or repositories; the first is the default.
+        generator: name of an embedded generator, folder or repository.
+    """
+
+    def __init__(self, property_models: Sequence[str] | None = None, generator: str | None = None):
+        self.property_models = list(property_models or embedded_checkpoints())
+        self.generator = generator or next(iter(embedded_generators()), "")
+        # one computation at a time: more threads on a small machine make everybody wait
+        self._lock = threading.RLock()
+        self._loaded: dict[str, Any] = {}
+
+    def property_model(self, name: str) -> tuple[Any, Any]:
+        """Model and feature extractor, loaded on first use."""
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = load_property_model(name)
+            return self._loaded[name]
+
+    def generation_pipeline(self) -> Any:
+        """The pipeline "crystal-generation", loaded on first use."""
+        from ..auto_model import AutoModelForCrystalGeneration
+        from ..models.tokenization_mat2seq import Mat2SeqTokenizer
+        from ..pipelines.pipeline_crystal_generation import CrystalGenerationPipeline
+
+        with self._lock:
+            if "generator" not in self._loaded:
+                known = self.generator in embedded_generators()
+                location = str(checkpoint_folder(self.generator)) if known else self.generator
+                self._loaded["generator"] = CrystalGenerationPipeline(
+                    model=AutoModelForCrystalGeneration.from_pretrained(location, dtype="auto"),
+                    tokenizer=Mat2SeqTokenizer.from_pretrained(location),
+                    task="crystal-generation",
+                )
+            return self._loaded["generator"]
+
+    # ------------------------------------------------------------------------------------------------------ predict
+
+    def read(self, files: Sequence[str | Path] = (), text: str = "", example: str | None = None) -> Prediction:
+        """Crystals of uploaded files, a pasted text and an example, in this order; errors are collected."""
+        sources: list[tuple[str, Any]] = [(Path(file).name, Path(file)) for file in files]
+        if text.strip():
+            sources.append(("pasted text", text if "\n" in text else text + "\n"))
+        if example:
+            sources.append((example, example_files()[example]))
+        found = Prediction()
+        if len(sources) > MAX_FILES:
+            raise ValueError(f"{len(sources)} files at once; this page takes {MAX_FILES}, the command line any number")
+        for name, source in sources:
+            try:
+                found.crystals[name] = as_structure(source, name=name, max_atoms=MAX_ATOMS)
+            except CrystalInputError as error:
+                found.errors.append((name, error.reason))
+        return found
+
+    def predict(
+        self, model: str, files: Sequence[str | Path] = (), text: str = "", example: str | None = None
+    ) -> Prediction:
+        """Properties of crystals, each with the error that the model makes on average.
+
+        Raises:
+            ValueError: too many files.
+        """
+        found = self.read(files, text, example)
+        for name, record in found.crystals.items():
+            found.rows += [{"crystal": name, **row} for row in self.properties(model, record)]
+        return found
+
+    def properties(self, model: str, crystal: Any) -> list[dict[str, Any]]:
+        """Rows of one crystal, one per target."""
+        import torch
+
+        from ..pipelines.formula_crystal import reduced_formula
+
+        loaded, extractor = self.property_model(model)
+        arrays = extractor.extract(crystal)
+        with self._lock, torch.no_grad():
+            values = loaded(**extractor.pad([arrays])).logits[0].tolist()
+        numbers = arrays["atomic_numbers"].tolist()
+        config, errors = loaded.config, measured_errors(model)
+        return [
+            {
+                "formula": reduced_formula(numbers),
+                "atoms": len(numbers),
+                "property": name.replace("_", " "),
+                "value": value,
+                "unit": unit,
+                "typical error": errors.get(name),
+            }
+            for name, unit, value in zip(config.target_names, config.target_units, values, strict=True)
+        ]
+
+    def write_csv(self, found: Prediction) -> Path:
+        """Rows and errors of a prediction as a CSV file in a folder of its own."""
+        path = Path(tempfile.mkdtemp(prefix="hf_crystal-")) / "predictions.csv"
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, _CSV_FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(found.rows)
+            writer.writerows({"crystal": name, "error": reason} for name, reason in found.errors)
+        return path
+
+    # ----------------------------------------------------------------------------------------------------- generate
+
+    def conditions(self) -> list[tuple[str, str]]:
+        """Name and unit of the properties that can be asked for."""
+        bins = self.generation_pipeline().tokenizer.property_bins
+        return [(item.name, item.unit) for item in bins]
+
+    def generate(
+        self,
+        composition: str,
+        *,
+        space_group: str | None = None,
+        properties: dict[str, float] | None = None,
+        num: int = 4,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        model: str | None = None,
+    ) -> list[GeneratedCrystal]:
+        """Crystals of a composition, the most probable first.
+
+        Raises:
+            ValueError: no crystal can fulfil what is asked for: an element or a space group that does not exist, or a
+                number of atoms that the space group cannot hold.
+        """
+        if not 1 <= num <= MAX_GENERATED:
+            raise ValueError(f"number of crystals is {num}; this page takes 1 to {MAX_GENERATED}")
+        pipe = self.generation_pipeline()
+        with self._lock:
+            results = pipe(
+                composition.strip() or None,
+                space_group=space_group or None,
+                properties=properties or None,
+                num_return_sequences=num,
+                temperature=temperature,
+                seed=seed,
+                rank=True,
+            )
+        return [self._judge(result, model or self.property_models[0]) for result in results]
+
+    def _judge(self, result: dict[str, Any], model: str) -> GeneratedCrystal:
+        from ..evaluation.valid_crystals import composition_is_valid, structure_is_valid
+
+        structure = result["structure"]
+        counts = {element.Z: int(count) for element, count in structure.composition.items()}
+        divisor = int(np.gcd.reduce(list(counts.values())))
+        formula = tuple(sorted((number, count // divisor) for number, count in counts.items()))
+        try:
+            neutral: bool | None = composition_is_valid(formula)
+        except ImportError:  # smact is optional
+            neutral = None
+        try:
+            predicted = self.properties(model, structure)
+        except CrystalInputError:  # atoms on top of one another: its mark says so
+            predicted = []
+        return GeneratedCrystal(
+            structure=structure,
+            cif=result["cif"],
+            formula=structure.composition.reduced_formula,
+            space_group=result["space_group"],
+            sequence=result["sequence"],
+            log_likelihood=result["log_likelihood"],
+            structure_valid=structure_is_valid(structure),
+            composition_valid=neutral,
+            properties=predicted,
+        )
+
+    def write_zip(self, crystals: Sequence[GeneratedCrystal]) -> Path:
+        """One CIF file per crystal, in a zip in a folder of its own."""
+        path = Path(tempfile.mkdtemp(prefix="hf_crystal-")) / "crystals.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for number, crystal in enumerate(crystals, 1):
+                archive.writestr(f"{number:02d}_{crystal.file_name}", crystal.cif)
+        return path
+
+    # -------------------------------------------------------------------------------------------------- look inside
+
+    def inspect(self, model: str, record: CrystalRecord) -> Any:
+        """`EncoderView` of a crystal."""
+        from ..viz.inspection import inspect_encoder
+
+        loaded, extractor = self.property_model(model)
+        with self._lock:
+            return inspect_encoder(record, loaded, feature_extractor=extractor)
+
+    def retell(self, model: str, record: CrystalRecord, change: str | None = None, seed: int = 0) -> Insight:
+        """Describe a crystal in other words, and encode and predict it anew.
+
+        Args:
+            model: property model.
+            record: the crystal.
+            change: a key of `hf_crystal.testing.DESCRIPTIONS`; None leaves it as it is.
+            seed: of random rotations, shifts and the like.
+
+        Raises:
+            ValueError: the crystal cannot be written as a sequence.
+        """
+        from ..models.canonical_crystal import canonicalize
+        from ..models.canonical_text import write_text
+        from ..testing import DESCRIPTIONS, Crystal
+
+        if change is not None:
+            crystal = Crystal(record.atomic_numbers, record.positions, record.cell)
+            told = DESCRIPTIONS[change](crystal, np.random.default_rng(seed))
+            frac = told.positions @ np.linalg.inv(told.cell)
+            record = CrystalRecord(told.atomic_numbers, frac, told.cell)
+        first = self.properties(model, record)[0]
+        sequence = write_text(canonicalize(record))
+        return Insight(change or "as given", record, sequence, first["value"], first["property"], first["unit"])
+
+
+@functools.cache
+def measured_errors(model: str) -> dict[str, float]:
+    """Target → mean absolute error on the test set, where the model's folder tells it."""
+    folder = checkpoint_folder(model) if model in embedded_checkpoints() else Path(model)
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return {}
+    targets = json.loads(path.read_text(encoding="utf-8")).get("test", {}).get("targets", [])
+    return {target["name"]: float(target["mae"]) for target in targets if "mae" in target}

@@ -1,0 +1,232 @@
+"""Figures of an evaluation JSON, as rows for cards, model indexes and data sets of results."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_MISSING = "No figures were supplied with this checkpoint."
+_DASH = "–"
+_NEEDED_OF_A_TARGET = ("name", "unit", "n", "mae", "rmse", "baseline_mae")
+
+# figures of one target: key in the evaluation file -> what it says
+_TARGET_FIGURES = {
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R2",
+    "baseline_mae": "MAE of the mean predictor",
+    "composition_mae": "MAE of a random forest on composition",
+}
+# figures of a generator: key in the evaluation file -> what it says; shares are between 0 and 1
+_GENERATION_FIGURES = {
+    "nats_per_token": "negative log-likelihood, nats per token",
+    "nats_per_crystal": "negative log-likelihood, nats per crystal",
+    "decoded": "share that decodes",
+    "composition": "share with the composition asked for",
+    "match_rate": "match rate",
+    "rms_mean": "mean RMS of the matches",
+    "rmse": "mean RMS of the matches",
+    "metre": "METRe",
+    "crmse": "cRMSE",
+    "validity": "valid share",
+    "structure_validity": "valid share, structure",
+    "composition_validity": "valid share, composition (SMACT)",
+    "uniqueness": "uniqueness",
+    "novelty": "novelty",
+    "agreement": "share with the space group asked for",
+    "recall": "coverage, recall",
+    "precision": "coverage, precision",
+    "density_distance": "Wasserstein distance of densities",
+    "num_elements_distance": "Wasserstein distance of numbers of elements",
+    "success_rate": "success rate of a condition",
+    "without_condition": "the same where the condition was not asked for",
+}
+# the fields of `ValidityResult`, where the evaluation has not added the shares with their intervals
+_OTHER_NAMES = {
+    "validity": "valid",
+    "structure_validity": "structure_valid",
+    "composition_validity": "composition_valid",
+}
+# sections of a training record, in words
+_SECTIONS = {
+    "answer": "what follows the composition",
+    "answer with conditions": "what follows the composition, conditions given",
+}
+_COUNTED = ("decoded", "composition")  # shares that older files give as counts
+_SAMPLES = ("samples", "num_items", "num_references", "num_crystals", "num_samples", "num_generated", "crystals")
+
+
+def load_metrics(path: str | Path) -> dict[str, Any]:
+    """Read an evaluation JSON.
+
+    Args:
+        path: `run.json` of a training, or the output of `hf-crystal evaluate`. Of a property model: a list `targets`
+            of name, unit, n, mae, rmse, baseline_mae, at the top or under `test`. Of a generator: figures under
+            `generation` or `test`.
+
+    Returns:
+        The parsed JSON.
+
+    Raises:
+        ValueError: no such file, not JSON, or without figures.
+    """
+    path = Path(path)
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"no such metrics file: {path}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(metrics, Mapping) or not generation_rows(metrics):
+        target_rows(metrics, str(path))
+    return dict(metrics)
+
+
+def target_rows(metrics: Mapping[str, Any], source: str = "metrics") -> list[dict[str, Any]]:
+    """The figures per target of a property model's evaluation JSON.
+
+    Args:
+        metrics: parsed evaluation JSON.
+        source: where it came from, for the message.
+
+    Returns:
+        One dictionary per target with at least name, unit, n, mae, rmse and baseline_mae.
+
+    Raises:
+        ValueError: the list of targets is missing or a target lacks a figure.
+    """
+    section = metrics.get("test", metrics) if isinstance(metrics, Mapping) else None
+    rows = section.get("targets") if isinstance(section, Mapping) else None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{source} has no list `targets` (at the top or under `test`)")
+    for row in rows:
+        absent = [key for key in _NEEDED_OF_A_TARGET if key not in row]
+        if absent:
+            raise ValueError(f"{source}: target {row.get('name', row)!r} lacks {absent}")
+    return rows
+
+
+def _row(key: str, label: str, section: Mapping[str, Any], **further: Any) -> dict[str, Any]:
+    low, high = section.get(f"{key}_interval") or (None, None)
+    return {"figure": key, "label": label, "value": section[key], "low": low, "high": high, **further}
+
+
+def _setting(section: Mapping[str, Any], name: str) -> str:
+    """How the figures of a section came about, in words."""
+    protocol = section.get("protocol", {})
+    if not isinstance(protocol, Mapping):
+        protocol = {"protocol": str(protocol).partition(":")[0]}
+    shown = {**protocol, **{key: section[key] for key in ("n", "temperature", "split") if key in section}}
+    words = [str(value) if key == "protocol" else f"{key} {value}" for key, value in shown.items() if _is_plain(value)]
+    return ", ".join([*([name] if name else []), *words])
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
+def _sections(tree: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping with a figure of `_GENERATION_FIGURES`, with the names that lead to it."""
+    if isinstance(tree, list):
+        for entry in tree:
+            yield from _sections(entry, name)
+    elif isinstance(tree, Mapping):
+        renamed = {key: tree[other] for key, other in _OTHER_NAMES.items() if other in tree}
+        figures = {**renamed, **tree}
+        if any(_is_plain(figures.get(key)) for key in _GENERATION_FIGURES):
+            yield name, figures
+        for key, entry in tree.items():
+            if key not in ("protocol", "settings", "samples", "crystals"):
+                yield from _sections(entry, f"{name}, {key}".removeprefix(", ").replace("_", " "))
+
+
+def generation_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The figures of a generator's evaluation JSON; figures that are not there are left out.
+
+    Returns:
+        Rows of figure, label, value, low, high, unit, samples and setting; empty where it holds none.
+    """
+    test = metrics.get("test")
+    tree = [metrics.get("generation"), {} if isinstance(test, Mapping) and "targets" in test else test]
+    rows = []
+    for path, section in _sections(tree):
+        name = _SECTIONS.get(path, path)
+        samples = next((section[key] for key in _SAMPLES if isinstance(section.get(key), int)), None)
+        setting = _setting(section, name)
+        for key, label in _GENERATION_FIGURES.items():
+            if not _is_plain(section.get(key)):
+                continue
+            row = _row(key, label, section, unit="", samples=samples, setting=setting)
+            if key in _COUNTED and isinstance(row["value"], int) and samples:
+                row["value"] /= samples
+            rows.append(row)
+    return rows
+
+
+def figure_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every known figure of an evaluation JSON, of a property model or a generator.
+
+    Returns:
+        Rows of figure, label, value, low, high (95 % interval or None), unit, samples and setting (for a property:
+        the target).
+
+    Raises:
+        ValueError: it holds none.
+    """
+    rows = generation_rows(metrics)
+    if rows:
+        return rows
+    for target in target_rows(metrics):
+        for key, label in _TARGET_FIGURES.items():
+            if target.get(key) is not None:
+                unit = "" if key == "r2" else target["unit"]
+                rows.append(_row(key, label, target, unit=unit, samples=target["n"], setting=target["name"]))
+    return rows
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """An interval with four decimals, or a dash."""
+    return _DASH if low is None or high is None else f"{low:.4f} to {high:.4f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def target_table(metrics: Mapping[str, Any]) -> str:
+    """Markdown table of the errors per target, beside those of baselines that do not see the structure."""
+    targets = target_rows(metrics)
+    with_forest = any("composition_mae" in row for row in targets)
+    head = ["target", "unit", "crystals", "MAE", "95 % interval", "RMSE", "MAE of the mean predictor"]
+    rows = []
+    for row in targets:
+        cells = [row["name"], row["unit"], str(row["n"]), f"**{row['mae']:.4f}**"]
+        cells += [interval_text(*(row.get("mae_interval") or (None, None))), f"{row['rmse']:.4f}"]
+        cells.append(f"{row['baseline_mae']:.4f}")
+        if with_forest:
+            cells.append(f"{row['composition_mae']:.4f}" if "composition_mae" in row else _DASH)
+        rows.append(cells)
+    return _table([*head, *(["MAE of a random forest on composition"] if with_forest else [])], rows)
+
+
+def generation_table(metrics: Mapping[str, Any]) -> str:
+    """Markdown table of a generator's figures."""
+    rows = [
+        [
+            row["label"],
+            row["setting"],
+            _DASH if row["samples"] is None else f"{row['samples']:,}",
+            f"**{row['value']:.4f}**",
+            interval_text(row["low"], row["high"]),
+        ]
+        for row in generation_rows(metrics)
+    ]
+    return _table(["figure", "setting", "samples", "value", "95 % interval"], rows)
+
+
+def results_table(metrics: Mapping[str, Any] | None) -> str:
+    """Markdown table of an evaluation JSON, or a sentence that there is none."""
+    if metrics is None:
+        return _MISSING
+    return generation_table(metrics) if generation_rows(metrics) else target_table(metrics)

@@ -1,0 +1,166 @@
+"""`hf-crystal plot`: pictures in files."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .models import DEFAULT_MODEL, check_model_type, quiet_transformers, resolve_model
+
+ATTENTION_EXAMPLE = "Example: hf-crystal plot attention examples/SrTiO3.cif --output-file attention.png"
+FRAMES_EXAMPLE = "Example: hf-crystal plot frames examples/LiFePO4.cif --atom 9 --output-file frames.png"
+PARITY_EXAMPLE = (
+    "Example: hf-crystal plot parity predictions.parquet --prediction formation_energy --label mb_e_form "
+    "--output-file parity.png"
+)
+TRAINING_EXAMPLE = "Example: hf-crystal plot training runs/mp20 --output-file training.png"
+SEQUENCE_EXAMPLE = "Example: hf-crystal plot sequence examples/NaCl.cif --output-file sequence.svg"
+PERTURBATION_EXAMPLE = "Example: hf-crystal plot perturbation examples/NaCl.cif --output-file perturbation.png"
+VIEW_EXAMPLE = "Example: hf-crystal plot view examples/SrTiO3.cif --output-file crystal.html"
+_FORMATS = (".png", ".pdf", ".svg")
+
+Crystal = Annotated[Path, typer.Argument(help="CIF, POSCAR, extended XYZ or JSON file.")]
+Model = Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")]
+Atom = Annotated[int, typer.Option(help="Atom to look at, counted from 1 in the order of the file.")]
+Output = Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")]
+
+app = typer.Typer(help="Draw what a model sees, how well it predicts, how it was trained.", rich_markup_mode=None)
+
+
+def _check_output(path: Path, formats: tuple[str, ...] = _FORMATS) -> None:
+    if path.suffix.lower() not in formats:
+        raise typer.BadParameter(f"{path} must end in {', '.join(formats)}", param_hint="--output-file")
+    if not path.parent.is_dir():
+        raise ValueError(f"folder of --output-file does not exist: {path.parent}")
+
+
+def _check_crystal(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}")
+
+
+def _location(model: str) -> str:
+    """What `from_pretrained` takes, once it is known to be a crystal model."""
+    location = resolve_model(model)
+    quiet_transformers()
+    check_model_type(location)
+    return location
+
+
+def _place(number: int | None, option: str) -> int | None:
+    """People count from 1, Python from 0."""
+    if number is not None and number < 1:
+        raise typer.BadParameter(f"{number} is not positive", param_hint=option)
+    return None if number is None else number - 1
+
+
+@app.command("attention", epilog=ATTENTION_EXAMPLE)
+def attention(
+    crystal: Crystal,
+    output_file: Output,
+    model: Model = DEFAULT_MODEL,
+    atom: Atom = 1,
+    block: Annotated[int | None, typer.Option(help="One block, counted from 1; all by default.")] = None,
+    head: Annotated[int | None, typer.Option(help="One head, counted from 1; the mean by default.")] = None,
+) -> None:
+    """Attention between the atoms of a crystal, and of one atom over shells of neighbours."""
+    _check_output(output_file)
+    _check_crystal(crystal)
+    from ..viz import plot_attention
+
+    options: dict[str, Any] = {"atom": _place(atom, "--atom"), "head": _place(head, "--head")}
+    plot_attention(crystal, _location(model), block=_place(block, "--block"), **options).savefig(output_file)
+
+
+@app.command("frames", epilog=FRAMES_EXAMPLE)
+def frames(
+    crystal: Crystal,
+    output_file: Output,
+    model: Model = "crystalframer-mp20",
+    atom: Atom = 1,
+    head: Annotated[int, typer.Option(help="Head, counted from 1.")] = 1,
+) -> None:
+    """The local frame of an atom in every block of a CrystalFramer."""
+    _check_output(output_file)
+    _check_crystal(crystal)
+    from ..viz import plot_frames
+
+    places = {"atom": _place(atom, "--atom"), "head": _place(head, "--head")}
+    plot_frames(crystal, _location(model), **places).savefig(output_file)  # type: ignore[arg-type]
+
+
+@app.command("parity", epilog=PARITY_EXAMPLE)
+def parity(
+    table: Annotated[Path, typer.Argument(help="Parquet or CSV file with predictions and labels.")],
+    output_file: Output,
+    prediction: Annotated[str, typer.Option(help="Column of the predictions.")],
+    label: Annotated[str, typer.Option(help="Column of the labels.")],
+    unit: Annotated[str, typer.Option(help="Unit of both.")] = "",
+) -> None:
+    """Predictions against labels, and the distribution of the errors."""
+    _check_output(output_file)
+    _check_crystal(table)
+    import pandas
+
+    rows = pandas.read_parquet(table) if table.suffix == ".parquet" else pandas.read_csv(table)
+    missing = [name for name in (prediction, label) if name not in rows]
+    if missing:
+        raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(map(str, rows.columns))}")
+    from ..viz import plot_parity
+
+    plot_parity(rows[prediction], rows[label], name=prediction, unit=unit).savefig(output_file)
+
+
+@app.command("training", epilog=TRAINING_EXAMPLE)
+def training(
+    source: Annotated[Path, typer.Argument(help="Folder of a run, metrics.json or trainer_state.json.")],
+    output_file: Output,
+) -> None:
+    """Loss, validation error and learning rate of a training."""
+    _check_output(output_file)
+    if not source.exists():
+        raise ValueError(f"no such file or folder: {source}")
+    from ..viz import plot_training
+
+    plot_training(source).savefig(output_file)
+
+
+@app.command("sequence", epilog=SEQUENCE_EXAMPLE)
+def sequence(crystal: Crystal, output_file: Output) -> None:
+    """The canonical sequence of a crystal, word by word."""
+    _check_output(output_file)
+    _check_crystal(crystal)
+    from ..viz import plot_sequence
+
+    plot_sequence(crystal).savefig(output_file)
+
+
+@app.command("perturbation", epilog=PERTURBATION_EXAMPLE)
+def perturbation(
+    crystal: Crystal,
+    output_file: Output,
+    model: Model = DEFAULT_MODEL,
+    repeats: Annotated[int, typer.Option(help="Random directions.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the directions.")] = 0,
+) -> None:
+    """How far a prediction moves when the atoms are displaced at random."""
+    _check_output(output_file)
+    _check_crystal(crystal)
+    from ..viz import plot_perturbation
+
+    models = {model: _location(model)}
+    plot_perturbation(crystal, models, repeats=repeats, seed=seed).savefig(output_file)
+
+
+@app.command("view", epilog=VIEW_EXAMPLE)
+def view(
+    crystal: Crystal,
+    output_file: Annotated[Path, typer.Option(help="Page to write, .html; it needs no network.")],
+    repeat: Annotated[tuple[int, int, int], typer.Option(help="Cells along the three axes.")] = (1, 1, 1),
+) -> None:
+    """The crystal in 3-D, as one page for any browser."""
+    _check_output(output_file, (".html",))
+    _check_crystal(crystal)
+    from ..viz import view_3d
+
+    view_3d(crystal, repeat=repeat).save(output_file)

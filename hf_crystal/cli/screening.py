@@ -1,0 +1,206 @@
+"""Predictions of many crystals in numbered files, so that a run that was killed goes on where it stopped.
+
+The crystals of all sources are counted from 0; shard s of n has those whose number leaves remainder s. Its folder
+
+    DIR/shard-00003-of-00008/
+        _settings.json          what was asked for; another run with other settings is refused
+        part-000000.parquet     results of its first `rows_per_file` crystals, in order
+        part-000001.parquet     ...
+        _SUCCESS                written last
+
+grows file by file. A file appears under its name only when it is complete, and which crystals it holds depends on its
+number alone: whatever is killed when, no crystal is lost and none comes twice. Readers of tables (`pyarrow`, `pandas`,
+Spark) take `DIR` as one table and pass over the names that start with `_`.
+"""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from .progress import track
+from .sources import count_crystals, read_crystals
+from .writers import FileFormat, Writer, open_writer
+
+OnError = Literal["report", "skip", "raise"]
+
+
+def columns_of(model: Any) -> tuple[list[str], dict[str, str]]:
+    """Names of the output fields, and the Arrow types of those that are not text."""
+    targets = model.config.target_names
+    values = [column for name in targets for column in (name, f"{name}_unit")]
+    types = {"num_atoms": "int64", **dict.fromkeys(targets, "double")}
+    return ["source", "formula", "num_atoms", *values, "error"], types
+
+
+def predict_rows(pipe: Any, crystals: Iterable[tuple[str, Any]], **options: Any) -> Iterator[dict[str, Any]]:
+    """One row per crystal, in order.
+
+    Args:
+        pipe: a `CrystalPropertyPipeline`.
+        crystals: names and crystals.
+        **options: `batch_size`, `max_batch_atoms` and `num_workers` of the pipeline.
+
+    Yields:
+        `source` (the name) and what the pipeline gives.
+    """
+    names: deque[str] = deque()
+
+    def remember() -> Iterator[Any]:
+        for name, crystal in crystals:
+            names.append(name)  # results come back in this order
+            yield crystal
+
+    for result in pipe(remember(), **options):
+        yield {"source": names.popleft(), **result}
+
+
+class Tally:
+    """Writes rows and counts those that could not be read.
+
+    Attributes:
+        on_error: what becomes of an unreadable crystal: a row with its reason, no row, or the end.
+        read (`int`): crystals seen.
+        failed (`int`): crystals that could not be read.
+        first (`str`): name and reason of the first of them.
+    """
+
+    def __init__(self, on_error: OnError):
+        self.on_error = on_error
+        self.read = 0
+        self.failed = 0
+        self.first = ""
+
+    def write(self, rows: Iterable[dict[str, Any]], writer: Writer) -> None:
+        """Write rows until they end.
+
+        Raises:
+            ValueError: a crystal could not be read and `on_error` is `"raise"`.
+        """
+        for row in rows:
+            self.read += 1
+            if "error" in row:
+                self.failed += 1
+                self.first = self.first or f"{row['source']}: {row['error']}"
+                if self.on_error == "raise":
+                    raise ValueError(self.first)
+                if self.on_error == "skip":
+                    continue
+            writer.write(row)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of the crystals of some sources, and the folder of its results.
+
+    Attributes:
+        sources: what `find_sources` returned; standard input cannot be read again and is refused.
+        output_dir: folder of all shards.
+        num_shards, shard_index: which of how many.
+        rows_per_file: crystals per file of results.
+        output: format of the files.
+    """
+
+    sources: Sequence[str]
+    output_dir: Path
+    num_shards: int = 1
+    shard_index: int = 0
+    rows_per_file: int = 10_000
+    output: FileFormat = "parquet"
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of this shard are."""
+        return self.output_dir / f"shard-{self.shard_index:05d}-of-{self.num_shards:05d}"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all results are there."""
+        return (self.folder / "_SUCCESS").is_file()
+
+    def part(self, number: int) -> Path:
+        """File number `number` of the results."""
+        return self.folder / f"part-{number:06d}.{self.output}"
+
+    def count(self) -> int:
+        """Crystals of this shard."""
+        return len(range(self.shard_index, count_crystals(self.sources), self.num_shards))
+
+    def begin(self, model: str, on_error: OnError) -> None:
+        """Make the folder, or check that an earlier run was told the same.
+
+        Raises:
+            ValueError: standard input among the sources, or another run's settings differ.
+        """
+        if "-" in self.sources:
+            raise ValueError("standard input (-) cannot be read a second time; --output-dir takes files")
+        settings = {
+            "model": model,
+            "output": self.output,
+            "on_error": on_error,
+            "rows_per_file": self.rows_per_file,
+            "sources": _digest(self.sources),
+        }
+        file = self.folder / "_settings.json"
+        if file.is_file():
+            earlier = json.loads(file.read_text(encoding="utf-8"))
+            changed = [name for name in settings if earlier.get(name) != settings[name]]
+            if changed:
+                raise ValueError(
+                    f"{self.folder} was begun with other {' and '.join(changed)}: repeat that call, give another "
+                    "--output-dir, or delete the folder"
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_atomically(file, settings)
+
+    def predict(self, pipe: Any, tally: Tally, **options: Any) -> None:
+        """Write the files that are missing, then the mark of success; `begin` comes before.
+
+        Args:
+            pipe: a `CrystalPropertyPipeline`.
+            tally: decides about unreadable crystals and counts those of this run.
+            **options: `batch_size`, `max_batch_atoms` and `num_workers` of the pipeline.
+
+        Raises:
+            ValueError: the sources hold fewer crystals than were counted at the start.
+        """
+        total, number = self.count(), 0
+        while self.part(number).is_file():
+            number += 1
+        done = min(number * self.rows_per_file, total)
+        first = self.shard_index + done * self.num_shards
+        crystals = islice(read_crystals(self.sources), first, None, self.num_shards)
+        rows = track(predict_rows(pipe, crystals, **options), total, "crystal", done)
+        columns, types = columns_of(pipe.model)
+        while done < total:
+            expected = min(self.rows_per_file, total - done)
+            before = tally.read
+            with open_writer(self.output, self.part(number), columns, types) as writer:
+                tally.write(islice(rows, expected), writer)
+                if tally.read - before != expected:
+                    raise ValueError(f"the sources changed while they were read: {total} crystals were counted")
+            done += expected
+            number += 1
+        for left_over in self.folder.glob(".*.partial"):  # of runs that were killed
+            left_over.unlink(missing_ok=True)
+        _write_atomically(self.folder / "_SUCCESS", {"crystals": total, "files": number})
+
+
+def _digest(sources: Sequence[str]) -> str:
+    """Changes where a file is added, taken away, or changes its size."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(f"{source}|{os.path.getsize(source)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _write_atomically(file: Path, content: dict[str, Any]) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, file)

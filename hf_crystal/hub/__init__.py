@@ -1,0 +1,7 @@
+"""Folders that anyone can load from the Hub, and their way there."""
+
+from ..cards import render_model_card
+from .export import export_pretrained
+from .push import push_folder
+
+__all__ = ["export_pretrained", "push_folder", "render_model_card"]

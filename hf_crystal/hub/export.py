@@ -1,0 +1,88 @@
+"""`export_pretrained`: weights, configuration, code, reader or tokenizer, card, licence, recipe; all tried out."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from ..cards import load_metrics, render_model_card
+from . import generators, properties
+from .files import license_text, recipe_text
+
+logger = logging.get_logger(__name__)
+
+
+def export_pretrained(
+    model: Any,
+    out: str | Path,
+    *,
+    feature_extractor: Any = None,
+    tokenizer: Any = None,
+    metrics: Mapping[str, Any] | str | Path | None = None,
+    hub_config: Mapping[str, Any] | str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a complete Hub repository of a property model or a generator, and check it before it has its name.
+
+    A property model's folder holds the weights, `config.json` and `preprocessor_config.json` with their `auto_map`,
+    every code file needed, the pipeline, a model card, the licence and the recipe, so it loads with
+    `trust_remote_code=True` where only torch, transformers, safetensors and numpy are installed. A generator's folder
+    is a stock Llama's, which needs no remote code, and its tokenizer and grammar travel as code. Both are tried in a
+    separate process without this package, with outputs compared bit for bit, before the folder is moved to `out`.
+
+    Args:
+        model: model with a property head, crystal generator, or a folder holding one.
+        out: folder to create; must not exist unless `overwrite`.
+        feature_extractor: of a property model; by default that of the model's folder, else a fresh one.
+        tokenizer: of a generator; by default that of the model's folder.
+        metrics: evaluation figures for the card, or the path of their JSON file; by default `metrics.json` of the
+            model's folder.
+        hub_config: title, summary, data set and so on for the card (see `hf_crystal.cards.DEFAULT_HUB_CONFIG`), or
+            the path of a JSON file.
+        overwrite: replace an earlier export.
+
+    Returns:
+        `out` as a path.
+
+    Raises:
+        ValueError: `out` exists, the model folder does not, the card cannot be filled, or a serving engine would
+            refuse the generator.
+        TypeError: the model is neither.
+        RuntimeError: the written folder does not load alone or computes something else; nothing is left at `out`.
+    """
+    out = Path(out)
+    if out.exists() and not (overwrite and (out / "config.json").is_file()):
+        hint = "pass overwrite=True to replace it" if (out / "config.json").is_file() else "choose another folder"
+        raise ValueError(f"{out} exists already; {hint}")
+    source = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    if source is not None and not source.is_dir():
+        raise ValueError(f"model folder not found: {source}")
+    kind: Any = generators if generators.is_generator(model) else properties
+    model, companion = kind.load(model, tokenizer if kind is generators else feature_extractor)
+    if metrics is None and source is not None and (source / "metrics.json").is_file():
+        metrics = source / "metrics.json"
+    figures = load_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        folder = Path(scratch, out.name)
+        kind.write_folder(model, companion, folder)
+        texts = {
+            "README.md": render_model_card(model, metrics=figures, hub_config=hub_config),
+            "LICENSE": license_text(),
+            "metrics.json": None if figures is None else json.dumps(figures, indent=2) + "\n",
+            "recipe.yaml": recipe_text(figures),
+        }
+        for name, text in texts.items():
+            if text is not None:
+                (folder / name).write_text(text, encoding="utf-8")
+        kind.check_folder(folder, model, companion)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(folder, out)
+    logger.info(f"exported to {out}; it loads without hf_crystal and gives bit-equal outputs")
+    return out

@@ -1,0 +1,130 @@
+"""The folder of a property model: weights, configuration, feature extractor, pipeline and their code."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .files import code_files, edit_json, reference, run_check
+
+# Small crystals of light elements for the check after an export; any model can read them.
+PROBE_CRYSTALS: list[dict[str, Any]] = [
+    {
+        "lattice": [[0.0, 1.7834, 1.7834], [1.7834, 0.0, 1.7834], [1.7834, 1.7834, 0.0]],
+        "frac_coords": [[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]],
+        "atomic_numbers": [6, 6],
+    },
+    {
+        "lattice": [[0.0, 2.8203, 2.8203], [2.8203, 0.0, 2.8203], [2.8203, 2.8203, 0.0]],
+        "frac_coords": [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]],
+        "atomic_numbers": [11, 17],
+    },
+    {  # no symmetry
+        "lattice": [[3.1, 0.2, -0.1], [0.4, 3.6, 0.3], [-0.5, 0.7, 4.2]],
+        "frac_coords": [[0.02, 0.11, 0.07], [0.48, 0.55, 0.21], [0.31, 0.83, 0.69]],
+        "atomic_numbers": [3, 8, 1],
+    },
+]
+
+
+def load(model: Any, feature_extractor: Any) -> tuple[Any, Any]:
+    """Model and feature extractor as objects.
+
+    Args:
+        model: model with a property head, or a folder holding one.
+        feature_extractor: the one to use; None for that of the folder, else a fresh one.
+
+    Raises:
+        TypeError: the model has no property head.
+    """
+    from ..auto_model import AutoModelForCrystalPropertyPrediction
+    from ..models.feature_extraction_crystal import CrystalFeatureExtractor
+
+    if isinstance(model, (str, os.PathLike)):
+        folder = Path(model)
+        model = AutoModelForCrystalPropertyPrediction.from_pretrained(folder, dtype="auto")
+        if feature_extractor is None and (folder / "preprocessor_config.json").is_file():
+            feature_extractor = CrystalFeatureExtractor.from_pretrained(folder)
+    if not type(model).__name__.endswith("ForPropertyPrediction"):
+        raise TypeError(
+            f"model is a {type(model).__name__}; a crystal model with a property head or a generator is accepted"
+        )
+    return model.eval(), feature_extractor or CrystalFeatureExtractor()
+
+
+def write_folder(model: Any, feature_extractor: Any, folder: Path) -> None:
+    """Weights, configuration with its `auto_map`, feature extractor, pipeline entry and code."""
+    from ..auto import CLASSES
+    from ..pipelines.pipeline_crystal_property import CrystalPropertyPipeline
+
+    model.save_pretrained(folder)
+    feature_extractor.save_pretrained(folder)
+    for file in code_files(type(model), type(model.config), type(feature_extractor), CrystalPropertyPipeline):
+        shutil.copyfile(file, folder / file.name)
+    config_name = type(model.config).__name__
+    auto_map = {"AutoConfig": reference(type(model.config))}
+    for auto_name, registered_config, module, name in CLASSES:
+        if registered_config == config_name and auto_name != "AutoFeatureExtractor":
+            auto_map[auto_name] = f"{module}.{name}"
+    task = {
+        "impl": reference(CrystalPropertyPipeline),
+        # `pipeline()` looks this name up in transformers, so our own Auto class cannot stand here
+        "pt": ["AutoModelForSequenceClassification"],
+        "type": "multimodal",
+    }
+    edit_json(
+        folder / "config.json",
+        {"auto_map": auto_map, "custom_pipelines": {"crystal-property-prediction": task}},
+    )
+    edit_json(
+        folder / "preprocessor_config.json",
+        {"auto_map": {"AutoFeatureExtractor": reference(type(feature_extractor))}},
+    )
+
+
+def _expected_outputs(model: Any, feature_extractor: Any) -> dict[str, Any]:
+    """What the objects in memory compute for the probe crystals, on the CPU."""
+    import torch
+
+    from ..pipelines.pipeline_crystal_property import CrystalPropertyPipeline
+
+    device = model.device
+    pipe = CrystalPropertyPipeline(model=model, feature_extractor=feature_extractor, device="cpu")
+    with torch.no_grad():
+        outputs = model(**feature_extractor(PROBE_CRYSTALS))
+    rows = pipe(PROBE_CRYSTALS, batch_size=len(PROBE_CRYSTALS))
+    values = [[row[name] for name in model.config.target_names] for row in rows]
+    model.to(device)
+    return {
+        "logits": outputs.logits,
+        "pooler_output": outputs.pooler_output,
+        "pipeline": torch.tensor(values, dtype=torch.float64),
+    }
+
+
+def check_folder(folder: str | Path, model: Any, feature_extractor: Any) -> None:
+    """Load an exported folder in a process without this package and compare outputs bit for bit.
+
+    Args:
+        folder: exported folder.
+        model: the model that was exported.
+        feature_extractor: the feature extractor that was exported.
+
+    Raises:
+        RuntimeError: the folder does not load, or an output differs; the message says which.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    expected = _expected_outputs(model, feature_extractor)
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs, outputs = Path(scratch, "inputs.json"), Path(scratch, "outputs.safetensors")
+        inputs.write_text(json.dumps(PROBE_CRYSTALS), encoding="utf-8")
+        run_check("property", folder, inputs, outputs)
+        received = load_file(outputs)
+    for name, value in expected.items():
+        if not torch.equal(received[name], value):
+            difference = (received[name] - value).abs().max().item()
+            raise RuntimeError(f"{name} of the exported folder differs by {difference:g} from the model in memory")

@@ -1,0 +1,221 @@
+"""Weighted directions of frame axes, and the angular features that they give.
+
+The value term of CrystalFramer needs sum_a W^a <b(cos(e_a, r))> only, linear in functions of one axis at a time, so
+the mean over several frames is a weighted list of axis directions. One list entry is a line through an atom, shared
+by all heads and by the three axes, because heads often choose the same frame and tied frames share axes: the basis of
+a line is computed once, and both its directions have the same cosines up to the sign.
+
+Axis letters as in `ops_periodic_geometry`; L listed lines, D angular basis functions.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .ops_angular_basis import AngularSeries, angular_basis, angular_series, isotropic_angular_basis
+
+__all__ = ["FrameAxes", "axes_of_frames", "frame_features", "merge_axes", "spread_axes"]
+
+# Lines are processed in parts whose largest temporary has about this many numbers: a core's cache, or a GPU's memory.
+PART_ENTRIES = 500_000
+PART_ENTRIES_CUDA = 100_000_000
+
+
+@dataclass
+class FrameAxes:
+    """Weighted directions of the frame axes of every atom and head.
+
+    Attributes:
+        atom (`torch.Tensor` of shape `(L,)`): atom of each line.
+        direction (`torch.Tensor` of shape `(L, 3)`): unit vectors.
+        weight (`torch.Tensor` of shape `(L, H, 3)`): weight of the direction in each head and axis.
+        opposite (`torch.Tensor` of shape `(L, H, 3)`): weight of the opposite direction. Both, summed over the lines
+            of an atom, are 1 for each head and axis (0 where an axis does not exist).
+        isotropic (`torch.Tensor` of shape `(T, H)`, *optional*): weight of "any direction" for all three axes.
+    """
+
+    atom: torch.Tensor
+    direction: torch.Tensor
+    weight: torch.Tensor
+    opposite: torch.Tensor
+    isotropic: torch.Tensor | None = None
+
+
+def axes_of_frames(frames: torch.Tensor) -> FrameAxes:
+    """One frame per atom and head.
+
+    Args:
+        frames (`torch.Tensor` of shape `(T, H, 3, 3)`): rows are axes, zero where they do not exist.
+    """
+    num_atoms, num_heads = frames.shape[:2]
+    atom = torch.arange(num_atoms, device=frames.device).repeat_interleave(3 * num_heads)
+    own = torch.eye(3 * num_heads, dtype=frames.dtype, device=frames.device).expand(num_atoms, -1, -1)
+    weight = own.reshape(-1, num_heads, 3) * frames.flatten(0, 2).any(-1)[:, None, None]
+    return merge_axes(FrameAxes(atom, frames.flatten(0, 2), weight, torch.zeros_like(weight)))
+
+
+def merge_axes(axes: FrameAxes) -> FrameAxes:
+    """List equal and opposite directions of an atom once, in the order of atoms: each line is a pass over the images.
+
+    Directions are compared on a grid well above rounding (1e-10, in float32 2.5e-6). Two equal ones on either side of
+    a grid line stay apart, which costs time only; two that differ by less than the grid may merge into their mean,
+    which changes features by less than a hundredth of the grid.
+    """
+    used = (axes.weight + axes.opposite).flatten(1).any(1)
+    atom, direction, weight, opposite = (x[used] for x in (axes.atom, axes.direction, axes.weight, axes.opposite))
+    # one of each two opposite directions: the one whose first component that is not about zero is positive
+    is_nonzero = direction.abs() > 1e-6
+    is_reversed = direction.gather(1, is_nonzero.to(torch.uint8).argmax(dim=1, keepdim=True)) < 0
+    direction = torch.where(is_reversed, -direction, direction)
+    is_reversed = is_reversed[..., None]
+    weight, opposite = torch.where(is_reversed, opposite, weight), torch.where(is_reversed, weight, opposite)
+
+    steps = 10_000_000_000 if direction.dtype == torch.float64 else 400_000
+    line = atom
+    for component in (torch.round(direction.double() * steps).long() + steps).unbind(1):
+        _, line = torch.unique(line * (2 * steps + 1) + component, return_inverse=True)
+    count = int(line.max()) + 1 if line.numel() else 0
+
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros((count, *values.shape[1:])).index_add_(0, line, values)
+
+    # the weighted mean of the merged directions does not depend on their order
+    mean = summed(direction * (weight + opposite).flatten(1).sum(1, keepdim=True))
+    mean = mean / mean.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(mean.dtype).tiny)
+    merged_atom = torch.zeros(count, dtype=torch.long, device=atom.device).scatter_(0, line, atom)
+    return FrameAxes(merged_atom, mean, summed(weight), summed(opposite), axes.isotropic)
+
+
+def spread_axes(axes: FrameAxes, source: torch.Tensor, num_heads: int) -> FrameAxes:
+    """The same axes for all heads, and for all atoms of one source.
+
+    Args:
+        axes (`FrameAxes`): of sources (crystals, or atoms) instead of atoms, for one head, in the order of sources.
+        source (`torch.Tensor` of shape `(T,)`): source of every atom.
+        num_heads (`int`): H.
+    """
+    counts = torch.bincount(axes.atom, minlength=int(source.max()) + 1)
+    starts = torch.cumsum(counts, 0) - counts
+    atom = torch.arange(source.shape[0], device=source.device).repeat_interleave(counts[source])
+    first = torch.cumsum(counts[source], 0) - counts[source]
+    line = torch.arange(atom.shape[0], device=source.device) - first[atom] + starts[source[atom]]
+    isotropic = None if axes.isotropic is None else axes.isotropic[source].expand(-1, num_heads)
+    weight, opposite = (values[line].expand(-1, num_heads, -1) for values in (axes.weight, axes.opposite))
+    return FrameAxes(atom, axes.direction[line], weight, opposite, isotropic)
+
+
+def frame_features(
+    edge_weights: torch.Tensor,
+    unit_vectors: torch.Tensor,
+    axes: FrameAxes,
+    num_basis: int,
+    width_scale: float,
+    *,
+    reference: bool = False,
+    truncate: bool = False,
+) -> torch.Tensor:
+    """Expected angular basis sum_e w_e b(cos(e_a, r_e)) for every axis, averaged over the listed directions.
+
+    Differentiable (once) in the weights; the frames, and with them the cosines, are constants (paper, 3.2).
+
+    Args:
+        edge_weights (`torch.Tensor` of shape `(T, M, H)`): attention weights of images, 0 where none has a direction.
+        unit_vectors (`torch.Tensor` of shape `(T, M, 3)`): directions of images.
+        axes (`FrameAxes`): for T atoms and H heads.
+        num_basis, width_scale: D and s of `ops_angular_basis`.
+        reference, truncate: form the basis plainly; cut it at four sigma as the released code does.
+
+    Returns:
+        `torch.Tensor` of shape `(T, H, 3, D)`.
+    """
+    weights = edge_weights.transpose(1, 2)
+    if reference:
+        features = _plain_features(weights, unit_vectors, axes, num_basis, width_scale, truncate)
+    else:
+        series = angular_series(num_basis, width_scale, weights.dtype)
+        # of a line in both directions, cosines add and sines cancel
+        signed = torch.stack([axes.weight + axes.opposite, axes.weight - axes.opposite], dim=-1)
+        sums = _SeriesSums.apply(weights, unit_vectors.detach(), axes.atom, axes.direction, signed, series)
+        features = sums @ series.matrix.to(sums)
+    if axes.isotropic is not None:
+        basis = isotropic_angular_basis(num_basis, width_scale, features)
+        features = features + (axes.isotropic * weights.sum(-1))[:, :, None, None] * basis
+    return features
+
+
+def _cosines(unit_vectors: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """Cosines (L, M) of images (L, M, 3) and lines (L, 3)."""
+    return torch.bmm(unit_vectors, direction[..., None])[..., 0].clamp_(-1.0, 1.0)
+
+
+def _parts(num_lines: int, entries_per_line: int, device: torch.device) -> list[slice]:
+    """Ranges of lines whose temporaries stay in cache."""
+    step = max(1, (PART_ENTRIES_CUDA if device.type == "cuda" else PART_ENTRIES) // entries_per_line)
+    return [slice(start, start + step) for start in range(0, num_lines, step)]
+
+
+def _plain_features(
+    weights: torch.Tensor,
+    unit_vectors: torch.Tensor,
+    axes: FrameAxes,
+    num_basis: int,
+    width_scale: float,
+    truncate: bool,
+) -> torch.Tensor:
+    """`frame_features` by forming the basis of every line; weights `(T, H, M)`."""
+    total = weights.new_zeros((weights.shape[0], weights.shape[1], 3, num_basis))
+    for sign, shares in ((1.0, axes.weight), (-1.0, axes.opposite)):
+        lines = shares.flatten(1).any(1).nonzero()[:, 0]
+        for part in _parts(lines.shape[0], weights.shape[2] * num_basis, weights.device):
+            rows = lines[part]
+            atom = axes.atom[rows]
+            cosines = sign * _cosines(unit_vectors.index_select(0, atom), axes.direction[rows])
+            basis = angular_basis(cosines, num_basis, width_scale, truncate=truncate)
+            sums = torch.bmm(weights.index_select(0, atom), basis)[:, :, None]  # (L, H, 1, D)
+            total = total.index_add(0, atom, sums * shares[rows][..., None])
+    return total
+
+
+class _SeriesSums(torch.autograd.Function):
+    """Sums over images of the functions of `AngularSeries`, mixed into heads and axes: `(T, H, 3, 2 (N + 1))`.
+
+    Functions are recomputed in the backward pass; nothing of size lines x images is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weights: torch.Tensor,
+        unit_vectors: torch.Tensor,
+        atom: torch.Tensor,
+        direction: torch.Tensor,
+        signed: torch.Tensor,
+        series: AngularSeries,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(unit_vectors, atom, direction, signed)
+        ctx.series, ctx.num_images = series, weights.shape[2]
+        half = series.order + 1
+        total = weights.new_zeros((weights.shape[0], weights.shape[1], 3, 2, half))
+        for rows in _parts(atom.shape[0], weights.shape[2] * 2 * half, weights.device):
+            owner = atom[rows]
+            functions = series.functions(_cosines(unit_vectors.index_select(0, owner), direction[rows]))
+            sums = torch.bmm(weights.index_select(0, owner), functions.transpose(1, 2))
+            mixed = signed[rows][..., None] * sums.view(*sums.shape[:2], 1, 2, half)
+            total.index_add_(0, owner, mixed)
+        return total.flatten(3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        unit_vectors, atom, direction, signed = ctx.saved_tensors
+        half = ctx.series.order + 1
+        grad_total = grad_outputs[0].unflatten(-1, (2, half))
+        grad_weights = grad_total.new_zeros((*grad_total.shape[:2], ctx.num_images))
+        for rows in _parts(atom.shape[0], ctx.num_images * 2 * half, atom.device):
+            owner = atom[rows]
+            functions = ctx.series.functions(_cosines(unit_vectors.index_select(0, owner), direction[rows]))
+            grad_sums = (signed[rows][..., None] * grad_total.index_select(0, owner)).sum(2).flatten(2)
+            grad_weights.index_add_(0, owner, torch.bmm(grad_sums, functions))
+        return grad_weights, None, None, None, None, None

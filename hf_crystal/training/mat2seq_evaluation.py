@@ -1,0 +1,359 @@
+"""Everything that is measured of a generator, from the compositions of a test split to one JSON."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from transformers.utils import logging
+
+from hf_crystal.evaluation import (
+    distribution_distances,
+    match_rate,
+    metre,
+    novelty,
+    space_group_agreement,
+    uniqueness,
+    validity,
+)
+from hf_crystal.evaluation.distributions import COVERAGE_CUTOFFS, Fingerprint, coverage
+from hf_crystal.evaluation.intervals import mean_interval, wilson_interval
+from hf_crystal.evaluation.results import reduced_formula
+from hf_crystal.evaluation.valid_crystals import ValidityFilter
+from hf_crystal.training.mat2seq_samples import sample_prompts
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.get_logger(__name__)
+
+RESULT_NAME = "evaluation.json"
+TOLERANCES = {"band_gap": 0.5, "formation_energy": 0.25}  # eV, eV/atom: how near a judged value has to be
+Judge = Callable[[list[Any]], Mapping[str, Sequence[float | None]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """What is sampled and measured.
+
+    Attributes:
+        split: Split of the prompts.
+        train_split: Split that novelty is judged against.
+        count: Compositions of the split, drawn by the seed; None takes all.
+        num_samples: Crystals per composition at `temperature`, beside the most probable one; 0 for none.
+        temperature: Of these samples and of the free ones.
+        num_free: Crystals generated from nothing.
+        num_conditioned: Crystals per value of a condition.
+        smact: Whether compositions are judged and matches filtered by SMACT (needs smact).
+        seed: Of everything.
+        num_workers: Processes of the matching.
+        time_limit: Seconds for one pair.
+    """
+
+    split: str = "test"
+    train_split: str = "train"
+    count: int | None = None
+    num_samples: int = 20
+    temperature: float = 1.0
+    num_free: int = 1000
+    num_conditioned: int = 100
+    smact: bool = False
+    seed: int = 0
+    num_workers: int = 0
+    time_limit: float | None = None
+
+    @property
+    def pool(self) -> dict[str, Any]:
+        """Arguments of the functions that match."""
+        return {"num_workers": self.num_workers, "time_limit": self.time_limit}
+
+    @property
+    def validity_filter(self) -> ValidityFilter:
+        """The protocol's filter of predictions, as far as smact is there."""
+        return "structure+smact14" if self.smact else "structure"
+
+
+def evaluate_generation(
+    model: Any,
+    tokenizer: Any,
+    splits: Mapping[str, "datasets.Dataset"],
+    output_dir: str | Path,
+    settings: GenerationSettings,
+    *,
+    judge: Judge | None = None,
+    fingerprint: Fingerprint | None = None,
+    dataset_name: str = "mp_20",
+    described: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Sample crystals and measure them; samples lie in `output_dir`, where a stopped evaluation goes on.
+
+    Args:
+        model: Causal language model.
+        tokenizer: Its tokenizer.
+        splits: Rows of crystals by split.
+        output_dir: Folder of the samples and of `evaluation.json`.
+        settings: What is sampled and measured.
+        judge: Structures → values by property: measures whether conditions steer; see `judge_of_pipeline`.
+        fingerprint: See `evaluation.coverage`; without it there is no coverage.
+        dataset_name: Whose cutoffs `coverage` takes.
+        described: Names of model and data, written in front of the figures.
+
+    Returns:
+        Settings and figures, each with its protocol, sample size and 95 % interval: content of `evaluation.json`.
+
+    Raises:
+        ValueError: For missing splits, and samples in the folder that were drawn with other settings.
+    """
+    for split in (settings.split, settings.train_split):
+        if split not in splits:
+            raise ValueError(f"the data has no split {split!r}; available: {', '.join(splits)}")
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = splits[settings.split]
+    if settings.count is not None and settings.count < len(rows):
+        rows = rows.select(np.sort(np.random.default_rng(settings.seed).permutation(len(rows))[: settings.count]))
+    figures: dict[str, Any] = {}
+    figures.update(_predicted(model, tokenizer, rows, folder, settings))
+    if settings.num_free:
+        known = splits[settings.train_split]
+        figures["free"] = _free(model, tokenizer, rows, known, folder, settings, fingerprint, dataset_name)
+    if judge is not None:
+        figures["conditions"] = _conditioned(model, tokenizer, folder, settings, judge)
+    result = {
+        **(described or {}),
+        "settings": dataclasses.asdict(settings),
+        "crystals": len(rows),
+        "generation": figures,
+    }
+    text = json.dumps(result, indent=2, allow_nan=False)
+    (folder / RESULT_NAME).write_text(text + "\n", encoding="utf-8")
+    return json.loads(text)
+
+
+def _summary(result: Any, **further: Any) -> dict[str, Any]:
+    """Figures of a result without its lists, one entry per crystal."""
+    return {key: value for key, value in result.to_dict().items() if not isinstance(value, list)} | further
+
+
+def _share(name: str, successes: int, total: int) -> dict[str, Any]:
+    return {name: successes / total, f"{name}_interval": wilson_interval(successes, total)}
+
+
+# ------------------------------------------------------------------------------------------- structure prediction
+
+
+def _prompts(rows: "datasets.Dataset", tokenizer: Any) -> list[dict[str, Any]]:
+    """Composition of the primitive cell of each crystal."""
+    from hf_crystal.models.canonical_crystal import canonicalize
+    from hf_crystal.models.records_crystal import CHEMICAL_SYMBOLS
+
+    compositions = (canonicalize(dict(row), settings=tokenizer.settings).composition for row in rows)
+    return [{"composition": {CHEMICAL_SYMBOLS[e]: n for e, n in found.items()}} for found in compositions]
+
+
+def _predicted(
+    model: Any, tokenizer: Any, rows: "datasets.Dataset", folder: Path, settings: GenerationSettings
+) -> dict[str, Any]:
+    """Match rate, METRe, validity and space groups of crystals generated for the compositions of true ones."""
+    rows = rows.select_columns(["lattice", "frac_coords", "atomic_numbers"])
+    truths = [dict(row) for row in rows]
+    prompts = _prompts(rows, tokenizer)
+    sampled: dict[str, tuple[float, list[list[Any]]]] = {
+        "greedy": (
+            0.0,
+            sample_prompts(model, tokenizer, prompts, folder / "greedy.jsonl", num_return=1, temperature=0.0, seed=0),
+        )
+    }
+    if settings.num_samples:
+        path = folder / "sampled.jsonl"
+        drawn = sample_prompts(
+            model,
+            tokenizer,
+            prompts,
+            path,
+            num_return=settings.num_samples,
+            temperature=settings.temperature,
+            seed=settings.seed,
+        )
+        sampled["sampled"] = (settings.temperature, drawn)
+    figures: dict[str, Any] = {}
+    for name, (temperature, crystals) in sampled.items():
+        logger.info(f"matching {name}")
+        figures[name] = _judged_predictions(crystals, truths, prompts, settings) | {"temperature": temperature}
+    return figures
+
+
+def _judged_predictions(
+    crystals: list[list[Any]], truths: list[Any], prompts: list[dict[str, Any]], settings: GenerationSettings
+) -> dict[str, Any]:
+    flat = [crystal for item in crystals for crystal in item]
+    right = sum(
+        crystal.structure is not None
+        and {str(e): int(n) for e, n in crystal.structure.composition.items()} == prompt["composition"]
+        for item, prompt in zip(crystals, prompts, strict=True)
+        for crystal in item
+    )
+    decoded = sum(crystal.structure is not None for crystal in flat)
+    found: dict[str, Any] = {
+        "decoding": {
+            "samples": len(flat),
+            **_share("decoded", decoded, len(flat)),
+            **_share("composition", right, len(flat)),
+        }
+    }
+    for label, chosen in (("match", "none"), ("match_of_valid", settings.validity_filter)):
+        full = match_rate(crystals, truths, validity_filter=chosen, **settings.pool)  # type: ignore[arg-type]
+        for n in sorted({1, full.n}):
+            result = full.at(n)
+            matched = [rms for rms in result.best_rms if rms is not None]
+            found[f"{label}_{n}"] = _summary(
+                result,
+                **_share("match_rate", result.num_matched, result.num_items),
+                rmse_interval=mean_interval(matched),
+            )
+    everyone = metre(flat, truths, **settings.pool)
+    found["metre"] = _summary(everyone, **_share("metre", everyone.num_matched, everyone.num_references))
+    groups = space_group_agreement(flat)
+    found["space_group"] = _summary(groups, **_share("agreement", groups.num_agreeing, groups.num_crystals))
+    found["validity"] = _validity(flat, settings)
+    return found
+
+
+def _validity(crystals: list[Any], settings: GenerationSettings) -> dict[str, Any]:
+    judged = validity(crystals, composition="smact14" if settings.smact else None)
+    total = judged.num_crystals
+    shares = _share("structure_validity", judged.num_structure_valid, total)
+    if judged.num_composition_valid is not None:
+        shares |= _share("composition_validity", judged.num_composition_valid, total)
+        shares |= _share("validity", judged.num_valid, total)
+    return _summary(judged, **shares)
+
+
+# ------------------------------------------------------------------------------------------------ from nothing
+
+
+def _free(
+    model: Any,
+    tokenizer: Any,
+    rows: "datasets.Dataset",
+    known: "datasets.Dataset",
+    folder: Path,
+    settings: GenerationSettings,
+    fingerprint: Fingerprint | None,
+    dataset_name: str,
+) -> dict[str, Any]:
+    """Validity, uniqueness, novelty and distributions of crystals that nothing was asked of."""
+    prompts: list[dict[str, Any]] = [{}] * settings.num_free
+    drawn = sample_prompts(
+        model,
+        tokenizer,
+        prompts,
+        folder / "free.jsonl",
+        num_return=1,
+        temperature=settings.temperature,
+        seed=settings.seed,
+    )
+    crystals = [item[0] for item in drawn]
+    truths = [dict(row) for row in rows.select_columns(["lattice", "frac_coords", "atomic_numbers"])]
+    found: dict[str, Any] = {"validity": _validity(crystals, settings)}
+    distinct = uniqueness(crystals, **settings.pool)
+    found["uniqueness"] = _summary(distinct, **_share("uniqueness", distinct.num_unique, distinct.num_crystals))
+    new = novelty(crystals, _possibly_equal(crystals, known), **settings.pool)
+    found["novelty"] = _summary(new, **_share("novelty", new.num_novel, new.num_crystals), num_references=len(known))
+    groups = space_group_agreement(crystals)
+    found["space_group"] = _summary(groups, **_share("agreement", groups.num_agreeing, groups.num_crystals))
+    kept: Literal["structure", "structure+smact14"] = "structure+smact14" if settings.smact else "structure"
+    found["distributions"] = _summary(distribution_distances(crystals, truths, validity_filter=kept))
+    if fingerprint is not None:
+        structure_cutoff, composition_cutoff = COVERAGE_CUTOFFS[dataset_name]
+        covered = coverage(
+            crystals,
+            truths,
+            fingerprint=fingerprint,
+            structure_cutoff=structure_cutoff,
+            composition_cutoff=composition_cutoff,
+        )
+        found["coverage"] = _summary(covered)
+    return found | {"temperature": settings.temperature}
+
+
+def _possibly_equal(crystals: list[Any], known: "datasets.Dataset") -> list[dict[str, Any]]:
+    """Known crystals with a formula that was generated: only they can be equal, and reading all would take long."""
+    formulas = {
+        reduced_formula(site.specie.Z for site in crystal.structure) for crystal in crystals if crystal.structure
+    }
+    places = [i for i, numbers in enumerate(known["atomic_numbers"]) if reduced_formula(numbers) in formulas]
+    chosen = known.select(places or [0]).select_columns(["lattice", "frac_coords", "atomic_numbers"])
+    return [dict(row) for row in chosen]
+
+
+# -------------------------------------------------------------------------------------------------- conditions
+
+
+def judge_of_pipeline(pipeline: Any) -> Judge:
+    """A judge of the pipeline "crystal-property-prediction": values by the names of its targets."""
+
+    def judge(structures: list[Any]) -> dict[str, list[float | None]]:
+        answers = pipeline(structures)
+        names = list(pipeline.model.config.target_names)
+        return {name: [answer.get(name) for answer in answers] for name in names}  # an unreadable crystal has none
+
+    return judge
+
+
+def _targets(name: str, tokenizer: Any) -> list[float]:
+    """Values to ask for: middles of every fourth bin."""
+    edges = next(bins.edges for bins in tokenizer.property_bins if bins.name == name)
+    middles = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
+    return middles[1::4]
+
+
+def _conditioned(
+    model: Any, tokenizer: Any, folder: Path, settings: GenerationSettings, judge: Judge
+) -> list[dict[str, Any]]:
+    """How often a crystal asked for with a property has it, and how often one has it that was not asked for."""
+    names = [bins.name for bins in tokenizer.property_bins if bins.name in TOLERANCES]
+    prompts: list[dict[str, Any]] = [{}] * settings.num_conditioned
+    asked = [(name, target) for name in names for target in _targets(name, tokenizer)]
+    prompts += [{"properties": {name: target}} for name, target in asked for _ in range(settings.num_conditioned)]
+    drawn = sample_prompts(
+        model,
+        tokenizer,
+        prompts,
+        folder / "conditioned.jsonl",
+        num_return=1,
+        temperature=settings.temperature,
+        seed=settings.seed,
+    )
+    readable = [place for place, item in enumerate(drawn) if item[0].structure is not None]
+    judged = judge([drawn[place][0].structure for place in readable])
+    values: dict[str, list[float | None]] = {name: [None] * len(drawn) for name in judged}
+    for name, answers in judged.items():
+        for place, value in zip(readable, answers, strict=True):
+            values[name][place] = value
+    found = []
+    for place, (name, target) in enumerate(asked, start=1):
+        if name not in values:
+            continue
+        block = slice(place * settings.num_conditioned, (place + 1) * settings.num_conditioned)
+        near, near_anyway = (
+            sum(value is not None and abs(value - target) <= TOLERANCES[name] for value in part)
+            for part in (values[name][block], values[name][: settings.num_conditioned])
+        )
+        known = [value for value in values[name][block] if value is not None]
+        found.append(
+            {
+                "protocol": f"condition {name} = {target:g}: judged within {TOLERANCES[name]:g} of it",
+                "property": name,
+                "target": target,
+                "samples": settings.num_conditioned,
+                "temperature": settings.temperature,
+                **_share("success_rate", near, settings.num_conditioned),
+                **_share("without_condition", near_anyway, settings.num_conditioned),
+                "median": float(np.median(known)) if known else None,
+            }
+        )
+    return found

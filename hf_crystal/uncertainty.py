@@ -1,0 +1,194 @@
+"""How far a prediction can be trusted: the spread of an ensemble, brought to the scale of the errors.
+
+Members of an ensemble are models of the same target: trained with other seeds, other snapshots of one training, or of
+another architecture. Where they disagree, errors are larger; but the spread itself is no error bar: members share what
+they have in common to be wrong about. `fit_error_model` learns from crystals with known labels
+
+    sigma² = (scale · spread)² + floor²
+
+by maximum likelihood of normal errors; `Calibration` measures on other crystals whether the bars are honest.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .loading import load_property_model
+
+__all__ = [
+    "Calibration",
+    "EnsemblePrediction",
+    "ErrorModel",
+    "fit_error_model",
+    "measure_calibration",
+    "predict_ensemble",
+]
+
+LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+_SMALLEST = 1e-9
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """Standard deviation of the error from the spread of the members: sigma² = (scale · spread)² + floor².
+
+    Attributes:
+        scale: how much larger errors are than the spread.
+        floor: what remains where all members agree, in the target's unit.
+    """
+
+    scale: float = 1.0
+    floor: float = 0.0
+
+    def sigma(self, spread: Any) -> np.ndarray:
+        """Standard deviation of the errors, same unit as `spread`."""
+        return np.sqrt((self.scale * np.asarray(spread, dtype=float)) ** 2 + self.floor**2)
+
+
+@dataclass(frozen=True)
+class EnsemblePrediction:
+    """Predictions of an ensemble for some crystals.
+
+    Attributes:
+        mean: `(B,)`, in `unit`.
+        spread: `(B,)`, standard deviation over the members (unbiased).
+        target, unit: what is predicted.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+    target: str
+    unit: str
+
+
+def predict_ensemble(
+    structures: Iterable[Any], models: Sequence[Any], *, target: str | None = None, batch_size: int = 16
+) -> EnsemblePrediction:
+    """Mean and spread of several models.
+
+    Args:
+        structures: crystals in any form that `CrystalFeatureExtractor` takes.
+        models: at least two; see `hf_crystal.loading.load_property_model`.
+        target: one that all of them have; the first of the first model by default.
+        batch_size: crystals per forward pass.
+
+    Returns:
+        `EnsemblePrediction`.
+
+    Raises:
+        CrystalInputError: a crystal cannot be read.
+        ValueError: fewer than two models, no crystals, or a target that a model lacks or has in another unit.
+    """
+    if len(models) < 2:
+        raise ValueError(f"{len(models)} model given; an ensemble has at least two")
+    items = list(structures)
+    if not items:
+        raise ValueError("no crystals given: the list is empty")
+    columns, unit = [], ""
+    for index, model in enumerate(models):
+        loaded, extractor = load_property_model(model)
+        units = dict(zip(loaded.config.target_names, loaded.config.target_units, strict=True))
+        if index == 0:
+            target = target or next(iter(units))
+            unit = units.get(target, "")
+        if target not in units or units[target] != unit:
+            raise ValueError(f"model {index} has {units}; the ensemble predicts {target!r} in {unit!r}")
+        columns.append(_predict(loaded, extractor, items, list(units).index(target), batch_size))
+    values = np.stack(columns)
+    return EnsemblePrediction(values.mean(axis=0), values.std(axis=0, ddof=1), str(target), unit)
+
+
+def _predict(model: Any, extractor: Any, items: list[Any], column: int, batch_size: int) -> np.ndarray:
+    import torch
+
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(items), batch_size):
+            batch = extractor(items[start : start + batch_size]).to(model.device)
+            parts.append(model(**batch).logits[:, column].double().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _known(*columns: Any) -> list[np.ndarray]:
+    """Columns as float arrays of one length, rows with NaN left out."""
+    arrays = [np.asarray(column, dtype=float).ravel() for column in columns]
+    if len({len(array) for array in arrays}) != 1:
+        raise ValueError(f"lengths are {[len(array) for array in arrays]}; expected as many of each")
+    kept = np.isfinite(np.stack(arrays)).all(axis=0)
+    if kept.sum() < 2:
+        raise ValueError(f"{int(kept.sum())} crystals with a label; expected at least two")
+    return [array[kept] for array in arrays]
+
+
+def fit_error_model(mean: Any, spread: Any, labels: Any) -> ErrorModel:
+    """The error model of greatest likelihood for normal errors.
+
+    Args:
+        mean, spread: of crystals that no member was trained on, `(n,)`.
+        labels: `(n,)`; NaN where unknown.
+
+    Raises:
+        ValueError: lengths differ, or fewer than two labels.
+    """
+    from scipy.optimize import minimize
+
+    predicted, spreads, known = _known(mean, spread, labels)
+    squared = (predicted - known) ** 2
+    size = float(np.sqrt(squared.mean())) or _SMALLEST
+
+    def loss(logarithms: np.ndarray) -> float:
+        variance = (np.exp(logarithms[0]) * spreads) ** 2 + np.exp(2 * logarithms[1]) + (_SMALLEST * size) ** 2
+        return float((np.log(variance) + squared / variance).mean())
+
+    best = minimize(loss, [0.0, np.log(size)], method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-4})
+    return ErrorModel(float(np.exp(best.x[0])), float(np.exp(best.x[1])))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether error bars are as long as errors.
+
+    Attributes:
+        levels: nominal shares of crystals inside the bars; `coverage` the shares found.
+        miscalibration: mean absolute difference of the two; 0 is perfect.
+        bins: `(k, 2)`, root mean square of sigma and of the errors, crystals in k bins of growing sigma.
+        rank_correlation: Spearman's, of sigma and the size of the error.
+        num_crystals: crystals with a label.
+    """
+
+    levels: np.ndarray
+    coverage: np.ndarray
+    miscalibration: float
+    bins: np.ndarray
+    rank_correlation: float
+    num_crystals: int
+
+
+def measure_calibration(mean: Any, sigma: Any, labels: Any, *, num_bins: int = 10) -> Calibration:
+    """Compare error bars with errors.
+
+    Args:
+        mean, sigma: predictions and standard deviations of their errors, `(n,)`.
+        labels: `(n,)`; NaN where unknown.
+        num_bins: bins of as many crystals each.
+
+    Raises:
+        ValueError: lengths differ, fewer than two labels, or a sigma that is negative.
+    """
+    from scipy.stats import norm, spearmanr
+
+    predicted, bars, known = _known(mean, sigma, labels)
+    if (bars < 0).any():
+        raise ValueError(f"sigma has {int((bars < 0).sum())} negative entries")
+    errors = np.abs(predicted - known)
+    levels = np.array(LEVELS)
+    reach = norm.ppf(0.5 + levels / 2)
+    coverage = np.array([(errors <= width * bars).mean() for width in reach])
+    order = np.argsort(bars, kind="stable")
+    parts = [part for part in np.array_split(order, num_bins) if len(part)]
+    bins = np.array([[np.sqrt((bars[part] ** 2).mean()), np.sqrt((errors[part] ** 2).mean())] for part in parts])
+    varies = np.ptp(bars) > 0 and np.ptp(errors) > 0
+    correlation = float(spearmanr(bars, errors).statistic) if varies else 0.0
+    return Calibration(levels, coverage, float(np.abs(coverage - levels).mean()), bins, correlation, len(errors))

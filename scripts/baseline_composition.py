@@ -1,0 +1,149 @@
+"""What the formula alone tells: a random forest on element fractions, on the rows of a training recipe.
+
+    python scripts/baseline_composition.py scripts/recipes/crystalformer-mp20.yaml --data mp_20.parquet \
+        --output baseline_mp20.json
+
+    # beside the figures of a model on the same test rows: run.json of a training, metrics.json of a checkpoint
+    python scripts/baseline_composition.py scripts/recipes/crystalformer-mp20.yaml --data mp_20.parquet \
+        --output baseline_mp20.json --add-to runs/mp20/run.json
+    python scripts/baseline_composition.py --from baseline_mp20.json --add-to runs/mp20/run.json
+
+A model that sees the structure has to beat this, not only the mean of the training labels. Training rows, labels and
+test rows are those that the recipe gives its model; each target has a forest of its own, grown on the crystals whose
+label is known. Settings are scikit-learn's defaults and were not tuned. Needs scikit-learn (extra `metrics`).
+"""
+
+import argparse
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NUM_ELEMENTS = 118
+DESCRIPTION = "random forest on element fractions, trained on the same rows"
+# of a target's figures, those that go beside a model's, under other names
+ADDED_FIGURES = {"mae": "composition_mae", "mae_interval": "composition_mae_interval"}
+
+
+def element_fractions(atomic_numbers: list[list[int]]) -> np.ndarray:
+    """Share of each element's atoms, `(crystals, NUM_ELEMENTS)`, float32."""
+    fractions = np.zeros((len(atomic_numbers), NUM_ELEMENTS), dtype=np.float32)
+    for row, numbers in enumerate(atomic_numbers):
+        np.add.at(fractions[row], np.asarray(numbers) - 1, 1 / len(numbers))
+    return fractions
+
+
+def forest_predictions(train: Any, test: Any, column: str, num_trees: int, seed: int) -> tuple[np.ndarray, float, int]:
+    """Predictions of one target for the test rows, mean of the training labels, and their number."""
+    try:
+        from sklearn.ensemble import RandomForestRegressor
+    except ImportError as error:
+        raise ImportError("the baseline needs scikit-learn: pip install hf_crystal[metrics]") from error
+
+    labels = np.asarray(train[column], dtype=np.float64)
+    known = ~np.isnan(labels)
+    forest = RandomForestRegressor(n_estimators=num_trees, n_jobs=1, random_state=seed)
+    forest.fit(element_fractions(train["atomic_numbers"])[known], labels[known])
+    return forest.predict(element_fractions(test["atomic_numbers"])), float(labels[known].mean()), int(known.sum())
+
+
+def measure(recipe: Any, num_trees: int) -> dict[str, Any]:
+    """Errors of the baseline on the test rows of a recipe, and how they came about."""
+    from hf_crystal.evaluation import regression_metrics
+    from hf_crystal.training.property_data import load_property_data
+
+    started = time.process_time()
+    splits = load_property_data(recipe.data, recipe.training.seed)
+    train, test = splits["train"], splits["test"]
+    seed = recipe.training.seed
+    columns = [forest_predictions(train, test, target.column, num_trees, seed) for target in recipe.data.targets]
+    metrics = regression_metrics(
+        np.stack([predictions for predictions, _, _ in columns], axis=1),
+        np.stack([np.asarray(test[target.column], dtype=np.float64) for target in recipe.data.targets], axis=1),
+        target_names=[target.name for target in recipe.data.targets],
+        target_units=[target.unit for target in recipe.data.targets],
+        baseline_mean=[mean for _, mean, _ in columns],
+    )
+    return {
+        "model": DESCRIPTION,
+        "num_trees": num_trees,
+        "seed": seed,
+        "data": {
+            "path": Path(recipe.data.path).name if recipe.data.path else recipe.data.source,
+            "columns": {target.name: target.column for target in recipe.data.targets},
+            "train_rows": {
+                target.name: count for target, (_, _, count) in zip(recipe.data.targets, columns, strict=True)
+            },
+        },
+        "versions": {name: version(name) for name in ("scikit-learn", "numpy")},
+        "cpu_seconds": round(time.process_time() - started, 1),
+        **metrics.to_dict(),
+    }
+
+
+def add_figures(metrics: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation JSON with the baseline's figures beside those of each of its targets.
+
+    Raises:
+        ValueError: a target that the baseline lacks, or has for other rows.
+    """
+    from hf_crystal.cards import target_rows
+
+    of_name = {target["name"]: target for target in baseline["targets"]}
+    for row in target_rows(metrics):
+        own = of_name.get(row["name"])
+        if own is None:
+            raise ValueError(f"target {row['name']!r}: the baseline has {', '.join(of_name)}")
+        for key in ("unit", "n"):
+            if own[key] != row[key]:
+                raise ValueError(f"target {row['name']!r}: the baseline has {key} {own[key]}, the model {row[key]}")
+        row |= {added: own[figure] for figure, added in ADDED_FIGURES.items()}
+    metrics["composition_baseline"] = {key: value for key, value in baseline.items() if key != "targets"}
+    return metrics
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Command-line options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("recipe", nargs="?", help="YAML recipe of a property model, see scripts/recipes/")
+    source.add_argument("--from", dest="measured", help="use this earlier output in place of a new forest")
+    parser.add_argument("--data", help="table of crystals")
+    parser.add_argument("--num-trees", type=int, default=200, help="trees per target (default: 200)")
+    parser.add_argument("--output", help="write the figures here instead of printing them")
+    parser.add_argument("--add-to", help="evaluation JSON of a model that gets them beside its own")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure or read, write; returns the exit code."""
+    try:
+        if args.measured:
+            baseline = json.loads(Path(args.measured).read_text(encoding="utf-8"))
+        else:
+            from hf_crystal.training import load_recipe
+
+            overrides = [*args.overrides, *([] if args.data is None else [f"data.path={args.data}"])]
+            baseline = measure(load_recipe(args.recipe, overrides), args.num_trees)
+        text = json.dumps(baseline, indent=2, allow_nan=False) + "\n"
+        if args.output:
+            Path(args.output).write_text(text, encoding="utf-8")
+        elif not args.add_to:
+            print(text, end="")
+        if args.add_to:
+            target = Path(args.add_to)
+            metrics = add_figures(json.loads(target.read_text(encoding="utf-8")), baseline)
+            target.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except (ValueError, ImportError, OSError) as error:
+        print(f"baseline_composition: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(make_parser().parse_args()))

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The generator of Carbon-24, trained on one CPU core and judged on its test split; for the cost see the recipe.
+# usage: bash scripts/runs/mat2seq_carbon24.sh carbon_24.parquet [OUTPUT_FOLDER]
+set -euo pipefail
+data=$(realpath "${1:?give the path of carbon_24.parquet}")
+output=$(realpath -m "${2:-runs/mat2seq-carbon24}")
+cd "$(dirname "$0")/../.."
+export OMP_NUM_THREADS=1
+options=()
+# a folder with checkpoints is a run that was stopped
+[[ -d $output/checkpoints ]] && options+=(--resume)
+python scripts/train_mat2seq.py scripts/recipes_mat2seq/mat2seq-carbon24.yaml --data "$data" --output-dir "$output" \
+    "${options[@]}"
+python scripts/evaluate_mat2seq.py --model "$output/model" --data "$data" --output-dir "$output/evaluation" \
+    --dataset-name carbon_24

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The generator of MP-20, trained on one CPU core and judged on its test split; for the cost see the recipe.
+# usage: bash scripts/runs/mat2seq_mp20.sh mp_20.parquet [OUTPUT_FOLDER]
+set -euo pipefail
+data=$(realpath "${1:?give the path of mp_20.parquet}")
+output=$(realpath -m "${2:-runs/mat2seq-mp20}")
+cd "$(dirname "$0")/../.."
+export OMP_NUM_THREADS=1
+options=()
+# a folder with checkpoints is a run that was stopped
+[[ -d $output/checkpoints ]] && options+=(--resume)
+python scripts/train_mat2seq.py scripts/recipes_mat2seq/mat2seq-mp20.yaml --data "$data" --output-dir "$output" \
+    "${options[@]}"
+python scripts/evaluate_mat2seq.py --model "$output/model" --data "$data" --output-dir "$output/evaluation" \
+    --judge crystalformer-mp20

@@ -1,0 +1,126 @@
+"""What the web page does, without Gradio: predictions with errors, generation, looking inside."""
+
+import csv
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Composition, Structure
+from tiny_models import save_tiny_model
+
+from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
+from hf_crystal.app.cards import crystal_cards, insight_table, message, prediction_table, sequence_html, view_html
+from hf_crystal.app.service import MAX_ATOMS, Service, example_files, measured_errors
+from hf_crystal.checkpoints import embedded_checkpoints
+from hf_crystal.models.generation_mat2seq import mat2seq_config
+from hf_crystal.models.structures_crystal import record_to_structure
+from hf_crystal.testing import DESCRIPTIONS
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory) -> Service:
+    folder = tmp_path_factory.mktemp("generator")
+    tokenizer = Mat2SeqTokenizer()
+    torch.manual_seed(0)
+    Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer, max_position_embeddings=300)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model = save_tiny_model(tmp_path_factory.mktemp("model"), "crystalframer")
+    return Service([str(model)], str(folder))
+
+
+@pytest.fixture(scope="module")
+def model(service) -> str:
+    return service.property_models[0]
+
+
+@pytest.fixture(scope="module")
+def titanate(service):
+    return service.read(example="SrTiO3").crystals["SrTiO3"]
+
+
+def test_predictions_and_reasons_stand_side_by_side(service, model, tmp_path):
+    bad = tmp_path / "bad.cif"
+    bad.write_text("data_nothing\n")
+    found = service.predict(model, [example_files()["NaCl"], bad], text="Na Cl", example="SrTiO3")
+    assert [(row["crystal"], row["property"], row["unit"]) for row in found.rows] == [
+        ("NaCl.cif", "formation energy", "eV/atom"),
+        ("NaCl.cif", "band gap", "eV"),
+        ("SrTiO3", "formation energy", "eV/atom"),
+        ("SrTiO3", "band gap", "eV"),
+    ]
+    assert [name for name, _ in found.errors] == ["bad.cif", "pasted text"]
+    rows = list(csv.DictReader(service.write_csv(found).read_text(encoding="utf-8").splitlines()))
+    assert [float(row["value"]) for row in rows[:4]] == pytest.approx([row["value"] for row in found.rows])
+    assert rows[4]["error"] == found.errors[0][1]
+    table = prediction_table(found)
+    assert table.count("<tr>") == 5
+    assert table.count('role="alert"') == 2
+
+
+def test_a_pasted_path_is_text_and_not_a_file_of_the_server(service):
+    found = service.read(text=str(example_files()["NaCl"]))
+    assert not found.crystals
+    assert "not a crystal structure" in found.errors[0][1]
+
+
+def test_cells_that_would_block_a_small_server_are_refused(service):
+    large = record_to_structure(example_files()["NaCl"])
+    large.make_supercell([5, 5, 6])
+    assert len(large) > MAX_ATOMS
+    found = service.read(text=large.to(fmt="poscar"))
+    assert f"{MAX_ATOMS}" in found.errors[0][1]
+    with pytest.raises(ValueError, match="51 files at once"):
+        service.read(["x.cif"] * 51)
+
+
+@pytest.mark.skipif(not embedded_checkpoints(), reason="this checkout has no embedded checkpoint yet")
+def test_errors_are_those_that_were_measured():
+    errors = measured_errors(embedded_checkpoints()[0])
+    assert errors
+    assert all(0 < error < 10 for error in errors.values())
+
+
+def test_generated_crystals_have_the_composition_and_open_in_pymatgen(service):
+    crystals = service.generate("SrTiO3", num=2, seed=0, space_group="Pm-3m")
+    assert {crystal.space_group for crystal in crystals} == {"Pm-3m"}
+    with zipfile.ZipFile(service.write_zip(crystals)) as archive:
+        texts = [archive.read(name).decode() for name in archive.namelist()]
+    assert len(texts) == len(crystals)
+    for text in texts:
+        assert Structure.from_str(text, fmt="cif").composition.reduced_composition == Composition("SrTiO3")
+    html = crystal_cards(crystals)
+    assert html.count("<article") == html.count("<iframe") == len(crystals)
+    assert crystals[0].sequence in html
+    with pytest.raises(ValueError, match="Xx"):
+        service.generate("Xx2O3")
+    with pytest.raises(ValueError, match="P4/nowhere"):
+        service.generate("SrTiO3", space_group="P4/nowhere")
+    with pytest.raises(ValueError, match="number of crystals is 13"):
+        service.generate("SrTiO3", num=13)
+
+
+@pytest.mark.parametrize("change", ["rotation", "translation", "permutation", "unimodular cell", "supercell 2x2x2"])
+def test_other_words_for_a_crystal_leave_sequence_and_prediction(service, model, titanate, change):
+    assert change in DESCRIPTIONS
+    first, told = service.retell(model, titanate), service.retell(model, titanate, change, seed=3)
+    assert told.sequence == first.sequence
+    assert told.value == pytest.approx(first.value, abs=1e-4)
+    assert not (
+        told.record.num_atoms == titanate.num_atoms
+        and np.allclose(told.record.cell, titanate.cell)
+        and np.allclose(told.record.frac_coords, titanate.frac_coords)
+    )
+    table = insight_table(first, [told])
+    assert table.count("✓ the same") == 2
+
+
+def test_inside_of_a_crystal_is_shown(service, model, titanate):
+    seen = service.inspect(model, titanate)
+    assert "<iframe srcdoc=" in view_html(titanate, inspected=seen, atom=1, head=0)
+    words = sequence_html(service.retell(model, titanate).sequence)
+    assert "space group no. 221, cubic" in words
+
+
+def test_what_users_write_is_not_taken_for_html():
+    assert message("<b>&") == '<div class="hfc-message hfc-error" role="alert">&lt;b&gt;&amp;</div>'

@@ -1,0 +1,37 @@
+"""The progress bar: on a terminal, after two seconds, on standard error; nothing otherwise."""
+
+import io
+import itertools
+import re
+from types import SimpleNamespace
+
+import rich.console
+from rich.console import Console
+
+from hf_crystal.cli import progress
+
+
+def run(monkeypatch, seconds_per_item: float, is_terminal: bool, done: int = 0) -> str:
+    """Track ten items on a clock of our own; what was written to the console."""
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=is_terminal, width=100)
+    monkeypatch.setattr(rich.console, "Console", lambda stderr: console)
+    clock = itertools.count(0.0, seconds_per_item)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert list(progress.track(range(10 - done), 10, "crystal", done=done)) == list(range(10 - done))
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())  # without colours and movements
+
+
+def test_a_long_run_shows_count_rate_and_remaining_time(monkeypatch):
+    shown = run(monkeypatch, 1.0, is_terminal=True)
+    assert "10/10 crystals" in shown
+    assert "1 crystal/s" in shown
+
+
+def test_a_short_run_and_a_log_file_show_nothing(monkeypatch):
+    assert run(monkeypatch, 0.01, is_terminal=True) == ""
+    assert run(monkeypatch, 1.0, is_terminal=False) == ""
+
+
+def test_what_an_earlier_run_did_counts_as_done(monkeypatch):
+    assert "10/10 crystals" in run(monkeypatch, 1.0, is_terminal=True, done=6)

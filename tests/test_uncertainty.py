@@ -1,0 +1,72 @@
+"""Ensembles: their spread, the error model learned from labels, and the measure of calibration."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, tiny_model
+
+import hf_crystal
+from hf_crystal.models.records_crystal import CrystalInputError
+from hf_crystal.uncertainty import ErrorModel, fit_error_model, measure_calibration, predict_ensemble
+from hf_crystal.viz.calibration import plot_calibration
+
+
+def drawn(seed: int, scale: float, floor: float, count: int = 20_000):
+    """Predictions whose errors follow the error model exactly."""
+    rng = np.random.default_rng(seed)
+    spread = rng.gamma(2.0, 0.05, count)
+    labels = rng.normal(size=count)
+    return labels + ErrorModel(scale, floor).sigma(spread) * rng.normal(size=count), spread, labels
+
+
+def test_mean_and_spread_are_those_of_the_members():
+    models = [tiny_model("crystalformer", seed) for seed in range(3)]
+    batch = hf_crystal.CrystalFeatureExtractor()([NACL, SRTIO3, IRON])
+    with torch.no_grad():
+        values = np.stack([model(**batch).logits[:, 1].double().numpy() for model in models])
+    found = predict_ensemble([NACL, SRTIO3, IRON], models, target="band_gap", batch_size=2)
+    np.testing.assert_allclose(found.mean, values.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(found.spread, values.std(axis=0, ddof=1), atol=1e-5)
+    assert (found.target, found.unit) == ("band_gap", "eV")
+    assert predict_ensemble([NACL], models).target == "formation_energy"
+
+
+def test_an_error_model_is_recovered_and_its_bars_are_honest():
+    fitted = fit_error_model(*drawn(0, scale=2.5, floor=0.03))
+    assert fitted.scale == pytest.approx(2.5, rel=0.05)
+    assert fitted.floor == pytest.approx(0.03, rel=0.2)
+    mean, spread, labels = drawn(1, scale=2.5, floor=0.03)
+    honest = measure_calibration(mean, fitted.sigma(spread), labels)
+    short = measure_calibration(mean, spread, labels)
+    assert honest.miscalibration < 0.01
+    assert short.miscalibration > 0.2
+    assert (short.coverage < short.levels).all()
+    np.testing.assert_allclose(honest.bins[:, 1] / honest.bins[:, 0], 1.0, atol=0.1)
+    assert honest.rank_correlation > 0.2
+    figure = plot_calibration({"spread": short, "fitted": honest}, unit="eV")
+    np.testing.assert_allclose(figure.axes[0].lines[2].get_ydata(), honest.coverage)
+
+
+def test_unknown_labels_are_left_out():
+    mean, spread, labels = drawn(2, 1.0, 0.1, count=500)
+    labels[::2] = np.nan
+    assert measure_calibration(mean, spread, labels).num_crystals == 250
+    assert measure_calibration([1.0, 2.0], [0.1, 0.1], [1.0, 2.0]).rank_correlation == 0.0
+
+
+def test_wrong_arguments():
+    models = [tiny_model(seed=0), tiny_model(seed=1)]
+    with pytest.raises(ValueError, match="at least two"):
+        predict_ensemble([NACL], models[:1])
+    with pytest.raises(ValueError, match="model 0 has .* the ensemble predicts 'volume'"):
+        predict_ensemble([NACL], models, target="volume")
+    with pytest.raises(ValueError, match="the list is empty"):
+        predict_ensemble([], models)
+    with pytest.raises(CrystalInputError, match="overlapping"):
+        predict_ensemble([NACL, OVERLAPPING], models)
+    with pytest.raises(ValueError, match=r"lengths are \[2, 2, 1\]"):
+        fit_error_model([1, 2], [1, 1], [1])
+    with pytest.raises(ValueError, match="0 crystals with a label"):
+        fit_error_model([1, 2], [1, 1], [np.nan, np.nan])
+    with pytest.raises(ValueError, match="1 negative entries"):
+        measure_calibration([1, 2], [1, -1], [1, 1])

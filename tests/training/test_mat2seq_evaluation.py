@@ -1,0 +1,147 @@
+"""The evaluation of generators: samples on disk, figures with their intervals, the command line."""
+
+import json
+
+import pytest
+import torch
+from pymatgen.core import Lattice, Structure
+
+from hf_crystal import Mat2SeqTokenizer, load_crystal_dataset
+from hf_crystal.cli.main import run
+from hf_crystal.cli.models import load_property_pipeline
+from hf_crystal.evaluation.intervals import mean_interval, wilson_interval
+from hf_crystal.training.mat2seq_evaluation import GenerationSettings, evaluate_generation, judge_of_pipeline
+from hf_crystal.training.mat2seq_models import build_generator
+from hf_crystal.training.mat2seq_recipe import GeneratorModelArguments
+from hf_crystal.training.mat2seq_samples import sample_prompts
+
+SETTINGS = GenerationSettings(count=4, num_samples=2, num_free=6, num_conditioned=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Mat2SeqTokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return build_generator(GeneratorModelArguments(**shape, max_position_embeddings=200), tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def splits(crystal_table):
+    return load_crystal_dataset(str(crystal_table), split_column="split")
+
+
+def judge(structures):
+    return {"band_gap": [1.0 + len(structure) for structure in structures]}
+
+
+@pytest.fixture(scope="module")
+def result(model, tokenizer, splits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    return folder, evaluate_generation(
+        model, tokenizer, splits, folder, SETTINGS, judge=judge, described={"model": "tiny"}
+    )
+
+
+def test_all_figures_are_there_with_protocol_and_interval(result):
+    folder, found = result
+    assert found == json.loads((folder / "evaluation.json").read_text())
+    assert (found["model"], found["crystals"]) == ("tiny", 4)
+    sampled, free = found["generation"]["sampled"], found["generation"]["free"]
+    assert sampled["decoding"]["decoded"] == sampled["decoding"]["composition"] == 1.0
+    assert sampled["decoding"]["samples"] == 8
+    assert [sampled[name]["n"] for name in ("match_1", "match_2", "match_of_valid_2")] == [1, 2, 2]
+    assert found["generation"]["greedy"]["match_1"]["num_items"] == 4
+    for section, figure in (
+        (sampled["match_2"], "match_rate"),
+        (sampled["metre"], "metre"),
+        (sampled["space_group"], "agreement"),
+        (free["validity"], "structure_validity"),
+        (free["uniqueness"], "uniqueness"),
+        (free["novelty"], "novelty"),
+    ):
+        low, high = section[f"{figure}_interval"]
+        assert 0 <= low <= section[figure] <= high <= 1
+        assert section["protocol"]
+    assert free["distributions"]["num_generated"] == 6
+    assert (
+        len(found["generation"]["conditions"]) == 4
+    )  # every fourth of 15 inner bins; nobody judges the other property
+    assert {entry["property"] for entry in found["generation"]["conditions"]} == {"band_gap"}
+
+
+def test_a_stopped_evaluation_goes_on_and_gives_the_same(result, model, tokenizer, splits, tmp_path):
+    folder, found = result
+    for name in ("greedy", "sampled", "free"):
+        content = (folder / f"{name}.jsonl").read_bytes()
+        (tmp_path / f"{name}.jsonl").write_bytes(content[: len(content) * 2 // 3])  # killed in the middle of a line
+    again = evaluate_generation(model, tokenizer, splits, tmp_path, SETTINGS, judge=judge, described={"model": "tiny"})
+    assert again == found
+    assert (tmp_path / "sampled.jsonl").read_bytes() == (folder / "sampled.jsonl").read_bytes()
+
+
+def test_nothing_is_sampled_twice(result, tokenizer):
+    prompts = [json.loads(line)["prompt"] for line in (result[0] / "sampled.jsonl").read_text().splitlines()[1:]]
+    arguments = {"num_return": 2, "temperature": 1.0, "seed": 0}
+    made = sample_prompts(None, tokenizer, prompts, result[0] / "sampled.jsonl", **arguments)
+    assert all(crystal.structure is not None for item in made for crystal in item)
+
+
+def test_samples_of_other_settings_are_refused(result, model, tokenizer):
+    arguments = {"num_return": 2, "temperature": 0.5, "seed": 0}
+    with pytest.raises(ValueError, match="sampled.jsonl holds samples of"):
+        sample_prompts(model, tokenizer, [{}] * 4, result[0] / "sampled.jsonl", **arguments)
+
+
+def test_a_property_model_judges_by_the_names_of_its_targets():
+    pipeline = load_property_pipeline("crystalformer-mp20", "cpu")
+    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    values = judge_of_pipeline(pipeline)([salt, salt])
+    assert list(values) == list(pipeline.model.config.target_names)
+    assert all(len(answers) == 2 and -10 < answers[0] == answers[1] < 20 for answers in values.values())
+
+
+def test_missing_split_is_named(model, tokenizer, splits, tmp_path):
+    with pytest.raises(ValueError, match="no split 'exam'; available: "):
+        evaluate_generation(model, tokenizer, splits, tmp_path, GenerationSettings(split="exam"))
+
+
+def test_intervals_worked_by_hand():
+    low, high = wilson_interval(45, 200)
+    assert (low, high) == pytest.approx((0.1727, 0.2877), abs=1e-4)
+    assert wilson_interval(0, 10)[0] == 0.0
+    assert wilson_interval(10, 10)[1] == 1.0
+    with pytest.raises(ValueError, match="3 successes of 2"):
+        wilson_interval(3, 2)
+    assert mean_interval([1.0]) is None
+    assert mean_interval([2.0, 2.0]) == (2.0, 2.0)
+
+
+def test_command_line_trains_and_evaluates_a_generator(crystal_table, tmp_path, capfd):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "description: made-up crystals\n"
+        "model: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16}\n"
+        "training: {batch_size: 8, num_epochs: 1, eval_steps: 6, validity_samples: 1}\n"
+    )
+    words = ["--config", str(recipe), "--data", str(crystal_table), "--output-dir", str(tmp_path / "run")]
+    assert run(["train", "generator", *words]) == 0
+    assert "nats/crystal (n=13)" in capfd.readouterr().out
+    words = [
+        "--model",
+        str(tmp_path / "run/model"),
+        "--data",
+        str(crystal_table),
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
+    assert run(["evaluate", "generation", *words, "--count", "3", "--num-samples", "0", "--num-free", "3"]) == 0
+    out = capfd.readouterr().out
+    assert "greedy decoding: decoded 1.0000" in out
+    assert "free novelty: novelty" in out
+    assert run(["evaluate", "generation", *words, "--count", "3", "--split", "exam"]) == 1
+    assert "no split 'exam'" in capfd.readouterr().err
