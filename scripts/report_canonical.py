@@ -1,9 +1,16 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Measure canonical crystals on real data: uniqueness, noise, completeness, idempotence, length, speed.
+"""Measure canonical crystals on real data: uniqueness, noise, completeness, idempotence, distinctness, length, speed.
 
-Unique: share of crystals (per cent) all of whose random descriptions give the sequence of the original. Matched: the
-decoded crystal equals the original by `StructureMatcher(ltol=0.01, stol=0.02, angle_tol=0.5, scale=False)`. Moved:
+Unique: share of crystals (per cent) all of whose random descriptions give the sequence of the original (rotation,
+origin, unimodular cell, supercell, order, left-handed axes; every third in a random setting of its space group).
+Noise: all noisy descriptions give one sequence. Matched: the decoded crystal equals the original by
+`StructureMatcher(ltol=0.01, stol=0.02, angle_tol=0.5, scale=False)`; where pymatgen's own search for a primitive cell
+(tolerance 0.25 Å) leaves the two with different cells, both primitive cells are compared as they are. Moved:
 displacement of sites, Å, 99th percentile over all sites and the largest per crystal at its 99th percentile.
+
+The second table counts pairs that must differ and do: mirror images of chiral crystals (and, the other way round,
+mirror images of achiral ones that must be equal), 1 % of strain along one axis, two species swapped (left out where a
+structure matcher says that this is the same crystal), one atom moved by 0.1 Å.
 
     python scripts/report_canonical.py --data ../shared/data --limit 500 --noise 1e-8 1e-6 1e-5 1e-4
 """
@@ -15,16 +22,22 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pandas
 
-from hf_crystal.evaluation.descriptions import random_description
-from hf_crystal.models.canonical_crystal import CanonicalSettings, canonicalize
+from hf_crystal.evaluation.descriptions import alternative_setting, random_description
+from hf_crystal.models.canonical_crystal import CanonicalCrystal, CanonicalSettings, canonicalize
+from hf_crystal.models.canonical_start import primitive_cell
 from hf_crystal.models.canonical_text import write_tokens
 from hf_crystal.models.symmetry_crystal import space_group
+
+if TYPE_CHECKING:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+    from pymatgen.core import Structure
 
 SETS = {
     "mp_20": "test",
@@ -33,6 +46,7 @@ SETS = {
     "mpts_52": "test",
     "unlabelled_oqmd_alexandria_mp": None,
 }
+KINDS = ("chiral", "achiral", "strained", "swapped", "atom moved")
 
 
 @dataclass
@@ -45,6 +59,7 @@ class Verdict:
     matched: bool | None = None
     idempotent: bool = True
     moved: list[float] = field(default_factory=list)
+    distinct: dict[str, bool] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
     error: str | None = None
@@ -86,23 +101,31 @@ def space_group_records(per_group: int) -> list[dict]:
 
 
 def examine(
-    settings: CanonicalSettings, descriptions: int, noise: list[float], match: bool, job: tuple[int, dict]
+    settings: CanonicalSettings,
+    descriptions: int,
+    noise: list[float],
+    noise_limit: int | None,
+    match: bool,
+    job: tuple[int, dict],
 ) -> Verdict:
     """All measurements of one crystal."""
     seed, record = job
     verdict = Verdict(record["name"])
     generator = np.random.default_rng(seed)
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         crystal = canonicalize(record, settings=settings)
     except ValueError as error:
         verdict.error = str(error)
         return verdict
-    verdict.seconds = time.perf_counter() - begin
+    verdict.seconds = time.process_time() - begin
     verdict.tokens = len(write_tokens(crystal)) + 2
-    described = (random_description(record, generator) for _ in range(descriptions))
-    verdict.unique = all(canonicalize(one, settings=settings) == crystal for one in described)
-    for level in noise:
+    for index in range(descriptions):
+        base = alternative_setting(record, generator) if index % 3 == 2 else record
+        if canonicalize(random_description(base, generator), settings=settings) != crystal:
+            verdict.unique = False
+    verdict.distinct = tell_apart(record, crystal, generator)
+    for level in noise if noise_limit is None or seed < noise_limit else []:
         noisy = (random_description(record, generator, noise=level) for _ in range(descriptions))
         found = [canonicalize(one, settings=settings) for one in noisy]
         verdict.noise[level] = len(set(found)) <= 1
@@ -113,18 +136,63 @@ def examine(
     return verdict
 
 
-def compare(record: dict, decoded: object) -> tuple[bool, list[float]]:
-    """Tight match, and the displacement of each site (empty where the cells hold different numbers of atoms)."""
+def tell_apart(record: dict, crystal: CanonicalCrystal, generator: np.random.Generator) -> dict[str, bool]:
+    """Whether other crystals get other sequences, and a mirror image the same one where it is the same crystal."""
+    cell, numbers = np.asarray(record["cell"]), np.asarray(record["atomic_numbers"])
+
+    def same(**changes: np.ndarray) -> bool:
+        return canonicalize({**record, **changes}, settings=crystal.settings) == crystal
+
+    chiral = (np.linalg.det(space_group(crystal.space_group).rotations) > 0).all()
+    mirrored = same(cell=cell * np.array([1.0, 1.0, -1.0]))
+    axis = cell[0] / np.linalg.norm(cell[0])
+    strained = cell + 0.01 * np.outer(cell @ axis, axis)
+    found = {"chiral" if chiral else "achiral": mirrored != chiral, "strained": not same(cell=strained)}
+    elements = np.unique(numbers)
+    if len(elements) > 1:
+        first, second = generator.choice(elements, size=2, replace=False)
+        swapped = np.where(numbers == first, second, np.where(numbers == second, first, numbers))
+        if not same_by_matcher(record, {**record, "atomic_numbers": swapped}):
+            found["swapped"] = not same(atomic_numbers=swapped)
+    if len(numbers) > 1:
+        step = generator.normal(size=3)
+        frac = np.array(record["frac_coords"])
+        frac[generator.integers(len(frac))] += 0.1 * step / np.linalg.norm(step) @ np.linalg.inv(cell)
+        found["atom moved"] = not same(frac_coords=frac)
+    return found
+
+
+def same_by_matcher(first: dict, second: dict) -> bool:
+    """Whether two crystals of the same cell may be one; different counts are told apart without the matcher."""
+    counts = [dict(zip(*np.unique(r["atomic_numbers"], return_counts=True), strict=True)) for r in (first, second)]
+    return counts[0] == counts[1] and matcher().fit(as_pymatgen(first), as_pymatgen(second))
+
+
+def matcher(**changes: object) -> "StructureMatcher":
+    """Matcher of pymatgen with the tolerances of this report."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    return StructureMatcher(**{"ltol": 0.01, "stol": 0.02, "angle_tol": 0.5, "scale": False, **changes})
+
+
+def as_pymatgen(record: dict) -> "Structure":
+    """A record as pymatgen's `Structure`."""
     from pymatgen.core import Lattice, Structure
 
-    original = Structure(Lattice(record["cell"]), record["atomic_numbers"], record["frac_coords"])
-    options = {"ltol": 0.01, "stol": 0.02, "angle_tol": 0.5, "scale": False}
-    if not StructureMatcher(**options).fit(original, decoded):
-        return False, []
+    return Structure(Lattice(record["cell"]), record["atomic_numbers"], record["frac_coords"])
+
+
+def compare(record: dict, decoded: "Structure") -> tuple[bool, list[float]]:
+    """Tight match, and the displacement of each site (empty where the cells hold different numbers of atoms)."""
+    original = as_pymatgen(record)
+    if not matcher().fit(original, decoded):
+        cell, frac, numbers = primitive_cell(record["cell"], record["frac_coords"], record["atomic_numbers"])
+        original = as_pymatgen({"cell": cell, "frac_coords": frac, "atomic_numbers": numbers})
+        if not matcher(primitive_cell=False).fit(original, decoded):
+            return False, []
     if len(original) != len(decoded):
         return True, []
-    aligned = StructureMatcher(**options, primitive_cell=False).get_s2_like_s1(original, decoded)
+    aligned = matcher(primitive_cell=False).get_s2_like_s1(original, decoded)
     if aligned is None:
         return True, []
     delta = aligned.frac_coords - original.frac_coords
@@ -143,11 +211,20 @@ def summarise(name: str, verdicts: list[Verdict], noise: list[float]) -> str:
     sites = np.concatenate([v.moved for v in good if v.moved] or [[np.nan]])
     largest = [max(v.moved) for v in good if v.moved] or [np.nan]
     cells = [name, str(len(verdicts)), str(len(verdicts) - len(good)), share([v.unique for v in good])]
-    cells += [share([v.noise[level] for v in good]) for level in noise]
+    cells += [share([v.noise[level] for v in good if level in v.noise]) for level in noise]
     cells += [share([v.matched for v in good if v.matched is not None]), share([v.idempotent for v in good])]
     cells += [f"{np.percentile(sites, 99):.4f}", f"{np.percentile(largest, 99):.4f}"]
     cells += [f"{np.mean([v.tokens for v in good]):.1f}", str(max(v.tokens for v in good))]
     cells.append(f"{len(good) / sum(v.seconds for v in good):.0f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def count_distinct(name: str, verdicts: list[Verdict]) -> str:
+    """One row of the second table: right of tried."""
+    cells = [name]
+    for kind in KINDS:
+        tried = [v.distinct[kind] for v in verdicts if kind in v.distinct]
+        cells.append(f"{sum(tried)} of {len(tried)}")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -160,6 +237,7 @@ def main() -> None:
     parser.add_argument("--per-group", type=int, default=10, help="made-up crystals per space-group type")
     parser.add_argument("--descriptions", type=int, default=5)
     parser.add_argument("--noise", type=float, nargs="*", default=[], help="standard deviations, Å")
+    parser.add_argument("--noise-limit", type=int, default=None, help="crystals per set described with noise")
     parser.add_argument("--preset", default="default", choices=["default", "fine", "mid"])
     parser.add_argument("--symprec", type=float, default=0.01)
     parser.add_argument("--no-match", action="store_true", help="leave out the slow structure matcher")
@@ -170,23 +248,28 @@ def main() -> None:
     heads = ["set", "crystals", "refused", "unique", *(f"noise {level:g}" for level in options.noise)]
     heads += ["matched", "idempotent", "moved p99", "largest p99", "tokens", "most", "crystals/s"]
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads), flush=True)
-    failures = []
+    failures, distinct = [], []
     for name in options.sets:
         if name == "space_groups":
             records = space_group_records(options.per_group)
         else:
             records = read_records(options.data, name, SETS[name], options.limit)
-        work = functools.partial(examine, settings, options.descriptions, options.noise, not options.no_match)
+        work = functools.partial(examine, settings, options.descriptions, options.noise, options.noise_limit,
+                                 not options.no_match)  # fmt: skip
         if options.workers > 1:
             with concurrent.futures.ProcessPoolExecutor(options.workers) as pool:
                 verdicts = list(pool.map(work, enumerate(records), chunksize=16))
         else:
             verdicts = [work(job) for job in enumerate(records)]
         print(summarise(name, verdicts, options.noise), flush=True)
+        distinct.append(count_distinct(name, verdicts))
         for v in verdicts:
-            if v.error or not v.unique or v.matched is False or not v.idempotent:
+            wrong = [kind for kind, right in v.distinct.items() if not right]
+            if v.error or not v.unique or v.matched is False or not v.idempotent or wrong:
                 failures.append(f"{name} {v.name}: {v.error or ''} unique={v.unique} matched={v.matched} "
-                                f"idempotent={v.idempotent}")  # fmt: skip
+                                f"idempotent={v.idempotent} not told apart: {wrong}")  # fmt: skip
+    print("\n| set | " + " | ".join(KINDS) + " |\n|" + "---|" * (1 + len(KINDS)))
+    print("\n".join(distinct))
     print("\n".join(failures) or "no crystal failed")
 
 

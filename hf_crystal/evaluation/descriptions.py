@@ -1,12 +1,15 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Other descriptions of the same crystal: what must not change a canonical sequence, for tests and reports."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["random_description"]
+from hf_crystal.models.canonical_start import primitive_cell
+
+__all__ = ["alternative_setting", "random_description"]
 
 
 def random_description(
@@ -49,6 +52,67 @@ def random_description(
     order = generator.permutation(len(numbers))
     frac = (positions @ np.linalg.inv(described))[order] + generator.integers(-2, 3, size=(len(numbers), 3))
     return {"cell": described @ rotation, "frac_coords": frac, "atomic_numbers": numbers[order]}
+
+
+def alternative_setting(
+    record: Mapping[str, Any], generator: np.random.Generator, *, symprec: float = 0.01
+) -> dict[str, np.ndarray]:
+    """Describe a crystal in the conventional cell of a random setting of its space group, among those moyopy reaches.
+
+    The atoms stay where they are: only the cell and the origin change, nothing is made symmetric.
+
+    Args:
+        record: `cell (3, 3)` Å, `frac_coords (N, 3)`, `atomic_numbers (N,)`.
+        generator: Source of randomness.
+        symprec: Tolerance of the symmetry search, Å.
+
+    Returns:
+        A record of the same crystal; its primitive cell where moyopy finds no or too much symmetry.
+    """
+    try:
+        import moyopy
+    except ImportError as error:
+        raise ImportError("alternative_setting needs moyopy: pip install moyopy") from error
+
+    cell = np.asarray(record["cell"], dtype=float).reshape(3, 3)
+    frac = np.asarray(record["frac_coords"], dtype=float).reshape(-1, 3)
+    numbers = np.asarray(record["atomic_numbers"])
+    if np.linalg.det(cell) < 0:
+        cell, frac = cell[[1, 0, 2]], frac[:, [1, 0, 2]]
+    cell, frac, numbers = primitive_cell(cell, frac, numbers)
+    plain = moyopy.Cell(cell.tolist(), frac.tolist(), numbers.tolist())
+    dataset = None
+    try:
+        number = moyopy.MoyoDataset(plain, symprec=symprec).number
+    except ValueError:
+        number = 1
+    for hall in generator.permutation(_hall_numbers()[number]):
+        try:
+            dataset = moyopy.MoyoDataset(plain, symprec=symprec, setting=moyopy.Setting.hall_number(int(hall)))
+            break
+        except ValueError:  # moyopy does not reach every setting
+            continue
+    if dataset is None:
+        return {"cell": cell, "frac_coords": frac, "atomic_numbers": numbers}
+    linear = np.array(dataset.std_linear).T  # rows: new axes in the primitive cell
+    change = np.rint(linear).astype(np.int64)
+    if np.abs(linear - change).max() > 1e-6:  # moyopy found a smaller cell within its tolerance
+        return {"cell": cell, "frac_coords": frac, "atomic_numbers": numbers}
+    inside = _translations_inside(change)
+    moved = frac - np.array(dataset.std_origin_shift)
+    points = (moved[None] + inside[:, None]).reshape(-1, 3) @ np.linalg.inv(change)
+    return {"cell": change @ cell, "frac_coords": points, "atomic_numbers": np.tile(numbers, len(inside))}
+
+
+@functools.cache
+def _hall_numbers() -> dict[int, tuple[int, ...]]:
+    """Space-group number → numbers of its Hall symbols."""
+    import moyopy
+
+    found: dict[int, list[int]] = {}
+    for hall in range(1, 531):
+        found.setdefault(moyopy.HallSymbolEntry(hall).number, []).append(hall)
+    return {number: tuple(halls) for number, halls in found.items()}
 
 
 def _random_unimodular(generator: np.random.Generator) -> np.ndarray:

@@ -9,15 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from .canonical_grid import CanonicalCrystal, CanonicalSettings, CanonicalSite, expand_crystal
-from .canonical_sites import choose_setting
+from .canonical_choice import choose_again, choose_setting
+from .canonical_grid import (
+    CanonicalCrystal,
+    CanonicalSettings,
+    CanonicalSite,
+    rounding_displacements,
+)
+from .canonical_sites import choose_setting_plainly
 from .canonical_start import canonical_start, primitive_cell
-from .canonical_symmetry import find_symmetry
+from .canonical_symmetry import SymmetricCrystal, find_symmetry
 from .structures_crystal import as_structure
 
-__all__ = ["CanonicalCrystal", "CanonicalSettings", "CanonicalSite", "canonicalize", "canonicalize_record"]
+__all__ = [
+    "CanonicalCrystal",
+    "CanonicalSettings",
+    "CanonicalSite",
+    "canonicalize",
+    "canonicalize_plainly",
+    "canonicalize_record",
+]
 
 _MAX_ROUNDS = 20
+_LARGEST_MOVE = 0.02  # Å; atoms are at least 0.1 Å apart, so none coincide after less than this
 
 
 def canonicalize(
@@ -48,9 +62,43 @@ def canonicalize_record(
     cell: np.ndarray, frac: np.ndarray, numbers: np.ndarray, settings: CanonicalSettings
 ) -> CanonicalCrystal:
     """`canonicalize` for checked arrays: cell (3, 3) Å, coordinates (N, 3), atomic numbers (N,)."""
-    history = [_one_round(cell, frac, numbers, settings)]
+    found = find_symmetry(*_start(cell, frac, numbers, settings), settings)
+    crystal = choose_setting(found, settings)
+    if _keeps_symmetry(found, crystal) and choose_again(crystal) == crystal:
+        return crystal
+    return _settle(crystal, settings)
+
+
+def canonicalize_plainly(
+    cell: np.ndarray, frac: np.ndarray, numbers: np.ndarray, settings: CanonicalSettings
+) -> CanonicalCrystal:
+    """`canonicalize_record` without tables and short cuts: the reference that it is tested against."""
+    return _settle(_one_round(cell, frac, numbers, settings), settings)
+
+
+def _start(
+    cell: np.ndarray, frac: np.ndarray, numbers: np.ndarray, settings: CanonicalSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if np.linalg.det(cell) < 0:  # left-handed axes: two axes change places, the crystal stays
+        cell, frac = cell[[1, 0, 2]], frac[:, [1, 0, 2]]
+    cell, frac, numbers = primitive_cell(cell, frac, numbers)
+    if len(numbers) > settings.max_atoms:
+        raise ValueError(f"the primitive cell has {len(numbers)} atoms; accepted: up to {settings.max_atoms}")
+    return canonical_start(cell, frac, numbers, settings)
+
+
+def _one_round(
+    cell: np.ndarray, frac: np.ndarray, numbers: np.ndarray, settings: CanonicalSettings
+) -> CanonicalCrystal:
+    start = _start(cell, frac, numbers, settings)
+    return choose_setting_plainly(find_symmetry(*start, settings, exhaustive=True), settings)
+
+
+def _settle(crystal: CanonicalCrystal, settings: CanonicalSettings) -> CanonicalCrystal:
+    """Decode and encode until nothing changes."""
+    history = [crystal]
     while len(history) <= _MAX_ROUNDS:
-        record = expand_crystal(history[-1])
+        record = history[-1].to_record()
         following = _one_round(record["cell"], record["frac_coords"], record["atomic_numbers"], settings)
         if following in history:
             # A fixed point, or a cycle of which every member leads here: its smallest member stands for it.
@@ -59,13 +107,16 @@ def canonicalize_record(
     return history[-1]
 
 
-def _one_round(
-    cell: np.ndarray, frac: np.ndarray, numbers: np.ndarray, settings: CanonicalSettings
-) -> CanonicalCrystal:
-    if np.linalg.det(cell) < 0:  # left-handed axes: two axes change places, the crystal stays
-        cell, frac = cell[[1, 0, 2]], frac[:, [1, 0, 2]]
-    cell, frac, numbers = primitive_cell(cell, frac, numbers)
-    if len(numbers) > settings.max_atoms:
-        raise ValueError(f"the primitive cell has {len(numbers)} atoms; accepted: up to {settings.max_atoms}")
-    metric, frac, numbers = canonical_start(cell, frac, numbers, settings)
-    return choose_setting(find_symmetry(metric, frac, numbers, settings), settings)
+def _keeps_symmetry(found: SymmetricCrystal, crystal: CanonicalCrystal) -> bool:
+    """Whether the decoded crystal certainly has the symmetry that was found, and no higher one.
+
+    A higher symmetry that the decoded crystal has within `symprec` is one that the original has within `symprec` and
+    what making it symmetric and rounding moved. Images then lie within twice that, so the loosest tolerance
+    (4 `symprec`) would have found it if the sum is at most 2 `symprec`. P1 is no such answer: moyopy also gives it
+    where it gave up.
+    """
+    if not found.loosest or found.group.number == 1:
+        return False
+    moved = rounding_displacements(crystal.space_group, crystal.lattice, crystal.settings)
+    rounding = max(moved[site.position] for site in crystal.sites)
+    return found.displacement + rounding <= min(crystal.settings.symprec, _LARGEST_MOVE)

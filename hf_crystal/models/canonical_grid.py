@@ -16,6 +16,7 @@ import numpy as np
 from .symmetry_crystal import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
 __all__ = [
+    "BOUNDARY",
     "CanonicalCrystal",
     "CanonicalSettings",
     "CanonicalSite",
@@ -28,11 +29,13 @@ __all__ = [
     "orbit_points",
     "full_cell_parameters",
     "quantise",
+    "rounding_displacements",
 ]
 
 # Rounding boundaries sit 1.37 % of a step off the half: data sets print 6 decimals, so about 1 % of their numbers end
 # exactly on a half and would flip on noise of 1e-16.
-_BOUNDARY_OFFSET = 0.0137
+BOUNDARY = 0.5 - 0.0137
+_CORNERS = np.array([[1, 1, 1], [1, 1, -1], [1, -1, 1], [1, -1, -1]])
 _CELL_PARAMETERS = ("a", "b", "c", "alpha", "beta", "gamma")
 _FREE_PARAMETERS = {
     "triclinic": ("a", "b", "c", "alpha", "beta", "gamma"),
@@ -152,7 +155,13 @@ class CanonicalCrystal:
 
     def to_record(self, *, primitive: bool = True) -> dict[str, np.ndarray]:
         """Plain arrays `atomic_numbers (N,)`, `frac_coords (N, 3)`, `cell (3, 3)` in Å."""
-        return expand_crystal(self, primitive=primitive)
+        if not primitive:
+            return expand_crystal(self, primitive=False)
+        return {name: values.copy() for name, values in self._primitive_record.items()}
+
+    @functools.cached_property
+    def _primitive_record(self) -> dict[str, np.ndarray]:
+        return expand_crystal(self)
 
     def to_structure(self, *, primitive: bool = True) -> Any:
         """The crystal as a pymatgen `Structure` of its primitive (or conventional standard) cell."""
@@ -173,9 +182,10 @@ class CanonicalCrystal:
 
 def quantise(values: np.ndarray | float, step: float) -> np.ndarray:
     """Nearest multiple of `step` as an integer; boundaries are moved off the half."""
-    return np.floor(np.asarray(values) / step + (0.5 - _BOUNDARY_OFFSET)).astype(np.int64)
+    return np.floor(np.asarray(values) / step + BOUNDARY).astype(np.int64)
 
 
+@functools.lru_cache(maxsize=1024)
 def coordinate_strides(number: int, lattice: tuple[int, ...], settings: CanonicalSettings) -> np.ndarray:
     """Which multiples of 1/`fraction_steps` the free coordinates of canonical crystals take.
 
@@ -194,16 +204,29 @@ def coordinate_strides(number: int, lattice: tuple[int, ...], settings: Canonica
     Raises:
         ImpossibleCellError: if the cell cannot exist.
     """
-    directions = _directions(number)
-    strides = np.ones(directions.shape[:2], dtype=np.int64)
     if not settings.coordinate_step:
-        return strides
+        return np.ones((len(space_group(number).positions), 3), dtype=np.int64)
+    moved = _moves(number, lattice, settings)
+    lengths = np.sqrt((moved * moved).sum(axis=-1)) * settings.fraction_steps
+    # 1e-9: a stride that fits exactly must not depend on the last bit
+    limits = settings.coordinate_step * settings.fraction_steps * (1 + 1e-9) / _strides(settings.fraction_steps)
+    fitting = (lengths[..., None] <= limits).sum(axis=-1)
+    return _strides(settings.fraction_steps)[np.where(lengths > 0, np.maximum(fitting, 1), 1) - 1]
+
+
+@functools.lru_cache(maxsize=1024)
+def rounding_displacements(number: int, lattice: tuple[int, ...], settings: CanonicalSettings) -> np.ndarray:
+    """How far rounding may move an atom on each Wyckoff position at most, Å, shape (positions,)."""
+    strides = coordinate_strides(number, lattice, settings)
+    moved = _moves(number, lattice, settings) * strides[..., None] * (1 - BOUNDARY)
+    corners = np.einsum("sj,pjk->psk", _CORNERS, moved)
+    return np.sqrt((corners * corners).sum(axis=-1).max(axis=-1))
+
+
+def _moves(number: int, lattice: tuple[int, ...], settings: CanonicalSettings) -> np.ndarray:
+    """How a step of 1/`fraction_steps` of each parameter moves an atom, Å, shape (positions, 3, 3)."""
     cell = cell_from_parameters(*full_cell_parameters(number, _free_values(number, lattice, settings)))
-    moved = directions @ cell
-    lengths = np.sqrt((moved * moved).sum(axis=-1)) / settings.fraction_steps
-    for stride in _strides(settings.fraction_steps):
-        strides[(lengths > 0) & (lengths * stride <= settings.coordinate_step)] = stride
-    return strides
+    return _directions(number) @ cell / settings.fraction_steps
 
 
 @functools.cache
@@ -217,9 +240,9 @@ def _directions(number: int) -> np.ndarray:
 
 
 @functools.cache
-def _strides(fraction_steps: int) -> tuple[int, ...]:
-    """Divisors that keep halves and quarters of the cell edge on the grid, smallest first."""
-    return tuple(n for n in range(1, fraction_steps // 4 + 1) if fraction_steps % (4 * n) == 0)
+def _strides(fraction_steps: int) -> np.ndarray:
+    """Divisors that keep halves and quarters of the cell edge on the grid, smallest first; always 1."""
+    return np.array([1, *(n for n in range(2, fraction_steps // 4 + 1) if fraction_steps % (4 * n) == 0)])
 
 
 def _free_values(number: int, lattice: tuple[int, ...], settings: CanonicalSettings) -> dict[str, float]:
@@ -297,31 +320,48 @@ def expand_crystal(crystal: CanonicalCrystal, *, primitive: bool = True) -> dict
     group = space_group(crystal.space_group)
     cell = cell_from_parameters(*full_cell_parameters(crystal.space_group, crystal.cell_parameters))
     steps = crystal.settings.fraction_steps
-    points, numbers = [], []
+    unit = steps * TRANSLATION_GRID
+    points, sizes = [], []
+    for site in crystal.sites:
+        linear, shift = _orbit_images(crystal.space_group, site.position, primitive)
+        parameters = np.array(site.parameters, dtype=np.int64)
+        points.append(linear @ parameters * TRANSLATION_GRID + shift * steps)
+        sizes.append(len(shift))
+    stacked = np.concatenate(points) % unit
+    if len(set(_packed(stacked, unit).tolist())) != len(stacked):
+        _refuse_coinciding(crystal)
+    if primitive:
+        cell = group.primitive_basis @ cell
+    atomic_numbers = np.repeat(np.array([site.atomic_number for site in crystal.sites], dtype=np.int64), sizes)
+    return {"atomic_numbers": atomic_numbers, "frac_coords": stacked / unit, "cell": cell}
+
+
+@functools.cache
+def _orbit_images(number: int, index: int, primitive: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct images of a Wyckoff position in the primitive or the conventional cell.
+
+    Returns:
+        Integers (n, 3, parameters) and (n, 3): point = linear @ parameters + shift / 24, modulo the cell.
+    """
+    group = space_group(number)
+    position = group.positions[index]
+    linear = group.all_rotations @ position.matrix
+    shift = group.all_rotations @ position.offset + group.all_translations
+    if primitive:  # the inverse of a primitive basis is a matrix of integers
+        reduce = np.rint(np.linalg.inv(group.primitive_basis)).astype(np.int64).T
+        linear, shift = reduce @ linear, shift @ reduce.T
+    shift = shift % TRANSLATION_GRID
+    rows = np.concatenate([linear.reshape(len(linear), -1), shift], axis=1)
+    first = np.sort(np.unique(rows, axis=0, return_index=True)[1])
+    return linear[first], shift[first]
+
+
+def _refuse_coinciding(crystal: CanonicalCrystal) -> None:
+    """Say which atoms coincide."""
+    group = space_group(crystal.space_group)
     for site in crystal.sites:
         position = group.positions[site.position]
-        orbit = orbit_points(group, position, site.parameters, steps)
+        orbit = orbit_points(group, position, site.parameters, crystal.settings.fraction_steps)
         if len(orbit) != position.multiplicity:
             raise ValueError(f"the coordinates of {position.multiplicity}{position.letter} make atoms coincide")
-        points.append(orbit)
-        numbers += [site.atomic_number] * len(orbit)
-    stacked = np.concatenate(points)
-    if len(np.unique(_packed(stacked, steps * TRANSLATION_GRID))) != len(stacked):
-        raise ValueError("two sites put atoms on the same point")
-    frac = stacked / (steps * TRANSLATION_GRID)
-    atomic_numbers = np.array(numbers, dtype=np.int64)
-    if primitive and len(group.centring) > 1:
-        cell, frac, atomic_numbers = _primitive_part(group, cell, frac, atomic_numbers)
-    return {"atomic_numbers": atomic_numbers, "frac_coords": frac, "cell": cell}
-
-
-def _primitive_part(
-    group: SpaceGroup, cell: np.ndarray, frac: np.ndarray, atomic_numbers: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keep one of each set of atoms that differ by a centring translation."""
-    reduced = frac @ np.linalg.inv(group.primitive_basis)
-    reduced = reduced - np.floor(reduced + 1e-9)
-    code = np.rint(reduced * 1e6).astype(np.int64) % 1_000_000
-    _, first = np.unique(_packed(code, 1_000_000), return_index=True)
-    keep = np.sort(first)
-    return group.primitive_basis @ cell, np.clip(reduced[keep], 0.0, None), atomic_numbers[keep]
+    raise ValueError("two sites put atoms on the same point")

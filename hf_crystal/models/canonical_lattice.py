@@ -39,8 +39,12 @@ def lengths_and_angles(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def on_grid(metric: np.ndarray, length_step: float, angle_step: float) -> np.ndarray:
     """Whether all lengths and angles of metric tensors (..., 3, 3) are multiples of the steps."""
     lengths, angles = lengths_and_angles(metric)
-    steps = np.concatenate([lengths / length_step, angles / angle_step], axis=-1)
-    return (np.abs(steps - np.rint(steps)) < _ON_GRID).all(axis=-1)
+    return _on_grid(lengths, length_step) & _on_grid(angles, angle_step)
+
+
+def _on_grid(values: np.ndarray, step: float) -> np.ndarray:
+    steps = values / step
+    return np.abs(steps - np.rint(steps)).max(axis=-1) < _ON_GRID
 
 
 def reduced_bases(
@@ -63,52 +67,60 @@ def reduced_bases(
     order = np.argsort((vectors * vectors).sum(axis=1), kind="stable")[:3]
     short = _SIGNED @ superbase[order]
     vectors = short @ cell
-    lengths = np.sqrt((vectors * vectors).sum(axis=1))
+    products = vectors @ vectors.T
+    lengths = np.sqrt(products.diagonal())
+    angles = np.degrees(np.arccos(np.clip(products / (lengths[:, None] * lengths), -1.0, 1.0)))
     handedness = 1 if np.linalg.det(superbase[order]) > 0 else -1
     for slack in (REDUCTION_SLACK, 0) if prefer_grid else (0,):
-        triples = _shortest_triples(lengths, length_step, slack)
-        triples = triples[_DETERMINANTS[triples[:, 0], triples[:, 1], triples[:, 2]] == handedness]
-        bases = short[triples]
-        realised = bases @ cell
-        metrics = realised @ realised.transpose(0, 2, 1)
+        first, second, third = _shortest_triples(lengths, length_step, slack, handedness)
+        triples = np.stack([first, second, third], axis=1)
+        opposite = np.stack([angles[second, third], angles[first, third], angles[first, second]], axis=1)
         if slack:
-            wanted = on_grid(metrics, length_step, angle_step)
-            bases, metrics = bases[wanted], metrics[wanted]
-        if len(bases):
+            wanted = _on_grid(lengths[triples], length_step) & _on_grid(opposite, angle_step)
+            triples, opposite = triples[wanted], opposite[wanted]
+        if len(triples):
             break
-    long, angles = lengths_and_angles(metrics)
-    rounded = quantise(angles, angle_step)
+    rounded = quantise(opposite, angle_step)
     right = quantise(90.0, angle_step)
     angle_class = np.where((rounded <= right).all(axis=1), 0, np.where((rounded >= right).all(axis=1), 1, 2))
-    keys = np.column_stack([quantise(long, length_step), angle_class, rounded])
-    best = np.array(min(map(tuple, keys.tolist())))
-    tied = (keys == best).all(axis=1)
-    return bases[tied], best[[0, 1, 2, 4, 5, 6]]
+    keys = np.column_stack([quantise(lengths, length_step)[triples], angle_class, rounded]).tolist()
+    best = min(keys)
+    tied = [i for i, key in enumerate(keys) if key == best]
+    return short[triples[tied]], np.array(best)[[0, 1, 2, 4, 5, 6]]
 
 
 def _selling_superbase(cell: np.ndarray) -> np.ndarray:
     """Four integer rows that sum to 0 and whose vectors, in the basis `cell`, meet at 90° or more (Selling 1874)."""
-    rows = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]])
+    rows = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]]
+    start = np.array(rows) @ cell
+    products = (start @ start.T).tolist()
     for _ in range(1000):
-        vectors = rows @ cell
-        products = (vectors @ vectors.T).tolist()
         value, i, j = max((products[i][j], i, j) for i, j in _PAIRS)
         if value <= 1e-9 * max(products[n][n] for n in range(4)):
             break
         # v_i → −v_i and the two others + v_i: the sum stays 0 and the total squared length shrinks by 4 v_i·v_j.
         for k in range(4):
             if k not in (i, j):
-                rows[k] += rows[i]
-        rows[i] = -rows[i]
-    return rows
+                rows[k] = [x + y for x, y in zip(rows[k], rows[i], strict=True)]
+                products[k] = [x + y for x, y in zip(products[k], products[i], strict=True)]
+                for row in products:
+                    row[k] += row[i]
+        rows[i] = [-x for x in rows[i]]
+        products[i] = [-x for x in products[i]]
+        for row in products:
+            row[i] = -row[i]
+    return np.array(rows)
 
 
-def _shortest_triples(lengths: np.ndarray, length_step: float, slack: int) -> np.ndarray:
-    """Index triples of `_SIGNED` whose rounded lengths are the successive minima, or up to `slack` steps more."""
+def _shortest_triples(
+    lengths: np.ndarray, length_step: float, slack: int, handedness: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Right-handed triples of `_SIGNED` with the successive minima as rounded lengths, or up to `slack` steps more."""
     order = np.argsort(lengths, kind="stable")
     first = int(order[0])
     second = int(order[_INDEPENDENT[first, order].argmax()])
     third = int(order[(_DETERMINANTS[first, second, order] != 0).argmax()])
     rounded = quantise(lengths, length_step)
     slots = [np.flatnonzero(np.abs(rounded - rounded[i]) <= slack) for i in (first, second, third)]
-    return np.stack(np.meshgrid(*slots, indexing="ij"), axis=-1).reshape(-1, 3)
+    places = np.nonzero(_DETERMINANTS[np.ix_(*slots)] == handedness)
+    return slots[0][places[0]], slots[1][places[1]], slots[2][places[2]]

@@ -19,10 +19,17 @@ from .canonical_lattice import REDUCTION_SLACK, lengths_and_angles, on_grid, red
 from .canonical_symmetry import SymmetricCrystal
 from .symmetry_crystal import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
-__all__ = ["choose_setting"]
+__all__ = [
+    "CODE_BITS",
+    "ON_POSITION",
+    "choose_setting_plainly",
+    "decode_key",
+    "reduce_monoclinic",
+    "smallest_cells",
+]
 
-_ON_POSITION = 1e-5  # fraction of an edge; positions are exact to 1e-12, other sites are at least 1e-3 away
-_CODE_BITS = 40  # three parameters of at most 10,000 steps
+ON_POSITION = 1e-5  # fraction of an edge; positions are exact to 1e-12, other sites are at least 1e-3 away
+CODE_BITS = 40  # three parameters of at most 10,000 steps
 _PARAMETER_ORDER = {"a": 0, "b": 1, "c": 2, "alpha": 3, "beta": 4, "gamma": 5}
 
 
@@ -58,7 +65,7 @@ def _matcher(positions: tuple[WyckoffPosition, ...]) -> _Matcher:
     return _Matcher(positions, pivots, matrices, offsets, used)
 
 
-def choose_setting(crystal: SymmetricCrystal, settings: CanonicalSettings) -> CanonicalCrystal:
+def choose_setting_plainly(crystal: SymmetricCrystal, settings: CanonicalSettings) -> CanonicalCrystal:
     """The canonical crystal of an exactly symmetric one.
 
     Raises:
@@ -66,8 +73,8 @@ def choose_setting(crystal: SymmetricCrystal, settings: CanonicalSettings) -> Ca
     """
     metric, frac = crystal.metric, crystal.frac
     if 3 <= crystal.group.number <= 15:
-        metric, frac = _reduce_monoclinic(crystal.group, metric, frac, settings)
-    lattice, changes = _smallest_cells(crystal.group, metric, settings)
+        metric, frac = reduce_monoclinic(crystal.group, metric, frac, settings)
+    lattice, changes = _changes(crystal.group, metric, settings)
     linear, shifts = _candidates(crystal, frac, changes)
     strides = coordinate_strides(crystal.group.number, lattice, settings)
     keys = _site_keys(crystal, frac, linear, shifts, settings.fraction_steps, strides)
@@ -78,7 +85,7 @@ def choose_setting(crystal: SymmetricCrystal, settings: CanonicalSettings) -> Ca
             break
         values = keys[alive, column]
         alive = alive[values == values.min()]
-    sites = tuple(_decode_key(crystal.group, int(key), settings.fraction_steps) for key in keys[alive[0]])
+    sites = tuple(decode_key(crystal.group, int(key), settings.fraction_steps) for key in keys[alive[0]])
     return CanonicalCrystal(crystal.group.number, lattice, sites, settings)
 
 
@@ -98,7 +105,7 @@ def _lattice_keys(number: int, metrics: np.ndarray, settings: CanonicalSettings)
     return parameters, parameters
 
 
-def _reduce_monoclinic(
+def reduce_monoclinic(
     group: SpaceGroup, metric: np.ndarray, frac: np.ndarray, settings: CanonicalSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply the best basis change until none is better: the table holds entries up to 2 only."""
@@ -115,15 +122,10 @@ def _reduce_monoclinic(
     return metric, frac
 
 
-def _smallest_cells(
+def smallest_cells(
     group: SpaceGroup, metric: np.ndarray, settings: CanonicalSettings
-) -> tuple[tuple[int, ...], list[tuple[np.ndarray, np.ndarray]]]:
-    """Free cell parameters of the smallest cell, and (basis change, origins) of all settings that have it."""
-    if group.number <= 2:
-        cell = np.linalg.cholesky(metric)
-        bases, parameters = reduced_bases(cell, settings.length_step, settings.angle_step, prefer_grid=True)
-        origins = group.settings[0].origins
-        return tuple(parameters.tolist()), [(basis.T.astype(float), origins) for basis in bases]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Free cell parameters of the smallest cell, and which families of settings have it; not for triclinic groups."""
     changes = np.array([family.basis_change for family in group.settings])
     metrics = changes.transpose(0, 2, 1) @ metric @ changes
     keys, parameters = _lattice_keys(group.number, metrics, settings)
@@ -135,8 +137,20 @@ def _smallest_cells(
             keys = np.where(near[:, None], keys, np.iinfo(np.int64).max)
     best = min(map(tuple, keys.tolist()))
     tied = np.flatnonzero((keys == np.array(best)).all(axis=1))
-    chosen = [(group.settings[i].basis_change, group.settings[i].origins) for i in tied]
-    return tuple(parameters[tied[0]].tolist()), chosen
+    return tuple(parameters[tied[0]].tolist()), tuple(tied.tolist())
+
+
+def _changes(
+    group: SpaceGroup, metric: np.ndarray, settings: CanonicalSettings
+) -> tuple[tuple[int, ...], list[tuple[np.ndarray, np.ndarray]]]:
+    """Free cell parameters of the smallest cell, and (basis change, origins) of all settings that have it."""
+    if group.number <= 2:
+        cell = np.linalg.cholesky(metric)
+        bases, parameters = reduced_bases(cell, settings.length_step, settings.angle_step, prefer_grid=True)
+        origins = group.settings[0].origins
+        return tuple(parameters.tolist()), [(basis.T.astype(float), origins) for basis in bases]
+    lattice, tied = smallest_cells(group, metric, settings)
+    return lattice, [(group.settings[i].basis_change, group.settings[i].origins) for i in tied]
 
 
 def _candidates(
@@ -188,7 +202,7 @@ def _site_keys(
         for part in _chunks(len(linear), len(members) * images.shape[1] * len(matcher.positions)):
             points = np.einsum("cij,okj->coki", linear[part], images[members]) + shifts[part][:, None, None]
             codes = _best_codes(matcher, points, steps, strides)
-            keys[part, members] = codes + (numbers[members] << _CODE_BITS)
+            keys[part, members] = codes + (numbers[members] << CODE_BITS)
     return keys
 
 
@@ -210,11 +224,11 @@ def _best_codes(matcher: _Matcher, points: np.ndarray, steps: int, strides: np.n
     for i, position in enumerate(matcher.positions):
         relative = points - matcher.offsets[i]
         parameters = relative @ matcher.pivots[i].T
-        prefix = position.index << (_CODE_BITS + 7)
+        prefix = position.index << (CODE_BITS + 7)
         if position.num_parameters < 3:
             residual = relative - parameters @ matcher.matrices[i].T
             residual -= np.rint(residual)
-            fits = np.abs(residual).max(axis=-1) < _ON_POSITION
+            fits = np.abs(residual).max(axis=-1) < ON_POSITION
             if not fits.any():
                 continue
         stride = strides[position.index]
@@ -228,9 +242,10 @@ def _best_codes(matcher: _Matcher, points: np.ndarray, steps: int, strides: np.n
     return best
 
 
-def _decode_key(group: SpaceGroup, key: int, steps: int) -> CanonicalSite:
-    code = key & ((1 << _CODE_BITS) - 1)
-    atomic_number = (key >> _CODE_BITS) & 127
-    position = group.positions[key >> (_CODE_BITS + 7)]
+def decode_key(group: SpaceGroup, key: int, steps: int) -> CanonicalSite:
+    """The orbit that a key stands for."""
+    code = key & ((1 << CODE_BITS) - 1)
+    atomic_number = (key >> CODE_BITS) & 127
+    position = group.positions[key >> (CODE_BITS + 7)]
     values = (code // (steps * steps), code // steps % steps, code % steps)
     return CanonicalSite(position.index, atomic_number, values[: position.num_parameters])

@@ -129,26 +129,26 @@ def canonical_start(
         all descriptions of a crystal, up to noise that crosses a rounding boundary.
     """
     bases, _ = reduced_bases(cell, settings.length_step, settings.angle_step)
-    realised = bases @ cell
     rarest = _rarest(numbers)
-    origins = frac[numbers == rarest]
     inverse = np.linalg.inv(bases.astype(float))
-    # (bases, origins, atoms, 3), blocks of one element each, the rarest first
-    elements = sorted(set(numbers.tolist()), key=lambda e: (e != rarest, e))
-    pairs = np.stack(np.meshgrid(np.arange(len(bases)), np.arange(len(origins)), indexing="ij"), axis=-1).reshape(
-        -1, 2
-    )
-    for element in elements:
+    origins = frac[numbers == rarest]
+    # All pairs of a basis and an origin, and blocks of one element each, the rarest first.
+    base = np.repeat(np.arange(len(bases)), len(origins))
+    origin = np.tile(np.arange(len(origins)), len(bases))
+    for element in sorted(set(numbers.tolist()), key=lambda e: (e != rarest, e)):
+        if len(base) == 1:
+            break
         block = frac[numbers == element]
-        moved = (block[None] - origins[pairs[:, 1]][:, None]) @ inverse[pairs[:, 0]]
-        codes = np.sort(_codes(moved), axis=1)
-        pairs = pairs[_smallest_rows(codes)]
-    chosen, origin = pairs[0]
-    moved = (frac - origins[origin]) @ inverse[chosen]
+        moved = (block[None] - origins[origin][:, None]) @ inverse[base]
+        codes = _codes(moved)
+        codes.sort(axis=1)
+        smallest = _smallest_rows(codes)
+        base, origin = base[smallest], origin[smallest]
+    moved = (frac - origins[origin[0]]) @ inverse[base[0]]
     order = np.lexsort((_codes(moved), numbers))
-    metric = realised[chosen] @ realised[chosen].T
+    realised = bases[base[0]] @ cell
     digits = np.rint(moved[order] * _DIGITS) % _DIGITS  # before the division: equal to the last bit, as promised
-    return np.rint(metric * _DIGITS) / _DIGITS, digits / _DIGITS, numbers[order]
+    return np.rint(realised @ realised.T * _DIGITS) / _DIGITS, digits / _DIGITS, numbers[order]
 
 
 def _codes(points: np.ndarray) -> np.ndarray:

@@ -5,7 +5,10 @@ moyopy proposes groups at several tolerances; each proposal is made exact here (
 and the metric tensor over its rotations) and kept only if the largest displacement and the strain are small enough.
 """
 
+import dataclasses
+import functools
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +34,7 @@ class SymmetricCrystal:
         orbit_of_atom: Number of the orbit of each atom, shape (N,).
         displacement: Largest displacement that symmetry cost, Å.
         order: Order of the point group times primitive translations found.
+        loosest: Whether the loosest tolerance proposed it: nothing higher is to be found up to there.
     """
 
     group: SpaceGroup
@@ -40,10 +44,11 @@ class SymmetricCrystal:
     orbit_of_atom: np.ndarray
     displacement: float
     order: int
+    loosest: bool = False
 
 
 def find_symmetry(
-    metric: np.ndarray, frac: np.ndarray, numbers: np.ndarray, settings: CanonicalSettings
+    metric: np.ndarray, frac: np.ndarray, numbers: np.ndarray, settings: CanonicalSettings, *, exhaustive: bool = False
 ) -> SymmetricCrystal:
     """Highest symmetry within the tolerance; P1 always is.
 
@@ -52,10 +57,11 @@ def find_symmetry(
         frac: Coordinates in that cell, shape (N, 3).
         numbers: Atomic numbers, shape (N,).
         settings: Tolerances.
+        exhaustive: Whether tighter tolerances are tried even where the loosest is accepted.
     """
     basis = np.linalg.cholesky(metric)
     cell = (basis.tolist(), frac.tolist(), numbers.tolist())
-    seen: dict[tuple, SymmetricCrystal | None] = {}
+    seen: set[tuple] = set()
     accepted: list[SymmetricCrystal] = []
 
     def propose(factor: float) -> tuple | None:
@@ -65,21 +71,24 @@ def find_symmetry(
         number, linear, origin = proposal
         key = (number, np.round(linear, 6).tobytes())
         if key not in seen:
-            seen[key] = found = _make_exact(number, linear, origin, metric, frac, numbers, settings)
+            seen.add(key)
+            found = _make_exact(number, linear, origin, metric, frac, numbers, settings)
             if found is not None:
-                accepted.append(found)
+                accepted.append(dataclasses.replace(found, loosest=factor == _TOLERANCE_FACTORS[0]))
         return key
 
+    loosest = propose(_TOLERANCE_FACTORS[0])
+    # moyopy finds no less symmetry at a looser tolerance, except that it may give up and answer P1.
+    if accepted and accepted[0].group.number > 1 and not exhaustive:
+        return accepted[0]
     # The same group at both ends of the range: nothing new in between.
-    ends = propose(_TOLERANCE_FACTORS[0]), propose(_TOLERANCE_FACTORS[-1])
-    if ends[0] is None or ends[0] != ends[1] or seen[ends[0]] is None:
+    if propose(_TOLERANCE_FACTORS[-1]) != loosest or not accepted:
         for factor in _TOLERANCE_FACTORS[1:-1]:
             propose(factor)
-    if not accepted:
-        for factor in _LAST_FACTORS:
-            propose(factor)
-            if accepted:
-                break
+    for factor in _LAST_FACTORS:
+        if accepted:
+            break
+        propose(factor)
     if not accepted:
         return _without_symmetry(metric, frac, numbers)
     return max(accepted, key=lambda found: (found.order, -round(found.displacement, 7)))
@@ -126,22 +135,27 @@ def _make_exact(
     group = space_group(number)
     # Entries are multiples of 1/24 at worst (centring, extra translations).
     linear = np.rint(linear * 72) / 72
-    if np.linalg.det(linear) <= 0:
+    primitive = group.primitive_basis
+    change = primitive @ linear.T
+    volume = float(np.linalg.det(change))
+    if volume <= 0:
         return None
     conventional = linear.T @ metric @ linear
-    averaged = np.mean(group.rotations.transpose(0, 2, 1) @ conventional @ group.rotations, axis=0)
+    averaged = (_metric_average(number) @ conventional.ravel()).reshape(3, 3)
     half = np.linalg.inv(np.linalg.cholesky(conventional))
     stretch = np.linalg.eigvalsh(half @ averaged @ half.T)
-    if not (stretch.min() > 0 and np.abs(np.sqrt(stretch) - 1).max() <= settings.max_strain):
+    if not (stretch[0] > 0 and np.abs(np.sqrt(stretch) - 1).max() <= settings.max_strain):
         return None
-    primitive = group.primitive_basis
     # Coordinates in the primitive basis of the standard setting: lattice translations are integers there.
-    points = (frac - origin) @ np.linalg.inv(primitive @ linear.T)
+    points = (frac - origin) @ np.linalg.inv(change)
     small_metric = primitive @ averaged @ primitive.T
-    merged = _merge_translations(points, numbers, small_metric, 6 * settings.symprec)
-    if merged is None:
-        return None
-    owner, merged_points, merged_numbers = merged
+    if abs(volume - 1) < 1e-6:  # no further translations: atoms are apart
+        owner, merged_points, merged_numbers = np.arange(len(points)), points, numbers
+    else:
+        merged = _merge_translations(points, numbers, small_metric, 6 * settings.symprec)
+        if merged is None:
+            return None
+        owner, merged_points, merged_numbers = merged
     fitted = _average_positions(group, merged_points, merged_numbers)
     if fitted is None:
         return None
@@ -149,11 +163,18 @@ def _make_exact(
     moved = exact[owner] - points
     moved -= np.rint(moved)
     moved -= moved.mean(axis=0)  # a common shift costs nothing
-    displacement = float(np.sqrt(np.einsum("ni,ij,nj->n", moved, small_metric, moved).max()))
+    displacement = math.sqrt(((moved @ small_metric) * moved).sum(axis=1).max())
     if displacement > settings.symprec:
         return None
     order = len(group.rotations) * (len(numbers) // len(merged_numbers))
     return SymmetricCrystal(group, averaged, exact @ primitive, merged_numbers, orbits, displacement, order)
+
+
+@functools.cache
+def _metric_average(number: int) -> np.ndarray:
+    """The average of a metric tensor over the rotations of a group, as a matrix on its nine components."""
+    rotations = space_group(number).rotations
+    return np.einsum("nki,nlj->ijkl", rotations, rotations).reshape(9, 9) / len(rotations)
 
 
 def _merge_translations(
@@ -182,30 +203,90 @@ def _average_positions(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Positions averaged over the group, and the orbit of each atom; None if an image has no partner."""
     count = len(points)
-    images = points @ group.primitive_rotations.transpose(0, 2, 1) + group.primitive_translations[:, None]
-    partner = np.empty((len(images), count), dtype=np.int64)
-    offset = np.empty((len(images), count, 3))
-    other = numbers[:, None] != numbers[None]
-    step = max(1, 2_000_000 // (count * count))
-    for begin in range(0, len(images), step):
-        delta = images[begin : begin + step, :, None] - points[None, None]
-        delta -= np.rint(delta)
-        distance = np.square(delta).sum(axis=-1)
-        distance[:, other] = np.inf
-        nearest = distance.argmin(axis=-1)
-        partner[begin : begin + step] = nearest
-        offset[begin : begin + step] = np.take_along_axis(delta, nearest[..., None, None], axis=2)[..., 0, :]
-    if (np.sort(partner, axis=1) != np.arange(count)).any():
+    rotations, translations = group.primitive_rotations, group.primitive_translations
+    # (operations, atoms, 3) by one product
+    images = (points @ rotations.reshape(-1, 3).T).reshape(count, -1, 3).transpose(1, 0, 2) + translations[:, None]
+    partner = _partners(group.number, images, points, numbers)
+    if partner is None:
         return None
-    mean = np.zeros((count, 3))
-    np.add.at(mean, partner.ravel(), offset.reshape(-1, 3))
+    offset = images - points[partner]
+    offset -= np.rint(offset)
+    targets = partner.ravel()
+    mean = np.stack([np.bincount(targets, offset[..., i].ravel(), count) for i in range(3)], axis=1)
     exact = points + mean / len(images)
     # The average is invariant if the permutations form the group; a proposal near its threshold may not.
-    again = exact @ group.primitive_rotations.transpose(0, 2, 1) + group.primitive_translations[:, None]
+    again = (exact @ rotations.reshape(-1, 3).T).reshape(count, -1, 3).transpose(1, 0, 2) + translations[:, None]
     again -= exact[partner]
     if np.abs(again - np.rint(again)).max() > 1e-7:
         return None
     return exact, _orbits(partner)
+
+
+def _partners(number: int, images: np.ndarray, points: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
+    """Which atom each operation sends each atom to: found for generators, composed for all others."""
+    count = len(points)
+    generators, levels = _generation(number)
+    partner = np.empty((len(images), count), dtype=np.int64)
+    partner[0] = np.arange(count)
+    other = numbers[:, None] != numbers[None]
+    for index in generators:
+        delta = images[index, :, None] - points[None]
+        delta -= np.rint(delta)
+        distance = (delta * delta).sum(axis=-1)
+        distance[other] = np.inf
+        partner[index] = distance.argmin(axis=-1)
+        if (np.bincount(partner[index], minlength=count) != 1).any():
+            return None
+    for targets, lefts, rights in levels:
+        partner[targets] = partner[lefts[:, None], partner[rights]]
+    return partner
+
+
+@functools.cache
+def _generation(number: int) -> tuple[tuple[int, ...], tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]]:
+    """Generators of the point group by their index, and how all other rotations are products of earlier ones.
+
+    Returns:
+        Indices of the generators; levels of (products, left factors, right factors).
+    """
+    rotations = space_group(number).rotations
+    index = {rotation.tobytes(): i for i, rotation in enumerate(rotations)}
+    generators: list[int] = []
+    known = {0}
+    while len(known) < len(rotations):
+        sizes = {
+            i: len(_products(rotations, index, [*generators, i])) for i in range(len(rotations)) if i not in known
+        }
+        generators.append(max(sizes, key=sizes.__getitem__))
+        known = _products(rotations, index, generators)
+    known = {0, *generators}
+    border, levels = list(generators), []
+    while border:
+        level: dict[int, tuple[int, int]] = {}
+        for right in border:
+            for left in generators:
+                product = index[(rotations[left] @ rotations[right]).tobytes()]
+                if product not in known:
+                    level.setdefault(product, (left, right))
+        known |= set(level)
+        border = list(level)
+        if level:
+            lefts, rights = zip(*level.values(), strict=True)
+            levels.append((np.array(border), np.array(lefts), np.array(rights)))
+    return tuple(generators), tuple(levels)
+
+
+def _products(rotations: np.ndarray, index: dict[bytes, int], generators: list[int]) -> set[int]:
+    """Indices of all products of generators."""
+    known, border = {0}, [0]
+    while border:
+        right = border.pop()
+        for left in generators:
+            product = index[(rotations[left] @ rotations[right]).tobytes()]
+            if product not in known:
+                known.add(product)
+                border.append(product)
+    return known
 
 
 def _orbits(partner: np.ndarray) -> np.ndarray:

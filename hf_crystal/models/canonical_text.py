@@ -20,7 +20,6 @@ from .canonical_grid import (
     CanonicalSettings,
     CanonicalSite,
     ImpossibleCellError,
-    expand_crystal,
     free_cell_parameters,
 )
 from .elements_crystal import FORMULA_RANK
@@ -377,7 +376,7 @@ def _read_sites(
 
 def _check_geometry(crystal: CanonicalCrystal) -> None:
     try:
-        expand_crystal(crystal)
+        crystal.to_record()  # kept: reading it again costs nothing
     except ImpossibleCellError as error:
         raise ImpossibleLatticeError(str(error)) from error
     except ValueError as error:

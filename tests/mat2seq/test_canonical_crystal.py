@@ -19,12 +19,18 @@ from mat2seq_crystals import (
     rutile,
 )
 
-from hf_crystal.evaluation.descriptions import random_description
-from hf_crystal.models.canonical_crystal import CanonicalSettings, canonicalize
-from hf_crystal.models.canonical_grid import cell_from_parameters, coordinate_strides, quantise
-from hf_crystal.models.canonical_sites import choose_setting
+from hf_crystal.evaluation.descriptions import alternative_setting, random_description
+from hf_crystal.models.canonical_choice import choose_again, choose_setting
+from hf_crystal.models.canonical_crystal import (
+    CanonicalSettings,
+    canonicalize,
+    canonicalize_plainly,
+    canonicalize_record,
+)
+from hf_crystal.models.canonical_grid import cell_from_parameters, coordinate_strides, orbit_points, quantise
+from hf_crystal.models.canonical_sites import choose_setting_plainly
 from hf_crystal.models.canonical_start import canonical_start
-from hf_crystal.models.canonical_symmetry import find_symmetry
+from hf_crystal.models.canonical_symmetry import SymmetricCrystal, find_symmetry
 from hf_crystal.models.records_crystal import CrystalInputError
 from hf_crystal.models.symmetry_crystal import TRANSLATION_GRID, space_group
 
@@ -107,6 +113,17 @@ def test_real_crystals_are_unique_complete_and_idempotent(data_dir, name, split)
         assert matcher.fit(original, crystal.to_structure()), crystal.to_text()
 
 
+@pytest.mark.parametrize(("name", "split"), DATASETS)
+def test_tables_and_short_cuts_change_nothing(data_dir, name, split):
+    generator = np.random.default_rng(4)
+    grid = CanonicalSettings()
+    for record in read_records(data_dir, name, split, 15, seed=1):
+        for noise in (0, 1e-3):
+            described = random_description(record, generator, noise=noise)
+            crystal = (described["cell"], described["frac_coords"], described["atomic_numbers"])
+            assert canonicalize_record(*crystal, grid) == canonicalize_plainly(*crystal, grid)
+
+
 def test_mirror_images_differ_only_where_the_crystal_is_chiral():
     assert canonicalize(quartz()) != canonicalize(mirror_image(quartz()))
     assert canonicalize(mirror_image(quartz())).space_group == 152
@@ -144,6 +161,20 @@ def test_presets_write_different_grids():
     }
 
 
+def _exact(crystal):
+    """A canonical crystal as a symmetric one, without any symmetry search."""
+    group = space_group(crystal.space_group)
+    record = crystal.to_record(primitive=False)
+    sizes = [group.positions[site.position].multiplicity for site in crystal.sites]
+    orbits = np.repeat(np.arange(len(sizes)), sizes)
+    frac = record["frac_coords"]
+    # one atom of each set that differs by centring
+    reduced = frac @ np.linalg.inv(group.primitive_basis)
+    keep = np.unique(np.column_stack([orbits, np.rint(reduced % 1 * 1e6) % 1e6]), axis=0, return_index=True)[1]
+    numbers = record["atomic_numbers"][keep]
+    return SymmetricCrystal(group, record["cell"] @ record["cell"].T, frac[keep], numbers, orbits[keep], 0.0, 1)
+
+
 def _start(record, grid):
     return canonical_start(record["cell"], record["frac_coords"], record["atomic_numbers"], grid)
 
@@ -154,7 +185,7 @@ def test_every_equivalent_setting_gives_one_choice():
     for number in range(1, 231):
         start = _start(random_crystal(number, generator, grid).to_record(), grid)
         found = find_symmetry(*start, grid)
-        expected = choose_setting(found, grid)
+        expected = choose_setting_plainly(found, grid)
         group = found.group
         for _ in range(3):
             family = group.settings[generator.integers(len(group.settings))]
@@ -168,6 +199,26 @@ def test_every_equivalent_setting_gives_one_choice():
                 frac=(found.frac + centring - shift) @ family.inverse.T,
             )
             assert choose_setting(other, grid) == expected, group.symbol
+        again = choose_again(expected)
+        if again is not None:
+            assert again == choose_setting_plainly(_exact(expected), grid), group.symbol
+
+
+@pytest.mark.parametrize("number", range(1, 231, 3))
+def test_decoded_atoms_are_all_images_of_the_orbits(number):
+    grid = CanonicalSettings()
+    unit = grid.fraction_steps * TRANSLATION_GRID
+    crystal = random_crystal(number, np.random.default_rng(number), grid)
+    group = space_group(number)
+    expected = np.concatenate(
+        [orbit_points(group, group.positions[s.position], s.parameters, grid.fraction_steps) for s in crystal.sites]
+    )
+    conventional = np.rint(crystal.to_record(primitive=False)["frac_coords"] * unit).astype(int)
+    assert sorted(conventional.tolist()) == sorted(expected.tolist())
+    primitive = np.rint(crystal.to_record()["frac_coords"] * unit).astype(int)
+    reduced = np.rint(expected @ np.linalg.inv(group.primitive_basis)).astype(int) % unit
+    assert {tuple(p) for p in primitive.tolist()} == {tuple(p) for p in reduced.tolist()}
+    assert len(primitive) * len(group.centring) == len(expected)
 
 
 def test_lattices_do_not_drift():
@@ -199,6 +250,18 @@ def test_rounding_boundaries_keep_off_halves():
     halves = (np.arange(1, 2000) + 0.5) / 2000
     below, above = quantise(halves - 1e-15, 1 / 2000), quantise(halves + 1e-15, 1 / 2000)
     assert (below == above).all()
+
+
+def test_alternative_settings_are_descriptions_of_one_crystal():
+    generator = np.random.default_rng(6)
+    cells = set()
+    for make in (baddeleyite, rutile, perovskite, quartz):
+        record = make()
+        for _ in range(8):
+            other = alternative_setting(record, generator)
+            cells.add(np.round(other["cell"] @ other["cell"].T, 3).tobytes())
+            assert canonicalize(other) == canonicalize(record)
+    assert len(cells) >= 6  # the monoclinic one has three choices of its cell
 
 
 def test_five_hundred_atoms_take_seconds():
