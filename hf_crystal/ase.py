@@ -109,7 +109,9 @@ class CrystalCalculator(Calculator):
         self.results["embedding"] = output.pooler_output[0].float().cpu().numpy()
         if self.energy_target is not None:
             per_atom = self.units[self.energy_target] == "eV/atom"
-            self.results["energy"] = self.results[self.energy_target] * (len(batch["atomic_numbers"][0]) if per_atom else 1)
+            self.results["energy"] = self.results[self.energy_target] * (
+                len(batch["atomic_numbers"][0]) if per_atom else 1
+            )
 
 
 @dataclass(frozen=True)
