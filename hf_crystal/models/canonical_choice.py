@@ -158,6 +158,8 @@ def choose_setting(crystal: SymmetricCrystal, settings: CanonicalSettings) -> Ca
 def choose_again(crystal: CanonicalCrystal) -> CanonicalCrystal | None:
     """What `choose_setting` makes of a canonical crystal, decoded; None where another cell has become the best."""
     group, settings = space_group(crystal.space_group), crystal.settings
+    if group.number > 15 and not any(site.parameters for site in crystal.sites):
+        return crystal  # nothing in the choice depends on a number
     cell = cell_from_parameters(*full_cell_parameters(group.number, crystal.cell_parameters))
     metric = cell @ cell.T
     steps = settings.fraction_steps
@@ -295,7 +297,7 @@ def _codes(
     prefix = maps.targets << (CODE_BITS + 7)
     count = len(maps.starts)
     if not group.positions[maps.targets[0]].num_parameters:
-        codes = np.minimum.reduceat(prefix, maps.starts)
+        codes = prefix[maps.starts]  # targets ascend within a setting
         codes = codes if free is None else np.tile(codes, len(free))
         return np.broadcast_to(codes, (len(parameters), len(codes)))
     stride = strides[maps.targets]

@@ -17,6 +17,8 @@ __all__ = ["canonical_start", "primitive_cell"]
 
 _TRANSLATION_TOLERANCE = 2e-3  # Å; how exactly a translation must map the crystal on itself
 _START_GRID = 10_000  # steps per edge when descriptions are compared; three fit into 40 bits
+_CODE_BITS = 40
+_ONE_BLOCK = 20_000  # pairs times atoms; more are narrowed down element by element
 _DIGITS = 1e9  # the start is rounded to 1e-9, so that equal crystals are equal to the last bit
 
 
@@ -132,15 +134,19 @@ def canonical_start(
     rarest = _rarest(numbers)
     inverse = np.linalg.inv(bases.astype(float))
     origins = frac[numbers == rarest]
-    # All pairs of a basis and an origin, and blocks of one element each, the rarest first.
+    # All pairs of a basis and an origin; atoms in blocks of one element each, the rarest first.
     base = np.repeat(np.arange(len(bases)), len(origins))
     origin = np.tile(np.arange(len(origins)), len(bases))
-    for element in sorted(set(numbers.tolist()), key=lambda e: (e != rarest, e)):
+    elements = sorted(set(numbers.tolist()), key=lambda e: (e != rarest, e))
+    ranks = np.zeros(max(elements) + 1, dtype=np.int64)
+    ranks[elements] = np.arange(len(elements))
+    blocks = [[e] for e in elements] if len(base) * len(frac) > _ONE_BLOCK else [elements]
+    for block in blocks:
         if len(base) == 1:
             break
-        block = frac[numbers == element]
-        moved = (block[None] - origins[origin][:, None]) @ inverse[base]
-        codes = _codes(moved)
+        members = np.isin(numbers, block) if len(blocks) > 1 else slice(None)
+        moved = (frac[members][None] - origins[origin][:, None]) @ inverse[base]
+        codes = _codes(moved) + (ranks[numbers[members]] << _CODE_BITS)
         codes.sort(axis=1)
         smallest = _smallest_rows(codes)
         base, origin = base[smallest], origin[smallest]
