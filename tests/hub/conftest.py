@@ -37,6 +37,7 @@ def exported_generator(tmp_path_factory) -> Path:
 @pytest.fixture
 def hub(monkeypatch) -> Iterator[HubServer]:
     """A running Hub; uploads use the plain protocol, and nothing waits between attempts."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # this Hub needs no network
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
     server = HubServer()
