@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_crystal.models.canonical_start import primitive_cell
+from hf_crystal.models.canonical_symmetry import load_moyopy
 
 __all__ = ["alternative_setting", "random_description"]
 
@@ -69,11 +70,7 @@ def alternative_setting(
     Returns:
         A record of the same crystal; its primitive cell where moyopy finds no or too much symmetry.
     """
-    try:
-        import moyopy
-    except ImportError as error:
-        raise ImportError("alternative_setting needs moyopy: pip install moyopy") from error
-
+    moyopy = load_moyopy()
     cell = np.asarray(record["cell"], dtype=float).reshape(3, 3)
     frac = np.asarray(record["frac_coords"], dtype=float).reshape(-1, 3)
     numbers = np.asarray(record["atomic_numbers"])
@@ -107,8 +104,7 @@ def alternative_setting(
 @functools.cache
 def _hall_numbers() -> dict[int, tuple[int, ...]]:
     """Space-group number → numbers of its Hall symbols."""
-    import moyopy
-
+    moyopy = load_moyopy()
     found: dict[int, list[int]] = {}
     for hall in range(1, 531):
         found.setdefault(moyopy.HallSymbolEntry(hall).number, []).append(hall)

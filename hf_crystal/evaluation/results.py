@@ -2,7 +2,6 @@
 """What the figures for generated crystals share: how crystals are read, and how results become plain values."""
 
 import dataclasses
-import logging
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+from hf_crystal.models.canonical_symmetry import load_moyopy
 from hf_crystal.models.structures_crystal import CHEMICAL_SYMBOLS, CrystalInputError, as_structure
 
 
@@ -112,13 +112,9 @@ def find_space_group(structure: Any, symprec: float) -> int | None:
         structure: pymatgen `Structure`.
         symprec: Tolerance, Å.
     """
-    import moyopy
-
+    moyopy = load_moyopy()
     numbers = [site.specie.Z for site in structure]
     cell = moyopy.Cell(structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), numbers)
-    # moyopy logs operations that do not fit the input cell where it found a smaller one; only the number is used
-    log = logging.getLogger("moyo")
-    before, log.disabled = log.disabled, True
     try:
         return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
     except ValueError:
@@ -128,5 +124,3 @@ def find_space_group(structure: Any, symprec: float) -> int | None:
         if type(error).__name__ != "PanicException":
             raise
         return None
-    finally:
-        log.disabled = before

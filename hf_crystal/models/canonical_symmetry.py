@@ -10,13 +10,14 @@ import functools
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .canonical_grid import CanonicalSettings
 from .symmetry_crystal import SpaceGroup, space_group
 
-__all__ = ["SymmetricCrystal", "find_symmetry"]
+__all__ = ["SymmetricCrystal", "find_symmetry", "load_moyopy"]
 
 _TOLERANCE_FACTORS = (4.0, 2.0, 1.2, 0.8, 0.5)
 _LAST_FACTORS = (0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -94,16 +95,28 @@ def find_symmetry(
     return max(accepted, key=lambda found: (found.order, -round(found.displacement, 7)))
 
 
-def _ask_moyopy(cell: tuple[list, list, list], symprec: float) -> tuple[int, np.ndarray, np.ndarray] | None:
-    """Space-group number and the transformation to a standard setting, or None where moyopy finds nothing."""
+def load_moyopy() -> Any:
+    """The module moyopy, which warns of nothing.
+
+    It warns of operations that do not fit the input cell where it found a smaller one; they are never used here.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
     try:  # the Hub's import scan demands packages imported outside of try
         import moyopy
     except ImportError as error:
-        raise ImportError("canonicalize needs moyopy: pip install moyopy") from error
+        raise ImportError("space groups need moyopy: pip install moyopy") from error
 
-    # moyopy warns that operations do not fit the input cell where it found a smaller one; they are not used here.
-    log = logging.getLogger("moyo")
-    before, log.disabled = log.disabled, True
+    log = logging.getLogger("moyo")  # of which its modules' loggers are children
+    if log.level == logging.NOTSET:  # else the user has chosen
+        log.setLevel(logging.ERROR)
+    return moyopy
+
+
+def _ask_moyopy(cell: tuple[list, list, list], symprec: float) -> tuple[int, np.ndarray, np.ndarray] | None:
+    """Space-group number and the transformation to a standard setting, or None where moyopy finds nothing."""
+    moyopy = load_moyopy()
     try:
         dataset = moyopy.MoyoDataset(moyopy.Cell(*cell), symprec=symprec, setting=moyopy.Setting.standard())
     except ValueError:  # "no symmetry found at this tolerance": another tolerance is tried
@@ -113,8 +126,6 @@ def _ask_moyopy(cell: tuple[list, list, list], symprec: float) -> tuple[int, np.
         if type(error).__name__ != "PanicException":
             raise
         return None
-    finally:
-        log.disabled = before
     return dataset.number, np.array(dataset.std_linear), np.array(dataset.std_origin_shift)
 
 

@@ -44,7 +44,7 @@ def launch_arguments(name, *words):
 
 def test_words_of_the_command_line_win_over_the_file():
     words = ["--num_machines", "4", "--num_processes", "32", "--machine_rank", "3", "--main_process_ip", "node7"]
-    arguments = launch_arguments("many_nodes", *words)
+    arguments = launch_arguments("many_nodes", *words, "--same_network")
     environment = prepare_multi_gpu_env(arguments)
     assert (arguments.nproc_per_node, arguments.nnodes, arguments.node_rank) == ("8", "4", 3)
     assert (arguments.master_addr, arguments.master_port) == ("node7", "29500")
@@ -115,7 +115,7 @@ def test_slurm_starts_one_launcher_per_node(submit, tmp_path):
         "--machine_rank": "1",
         "--main_process_ip": "n1",
     }
-    assert words[11:] == ["train.py", "recipe.yaml", "--output-dir", "my run"]
+    assert words[11:] == ["--same_network", "train.py", "recipe.yaml", "--output-dir", "my run"]
     (tmp_path / "my run" / "checkpoints").mkdir(parents=True)
     assert submit("train.py", "recipe.yaml", "--output-dir", "my run")[1][-1] == "--resume"
 
