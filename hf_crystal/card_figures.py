@@ -53,7 +53,10 @@ _SECTIONS = {
     "answer with conditions": "what follows the composition, conditions given",
 }
 _COUNTED = ("decoded", "composition")  # shares that older files give as counts
-_SAMPLES = ("samples", "num_items", "num_references", "num_crystals", "num_samples", "num_generated", "crystals")
+_SAMPLES = (
+    *("samples", "num_items", "num_crystals", "num_sampled"),  # of novelty and distances the crystals judged, …
+    *("num_references", "num_samples", "num_generated", "crystals"),  # … of METRe the crystals to be found
+)
 
 
 def load_metrics(path: str | Path) -> dict[str, Any]:

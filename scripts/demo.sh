@@ -8,4 +8,4 @@ source scripts/setup_env.sh
 setup_env
 .venv/bin/hf-crystal predict examples/*.cif "$@"
 echo
-exec .venv/bin/hf-crystal generate --composition NaCl --temperature 0.5 --num 4 --seed 0 --output-dir output
+exec .venv/bin/hf-crystal generate --composition SrTiO3 --num 4 --seed 0 --output-dir output
