@@ -242,14 +242,15 @@ class Service:
         return [self._judge(result, model or self.property_models[0]) for result in results]
 
     def _judge(self, result: dict[str, Any], model: str) -> GeneratedCrystal:
-        from ..evaluation.valid_crystals import composition_is_valid, structure_is_valid
+        from ..evaluation.valid_crystals import structure_is_valid
+        from ..models.validity_crystal import smact_accepts
 
         structure = result["structure"]
         counts = {element.Z: int(count) for element, count in structure.composition.items()}
         divisor = int(np.gcd.reduce(list(counts.values())))
         formula = tuple(sorted((number, count // divisor) for number, count in counts.items()))
         try:
-            neutral: bool | None = composition_is_valid(formula)
+            neutral: bool | None = smact_accepts(formula)
         except ImportError:  # smact is optional
             neutral = None
         try:

@@ -1,7 +1,6 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Structural and compositional validity of generated crystals, as CDVAE and DiffCSP judge them."""
 
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,18 +8,16 @@ from typing import Any, Literal
 import numpy as np
 
 from hf_crystal.evaluation.results import PlainResult, ReadCrystal, read_crystals
-from hf_crystal.models.structures_crystal import CHEMICAL_SYMBOLS
+from hf_crystal.models.validity_crystal import SMACT_STATES, load_smact, smact_accepts
 
 MIN_DISTANCE = 0.5  # Å
 MIN_VOLUME = 0.1  # Å³, of the cell
-SMACT_SET = "smact14"
-SMACT_MAX_ATOMIC_NUMBER = 103  # smact knows no element beyond
 
 ValidityFilter = Literal["none", "structure", "structure+smact14"]
 VALIDITY_FILTERS: tuple[ValidityFilter, ...] = ("none", "structure", "structure+smact14")
 
 STRUCTURE_RULE = f"distances >= {MIN_DISTANCE} Å, cell volume >= {MIN_VOLUME} Å³"
-COMPOSITION_RULE = f"SMACT charge neutrality and Pauling test, {SMACT_SET} states, alloys and single elements pass"
+COMPOSITION_RULE = f"SMACT charge neutrality and Pauling test, {SMACT_STATES} states, alloys and single elements pass"
 
 
 @dataclass(frozen=True)
@@ -90,38 +87,6 @@ def structure_is_valid(structure: Any) -> bool:
     return not pairs.size or bool(pairs.min() >= MIN_DISTANCE)
 
 
-@functools.lru_cache(maxsize=65536)
-def composition_is_valid(formula: tuple[tuple[int, int], ...]) -> bool:
-    """Whether SMACT finds a charge-neutral assignment of `smact14` oxidation states.
-
-    Args:
-        formula: Atomic numbers and counts (see `reduced_formula`).
-
-    Raises:
-        ImportError: if smact is not installed.
-    """
-    smact_validity = _smact_validity()
-    if not formula or any(number > SMACT_MAX_ATOMIC_NUMBER for number, _ in formula):
-        return False
-    from pymatgen.core import Composition
-
-    composition = Composition({CHEMICAL_SYMBOLS[number]: count for number, count in formula})
-    return bool(
-        smact_validity(composition, use_pauling_test=True, include_alloys=True, oxidation_states_set=SMACT_SET)
-    )
-
-
-def _smact_validity() -> Any:
-    try:
-        from smact.screening import smact_validity
-    except ImportError as error:
-        raise ImportError(
-            "compositional validity needs smact: pip install hf_crystal[metrics], or leave it out "
-            "(composition=None for validity, validity_filter='none' or 'structure' elsewhere)"
-        ) from error
-    return smact_validity
-
-
 def judge(crystal: ReadCrystal, *, composition: bool) -> CrystalValidity:
     """Judge one crystal.
 
@@ -132,7 +97,7 @@ def judge(crystal: ReadCrystal, *, composition: bool) -> CrystalValidity:
     if crystal.structure is None:
         return CrystalValidity(False, False, False if composition else None, crystal.error)
     structure_valid = structure_is_valid(crystal.structure)
-    composition_valid = composition_is_valid(crystal.formula) if composition else None
+    composition_valid = smact_accepts(crystal.formula) if composition else None
     return CrystalValidity(
         structure_valid and composition_valid is not False, structure_valid, composition_valid, None
     )
@@ -151,7 +116,7 @@ def passes(crystals: Sequence[ReadCrystal], validity_filter: ValidityFilter) -> 
         return [crystal.structure is not None for crystal in crystals]
     composition = validity_filter == "structure+smact14"
     if composition:
-        _smact_validity()
+        load_smact()
     return [judge(crystal, composition=composition).valid for crystal in crystals]
 
 
@@ -172,10 +137,10 @@ def validity(crystals: Iterable[Any], *, composition: Literal["smact14"] | None 
         ValueError: if there are no crystals or `composition` is something else.
         ImportError: if smact is needed and not installed.
     """
-    if composition not in (SMACT_SET, None):
-        raise ValueError(f"composition is {composition!r}; accepted: {SMACT_SET!r} or None")
+    if composition not in (SMACT_STATES, None):
+        raise ValueError(f"composition is {composition!r}; accepted: {SMACT_STATES!r} or None")
     if composition is not None:
-        _smact_validity()
+        load_smact()
     judged = tuple(judge(crystal, composition=composition is not None) for crystal in read_crystals(crystals))
     if not judged:
         raise ValueError("crystals is empty: expected at least one")

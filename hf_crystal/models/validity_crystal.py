@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["atoms_are_apart", "load_smact", "smact_accepts"]
+__all__ = ["SMACT_STATES", "atoms_are_apart", "load_smact", "smact_accepts"]
 
 SMACT_STATES = "smact14"  # the oxidation states of the literature; no longer SMACT's default
 _LAST_SMACT_ELEMENT = 103
@@ -31,7 +31,10 @@ def load_smact() -> Callable[..., bool]:
     try:
         from smact.screening import smact_validity
     except ImportError as error:
-        raise ImportError("smact=True needs smact: pip install hf_crystal[metrics]") from error
+        raise ImportError(
+            "charge neutrality needs smact: pip install hf_crystal[metrics], or leave it out (smact=False, "
+            "composition=None for validity, validity_filter='none' or 'structure' elsewhere)"
+        ) from error
     return smact_validity
 
 
@@ -48,12 +51,12 @@ def smact_accepts(formula: tuple[tuple[int, int], ...]) -> bool:
         ImportError: if smact is not installed.
     """
     smact_validity = load_smact()
-    if any(number > _LAST_SMACT_ELEMENT for number, _ in formula):
+    if not formula or any(number > _LAST_SMACT_ELEMENT for number, _ in formula):
         return False
     try:
         from pymatgen.core import Composition, Element
     except ImportError as error:
-        raise ImportError("smact=True needs pymatgen: pip install pymatgen") from error
+        raise ImportError("charge neutrality needs pymatgen: pip install pymatgen") from error
 
     composition = Composition({Element.from_Z(number): count for number, count in formula})
     return bool(

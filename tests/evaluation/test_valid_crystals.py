@@ -6,8 +6,9 @@ import pytest
 from crystals_for_metrics import Decoded, caesium_chloride, chain, rocksalt
 from pymatgen.core import Lattice, Structure
 
-from hf_crystal.evaluation import match_rate, valid_crystals, validity
+from hf_crystal.evaluation import match_rate, validity
 from hf_crystal.evaluation.results import reduced_formula
+from hf_crystal.models import validity_crystal
 
 
 def pair_at(distance: float) -> Structure:
@@ -27,9 +28,9 @@ def fake_smact(monkeypatch):
     module.smact_validity = smact_validity
     monkeypatch.setitem(sys.modules, "smact", ModuleType("smact"))
     monkeypatch.setitem(sys.modules, "smact.screening", module)
-    valid_crystals.composition_is_valid.cache_clear()
+    validity_crystal.smact_accepts.cache_clear()
     yield calls
-    valid_crystals.composition_is_valid.cache_clear()
+    validity_crystal.smact_accepts.cache_clear()
 
 
 @pytest.fixture
@@ -42,9 +43,9 @@ def no_smact(monkeypatch):
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    valid_crystals.composition_is_valid.cache_clear()
+    validity_crystal.smact_accepts.cache_clear()
     yield
-    valid_crystals.composition_is_valid.cache_clear()
+    validity_crystal.smact_accepts.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_missing_smact_is_said_before_anything_is_judged(no_smact):
 
 def test_real_smact_gives_the_answers_of_the_literature():
     pytest.importorskip("smact", reason="smact is not installed (extra `metrics`)")
-    valid_crystals.composition_is_valid.cache_clear()
+    validity_crystal.smact_accepts.cache_clear()
     # alloys and elements pass; magnetite needs two valences of one element, which the protocol does not know
     expected = {"NaCl": True, "NaCl2": False, "SrTiO3": True, "CuAu": True, "Si": True, "Fe3O4": False, "HeNe": False}
     from pymatgen.core import Composition
@@ -112,7 +113,7 @@ def test_real_smact_gives_the_answers_of_the_literature():
     for formula, valid in expected.items():
         counts = Composition(formula).get_el_amt_dict()
         numbers = [element.Z for element in Composition(formula) for _ in range(int(counts[element.symbol]))]
-        assert valid_crystals.composition_is_valid(reduced_formula(numbers)) is valid, formula
+        assert validity_crystal.smact_accepts(reduced_formula(numbers)) is valid, formula
 
 
 def test_bad_arguments_are_refused():
