@@ -69,9 +69,11 @@ def train(accelerator, recipe, task):
     own_model = task.model.to(accelerator.device)
     first = first_rows(batches, accelerator.num_processes * setup.accumulation_steps)
     training.calibrate_model(own_model, [rows[index] for index in first], task.collator)
-    optimizer = training.build_adamw(
+    optimizer = training.build_optimizer(
         own_model,
+        setup.optimizer,
         learning_rate=setup.learning_rate,
+        muon_learning_rate=setup.muon_learning_rate,
         betas=(setup.betas[0], setup.betas[1]),
         eps=setup.eps,
         weight_decay=setup.weight_decay,

@@ -9,7 +9,7 @@ from hf_crystal.training.arguments import (
 from hf_crystal.training.calibration import calibrate_model
 from hf_crystal.training.data_order import EpochBatchSampler, EpochShuffleSampler
 from hf_crystal.training.metrics import make_compute_metrics
-from hf_crystal.training.optimizers import RELEASE_BIAS_WEIGHT_DECAY, build_adamw, parameter_groups
+from hf_crystal.training.optimizers import RELEASE_BIAS_WEIGHT_DECAY, build_adamw, build_optimizer, parameter_groups
 from hf_crystal.training.recipes import TrainingRecipe, load_recipe
 from hf_crystal.training.run_control import last_complete_checkpoint
 from hf_crystal.training.schedules import InverseSqrtSchedule
@@ -32,6 +32,7 @@ __all__ = [
     "TargetScaling",
     "TrainingRecipe",
     "build_adamw",
+    "build_optimizer",
     "calibrate_model",
     "compute_target_scaling",
     "last_complete_checkpoint",

@@ -84,7 +84,9 @@ class OptimizationArguments:
         max_atoms_per_batch: Instead of `batch_size`, fill each batch of a process up to this many atoms.
         num_epochs: Passes over the training split.
         swa_epochs: Average the weights over this many last epochs; 0 tests the best validation checkpoint instead.
-        learning_rate: Rate of the first step.
+        optimizer: "adamw" (the papers), or "muon": Muon for the linear maps inside the encoder, AdamW for the rest.
+        learning_rate: AdamW's rate of the first step.
+        muon_learning_rate: Muon's rate of the first step.
         decay_steps: T of the inverse square-root decay, in steps.
         betas: AdamW moment decays.
         eps: AdamW denominator term.
@@ -108,7 +110,9 @@ class OptimizationArguments:
     max_atoms_per_batch: int | None = None
     num_epochs: int = 500
     swa_epochs: int = 50
+    optimizer: str = "adamw"
     learning_rate: float = 5e-4
+    muon_learning_rate: float = 0.005
     decay_steps: int = 4000
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = 1e-8
@@ -135,6 +139,7 @@ class OptimizationArguments:
             )
         if self.keep_checkpoints < 2:
             raise ValueError(f"training.keep_checkpoints={self.keep_checkpoints}: expected 2 or more")
+        check_optimizer(self.optimizer, self.learning_rate, self.muon_learning_rate)
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"training.dtype={self.dtype!r}: expected float32 or float64")
         if len(self.betas) != 2:
@@ -144,6 +149,19 @@ class OptimizationArguments:
     def torch_dtype(self) -> torch.dtype:
         """`dtype` as torch names it."""
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+
+def check_optimizer(optimizer: str, learning_rate: float, muon_learning_rate: float) -> None:
+    """Refuse what no optimiser of a recipe can be built from.
+
+    Raises:
+        ValueError: For an unknown name, and for rates that are not positive.
+    """
+    if optimizer not in ("adamw", "muon"):
+        raise ValueError(f"training.optimizer={optimizer!r}: expected adamw or muon")
+    for name, rate in (("learning_rate", learning_rate), ("muon_learning_rate", muon_learning_rate)):
+        if rate <= 0:
+            raise ValueError(f"training.{name}={rate}: expected above 0")
 
 
 def _unknown_key_message(where: str, key: str, accepted: list[str]) -> str:
@@ -218,6 +236,8 @@ class CrystalTrainingArguments(TrainingArguments):
 
     Attributes:
         swa_epochs: See `OptimizationArguments`.
+        optimizer: See `OptimizationArguments`; it takes the place of `optim`.
+        muon_learning_rate: See `OptimizationArguments`.
         decay_steps: T of the inverse square-root decay, in steps.
         bias_weight_decay: Weight decay of biases.
         drop_last_train_rows: Leave out the rows that do not fill the last training batch. (`dataloader_drop_last`
@@ -236,6 +256,8 @@ class CrystalTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = False
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
     swa_epochs: int = 0
+    optimizer: str = "adamw"
+    muon_learning_rate: float = 0.005
     decay_steps: int = 4000
     bias_weight_decay: float = 0.0
     drop_last_train_rows: bool = True
@@ -244,6 +266,7 @@ class CrystalTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_optimizer(self.optimizer, self.learning_rate, self.muon_learning_rate)
         if self.dataloader_drop_last:
             raise ValueError(
                 "dataloader_drop_last=True drops rows of the evaluation as well; use drop_last_train_rows"

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hf_crystal.training.arguments import check_keys, section_from_dict
+from hf_crystal.training.arguments import check_keys, check_optimizer, section_from_dict
 from hf_crystal.training.recipe_files import read_recipe
 
 _SECTIONS = ["description", "cost", "model", "data", "training"]
@@ -123,11 +123,7 @@ class GeneratorTrainingArguments:
                 raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 to 1")
         if not 0 <= self.swa_epochs <= self.num_epochs:
             raise ValueError(f"training.swa_epochs={self.swa_epochs}: expected 0 to num_epochs={self.num_epochs}")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"training.optimizer={self.optimizer!r}: expected adamw or muon")
-        for name in ("learning_rate", "muon_learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"training.{name}={getattr(self, name)}: expected above 0")
+        check_optimizer(self.optimizer, self.learning_rate, self.muon_learning_rate)
 
 
 @dataclass(kw_only=True)

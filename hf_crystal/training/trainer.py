@@ -16,7 +16,7 @@ from hf_crystal.training.arguments import CrystalTrainingArguments
 from hf_crystal.training.calibration import calibrate_model
 from hf_crystal.training.data_order import EpochBatchSampler, EpochShuffleSampler, first_rows
 from hf_crystal.training.metrics import exact_scaled_loss, make_compute_metrics
-from hf_crystal.training.optimizers import build_adamw
+from hf_crystal.training.optimizers import build_optimizer
 from hf_crystal.training.run_control import CompleteCheckpointCallback, WallBudgetCallback, last_complete_checkpoint
 from hf_crystal.training.schedules import InverseSqrtSchedule
 from hf_crystal.training.weight_averaging import SWACallback
@@ -189,11 +189,13 @@ class CrystalTrainer(Trainer):
     # -- optimisation -------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with the papers' parameter groups, from the values in `args`."""
+        """AdamW with the papers' parameter groups or Muon beside it, from the values in `args`."""
         if self.optimizer is None:
-            self.optimizer = build_adamw(
+            self.optimizer = build_optimizer(
                 self.model if model is None else model,
+                self.args.optimizer,
                 learning_rate=self.args.learning_rate,
+                muon_learning_rate=self.args.muon_learning_rate,
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
                 weight_decay=self.args.weight_decay,

@@ -3,7 +3,7 @@ import torch
 
 from hf_crystal.models.configuration_crystalformer import CrystalformerConfig
 from hf_crystal.models.modeling_crystalformer import CrystalformerForPropertyPrediction
-from hf_crystal.training import RELEASE_BIAS_WEIGHT_DECAY, build_adamw, parameter_groups
+from hf_crystal.training import RELEASE_BIAS_WEIGHT_DECAY, build_adamw, build_optimizer, parameter_groups
 
 
 @pytest.fixture
@@ -39,3 +39,22 @@ def test_defaults_are_the_papers(model):
     for group, decay in zip(optimizer.param_groups, (1e-5, 0.0), strict=True):
         assert (group["lr"], group["betas"], group["eps"]) == (5e-4, (0.9, 0.98), 1e-8)
         assert group["weight_decay"] == decay
+
+
+def test_muon_takes_the_linear_maps_of_the_encoder_and_adamw_the_rest(model):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    model.encoder.layers[0].mlp.fc1.weight.requires_grad_(False)
+    muon, adamw = build_optimizer(model, "muon", muon_learning_rate=0.01, learning_rate=1e-3, weight_decay=0.1).parts
+    ours, theirs = ([names[id(p)] for group in part.param_groups for p in group["params"]] for part in (muon, adamw))
+    assert sorted(ours) == sorted(
+        f"encoder.layers.0.{layer}.weight"
+        for layer in ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "mlp.fc2")
+    )
+    assert sorted(ours + theirs) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    assert (muon.param_groups[0]["lr"], muon.param_groups[0]["weight_decay"]) == (0.01, 0.1)
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
+    assert all(group["lr"] == 1e-3 for group in adamw.param_groups)
+
+
+def test_adamw_has_everything_unless_muon_is_asked_for(model):
+    assert isinstance(build_optimizer(model), torch.optim.AdamW)

@@ -51,6 +51,8 @@ def test_recipe_gives_a_config_and_states_its_cost(path):
         ("training", "swa_epochs", 900, "training.swa_epochs=900: expected 0 to num_epochs=500"),
         ("training", "keep_checkpoints", 1, "training.keep_checkpoints=1"),
         ("training", "dtype", "float16", "training.dtype='float16'"),
+        ("training", "optimizer", "sgd", "training.optimizer='sgd': expected adamw or muon"),
+        ("training", "muon_learning_rate", 0.0, "training.muon_learning_rate=0.0: expected above 0"),
         ("data", "source", "jarvs", "data.source='jarvs': expected file, jarvis"),
         ("data", "cell_choice", "niggli", "data.cell_choice='niggli': expected as_given or primitive"),
         ("data", "targets", [], "data.targets is empty"),

@@ -102,9 +102,11 @@ def test_calibration_is_the_same_for_every_split_of_the_first_batch(make_trainer
 
 @pytest.mark.parametrize("model_type", ["crystalformer", "crystalframer"])
 @pytest.mark.parametrize("checkpoint", [6, 15, 18])
-def test_resume_from_any_checkpoint_ends_bit_equal(make_trainer, tmp_path, model_type, checkpoint):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resume_from_any_checkpoint_ends_bit_equal(make_trainer, tmp_path, model_type, checkpoint, optimizer):
     """Checkpoint 6 is inside an epoch, 15 on the border where averaging starts, 18 inside averaging."""
     overrides = [f"model.model_type={model_type}", "training.eval_steps=3", "training.keep_checkpoints=9"]
+    overrides.append(f"training.optimizer={optimizer}")
     whole, task = make_trainer(*overrides, folder="whole")
     whole.train()
     resumed, resumed_task = make_trainer(*overrides, folder="resumed")
