@@ -53,7 +53,7 @@ def parameter_groups(
     *,
     weight_decay: float = 1e-5,
     bias_weight_decay: float = 0.0,
-    leave_out: Iterable[torch.nn.Parameter] = (),
+    leave_out: Iterable[torch.Tensor] = (),
 ) -> list[dict[str, Any]]:
     """Split trainable parameters into biases and the rest, each with its weight decay.
 
@@ -87,7 +87,7 @@ def build_adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-5,
     bias_weight_decay: float = 0.0,
-    leave_out: Iterable[torch.nn.Parameter] = (),
+    leave_out: Iterable[torch.Tensor] = (),
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; the defaults are the papers' values.
 
