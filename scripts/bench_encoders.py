@@ -11,8 +11,9 @@ Bounds. Arithmetic: the multiplications of the model (`multiplications`) at the 
 counts twice a forward pass. Bandwidth: per block one read of the radial table and of the image weights, at the rate of
 a large copy. The larger of the two is shown.
 
-Memory is measured in a fresh process: the largest resident memory after one training step, and how much of it the
-step added to what imports, model and batch had already touched.
+Memory is measured in a fresh process: the largest resident memory after one training step, how much of it the step
+added to what imports, model and batch had already touched, and what importing torch and transformers' model class
+takes alone (scikit-learn, scipy and accelerate are imported by transformers where they are installed).
 
     python scripts/bench_encoders.py --data-dir ../shared
 
@@ -116,16 +117,18 @@ def copy_rate() -> float:
 
 
 def report_memory(name: str, path: Path, threads: int) -> int:
-    """Body of the fresh process: prints peak memory before and after one training step as JSON."""
+    """Body of the fresh process: prints peak memory after imports, before and after one training step as JSON."""
     import torch
+    import transformers.modeling_utils  # noqa: F401  what every model needs
 
     torch.set_num_threads(threads)
+    imports = peak_mib()
     batch = load_batch(path, NUM_CRYSTALS)
     model = make_model(name, {key: value[:8] for key, value in batch.items()})
     model.train()
     before = peak_mib()
     train_step(model, batch)
-    print(json.dumps({"before": before, "after": peak_mib()}))
+    print(json.dumps({"imports": imports, "before": before, "after": peak_mib()}))
     return 0
 
 
@@ -195,6 +198,7 @@ def main(args: argparse.Namespace) -> int:
         )
         report.add(f"{name} training step, added by the step", peaks["after"] - peaks["before"], "MiB")
         memory.append((name, f"{peaks['after']:.0f}", f"{peaks['after'] - peaks['before']:.0f}"))
+    report.add("import of torch and transformers, peak memory", peaks["imports"], "MiB")
     print("\n| what | ms/crystal | 512³ products | bound, ms | wanted, ms |\n|---|---|---|---|---|")
     print("\n".join(f"| {' | '.join(row)} |" for row in rows))
     print("\n| training step | peak memory, MiB | added by the step, MiB |\n|---|---|---|")

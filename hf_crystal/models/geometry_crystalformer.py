@@ -32,7 +32,8 @@ class ImageBlock:
 
     Attributes:
         layout (`NeighborLayout`): the images; T below is its number of rows.
-        radial (`torch.Tensor` of shape `(T, M, K)`, *optional*): radial basis of every image.
+        radial (`torch.Tensor` of shape `(T, M, k)`, *optional*): radial basis of every image, without the last
+            functions if no image reaches them.
         unit_vectors (`torch.Tensor` of shape `(T, M, 3)`, *optional*): directions of images (CrystalFramer).
         static_axes (`FrameAxes`, *optional*): frames that depend on the geometry alone (CrystalFramer).
     """
@@ -123,7 +124,10 @@ def _radial(config: CrystalformerConfig, layout: NeighborLayout) -> torch.Tensor
     # sqrt has no gradient at the atom itself; the lower bound is far below any distance
     distances = layout.squared_distances.clamp_min(1e-24).sqrt()
     cutoff, width_scale = float(config.radial_cutoff), float(config.radial_width_scale)
-    return radial_basis(distances, config.num_radial_basis, cutoff, width_scale, truncate=config.truncates_bases)
+    shape = (config.num_radial_basis, cutoff, width_scale)
+    if config.truncates_bases or config.image_selection == "cells" or config.attention_kernel == "reference":
+        return radial_basis(distances, *shape, truncate=config.truncates_bases)
+    return radial_basis(distances, *shape, radius=float(config.cutoff_sigmas) * config.largest_real_sigma)
 
 
 def box_extents(config: CrystalformerConfig, sigma: torch.Tensor, box_unit: torch.Tensor) -> torch.Tensor:

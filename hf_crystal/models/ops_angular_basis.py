@@ -131,8 +131,8 @@ def angular_series(num_basis: int, width_scale: float, dtype: torch.dtype) -> An
         dtype (`torch.dtype`): of the sums.
     """
     spacing, width = _grid(num_basis, width_scale)
-    # sigmas at which a Gaussian has fallen to rounding: distance to the next period's, and where the series stops
-    reach = math.sqrt(-2.0 * math.log(torch.finfo(dtype).eps))
+    # sigmas at which a Gaussian has fallen to the rounding of a sum: distance to the next period's, end of the series
+    reach = math.sqrt(-2.0 * math.log(8.0 * torch.finfo(dtype).eps))
     period = 2.0 + reach * width
     frequency = 2.0 * math.pi / period
     order = max(1, math.ceil(reach / (frequency * width)))

@@ -99,7 +99,7 @@ def _near_ties(scores: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, to
         tolerance (`float`): largest gap to the best.
     """
     best = scores.amax(dim=-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
-    row, column = (scores > best - tolerance).any(dim=1).nonzero(as_tuple=True)
+    row, column = ((scores - best).amax(dim=1) > -tolerance).nonzero(as_tuple=True)
     share = (1.0 - (best[row, :, 0] - scores[row, :, column]) / tolerance).clamp_min_(0.0)
     total = torch.zeros_like(best[..., 0]).index_add_(0, row, share)
     return row, column, share / total.clamp_min_(1.0)[row]
@@ -140,8 +140,8 @@ def max_axes(scores: torch.Tensor, unit_vectors: torch.Tensor, tolerance: float)
     step = max(1, PART_ENTRIES // (num_edges * num_heads))
     for part in torch.arange(first.atom.shape[0], device=scores.device).split(step):
         atom, direction = first.atom[part], first.direction[part]
-        addition = _perpendicularity(torch.bmm(unit_vectors[atom], direction[..., None])[..., 0])
-        line, edge, share = _near_ties(scores.index_select(0, atom) + addition[:, None, :], tolerance)
+        addition = _perpendicularity(torch.bmm(unit_vectors.index_select(0, atom), direction[..., None])[..., 0])
+        line, edge, share = _near_ties(scores.index_select(0, atom).add_(addition[:, None, :]), tolerance)
         e2, e3 = _complete(direction[line], unit_vectors[atom[line], edge])
         forward, backward = share * first.weight[part, :, 0][line], share * first.opposite[part, :, 0][line]
         lists.append(_axis_entries(atom[line], e2, 1, forward + backward))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .ops_angular_basis import AngularSeries, angular_basis, angular_series, isotropic_angular_basis
@@ -19,7 +20,7 @@ from .ops_angular_basis import AngularSeries, angular_basis, angular_series, iso
 __all__ = ["FrameAxes", "axes_of_frames", "frame_features", "merge_axes", "spread_axes"]
 
 # Lines are processed in parts whose largest temporary has about this many numbers: a core's cache, or a GPU's memory.
-PART_ENTRIES = 500_000
+PART_ENTRIES = 2_000_000
 PART_ENTRIES_CUDA = 100_000_000
 
 
@@ -28,7 +29,7 @@ class FrameAxes:
     """Weighted directions of the frame axes of every atom and head.
 
     Attributes:
-        atom (`torch.Tensor` of shape `(L,)`): atom of each line.
+        atom (`torch.Tensor` of shape `(L,)`): atom of each line, ascending.
         direction (`torch.Tensor` of shape `(L, 3)`): unit vectors.
         weight (`torch.Tensor` of shape `(L, H, 3)`): weight of the direction in each head and axis.
         opposite (`torch.Tensor` of shape `(L, H, 3)`): weight of the opposite direction. Both, summed over the lines
@@ -119,6 +120,7 @@ def frame_features(
     """Expected angular basis sum_e w_e b(cos(e_a, r_e)) for every axis, averaged over the listed directions.
 
     Differentiable (once) in the weights; the frames, and with them the cosines, are constants (paper, 3.2).
+    Images that weigh less than rounding in every head are left out, also of the gradient, unless `reference`.
 
     Args:
         edge_weights (`torch.Tensor` of shape `(T, M, H)`): attention weights of images, 0 where none has a direction.
@@ -136,9 +138,9 @@ def frame_features(
     else:
         series = angular_series(num_basis, width_scale, weights.dtype)
         # of a line in both directions, cosines add and sines cancel
-        signed = torch.stack([axes.weight + axes.opposite, axes.weight - axes.opposite], dim=-1)
+        signed = torch.stack([axes.weight + axes.opposite, axes.weight - axes.opposite], dim=2)  # (L, H, 2, 3)
         sums = _SeriesSums.apply(weights, unit_vectors.detach(), axes.atom, axes.direction, signed, series)
-        features = sums @ series.matrix.to(sums)
+        features = sums.transpose(2, 3) @ series.matrix.to(sums)
     if axes.isotropic is not None:
         basis = isotropic_angular_basis(num_basis, width_scale, features)
         features = features + (axes.isotropic * weights.sum(-1))[:, :, None, None] * basis
@@ -178,8 +180,71 @@ def _plain_features(
     return total
 
 
+def _images_that_count(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns `(T, m)` of the images of each atom that weigh more than rounding in some head, M where padded.
+
+    Weights of a head sum to at most 1, and most images within the cut-off of the widest possible Gaussian weigh
+    nothing in the actual one. The second result is their number, `(T,)`, at least 1.
+    """
+    num_atoms, _, num_images = weights.shape
+    counts_image = weights.amax(1) > torch.finfo(weights.dtype).eps
+    number = counts_image.sum(1)
+    row, column = counts_image.nonzero(as_tuple=True)
+    start = torch.cumsum(number, 0) - number
+    width = max(1, int(number.max()))  # an atom alone has none
+    columns = torch.full((num_atoms, width), num_images, device=weights.device)
+    columns[row, torch.arange(row.shape[0], device=row.device) - start[row]] = column
+    return columns, number.clamp_min_(1)
+
+
+@dataclass
+class _LineGroup:
+    """Atoms with about the same number of lines.
+
+    Attributes:
+        atoms (`torch.Tensor` of shape `(A,)`).
+        lines (`torch.Tensor` of shape `(A, l)`): their lines, L where padded.
+        num_images (`int`): largest number of images that count.
+    """
+
+    atoms: torch.Tensor
+    lines: torch.Tensor
+    num_images: int
+
+
+def _line_groups(atom: torch.Tensor, num_images: torch.Tensor, num_functions: int) -> list[_LineGroup]:
+    """Groups in which one product of matrices serves all lines of an atom, much faster than one for each line.
+
+    Args:
+        atom (`torch.Tensor` of shape `(L,)`): atom of each line, ascending.
+        num_images (`torch.Tensor` of shape `(T,)`): images that count.
+        num_functions (`int`): of each line and image; groups are cut so that this temporary stays in cache.
+    """
+    counts = torch.bincount(atom, minlength=num_images.shape[0])
+    first_line = torch.cumsum(counts, 0) - counts
+    largest = PART_ENTRIES_CUDA if atom.is_cuda else PART_ENTRIES
+    # steps of an eighth of the count: few groups, little padding
+    step = 2 ** (torch.log2(counts.clamp_min(4).double()).long() - 2)
+    widths, width_of_atom = torch.unique((counts + step - 1) // step * step, return_inverse=True)
+    order = torch.argsort(width_of_atom * (int(num_images.max()) + 1) + num_images)
+    images = num_images[order].tolist()
+    groups, stop = [], 0
+    for width, number in zip(widths.tolist(), torch.bincount(width_of_atom).tolist(), strict=True):
+        start, stop = stop, stop + number
+        if not width:
+            continue
+        column = torch.arange(width, device=atom.device)
+        size = max(1, largest // (images[stop - 1] * num_functions * width))
+        for begin in range(start, stop, size):
+            end = min(begin + size, stop)
+            atoms = order[begin:end]
+            lines = torch.where(column < counts[atoms, None], first_line[atoms, None] + column, atom.shape[0])
+            groups.append(_LineGroup(atoms, lines, images[end - 1]))
+    return groups
+
+
 class _SeriesSums(torch.autograd.Function):
-    """Sums over images of the functions of `AngularSeries`, mixed into heads and axes: `(T, H, 3, 2 (N + 1))`.
+    """Sums over images of the functions of `AngularSeries`, mixed into heads and axes: `(T, H, 2 (N + 1), 3)`.
 
     Functions are recomputed in the backward pass; nothing of size lines x images is kept.
     """
@@ -194,28 +259,44 @@ class _SeriesSums(torch.autograd.Function):
         signed: torch.Tensor,
         series: AngularSeries,
     ) -> torch.Tensor:
-        ctx.save_for_backward(unit_vectors, atom, direction, signed)
-        ctx.series, ctx.num_images = series, weights.shape[2]
         half = series.order + 1
-        total = weights.new_zeros((weights.shape[0], weights.shape[1], 3, 2, half))
-        for rows in _parts(atom.shape[0], weights.shape[2] * 2 * half, weights.device):
-            owner = atom[rows]
-            functions = series.functions(_cosines(unit_vectors.index_select(0, owner), direction[rows]))
-            sums = torch.bmm(weights.index_select(0, owner), functions.transpose(1, 2))
-            mixed = signed[rows][..., None] * sums.view(*sums.shape[:2], 1, 2, half)
-            total.index_add_(0, owner, mixed)
-        return total.flatten(3)
+        columns, num_images = _images_that_count(weights)
+        groups = _line_groups(atom, num_images, 2 * half)
+        # a last image without weight, and a last line without direction and weight, for padding
+        padded = nn.functional.pad(weights, (0, 1))
+        near_weights = padded.gather(2, columns[:, None].expand(-1, weights.shape[1], -1))
+        units = nn.functional.pad(unit_vectors, (0, 0, 0, 1)).gather(1, columns[..., None].expand(-1, -1, 3))
+        direction, signed = (nn.functional.pad(x, (0, 0) * (x.dim() - 1) + (0, 1)) for x in (direction, signed))
+        ctx.save_for_backward(units, direction, signed, columns)
+        ctx.series, ctx.groups, ctx.num_images = series, groups, weights.shape[2]
+        total = weights.new_zeros((*weights.shape[:2], 2, half, 3))
+        for group in groups:
+            functions = _series_of_lines(series, units, direction, group)
+            own = near_weights[:, :, : group.num_images].index_select(0, group.atoms)
+            sums = torch.bmm(own, functions.transpose(1, 2)).view(*own.shape[:2], 2, half, -1)
+            total.index_copy_(0, group.atoms, sums @ signed[group.lines].permute(0, 2, 3, 1, 4))
+        return total.flatten(2, 3)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        unit_vectors, atom, direction, signed = ctx.saved_tensors
-        half = ctx.series.order + 1
-        grad_total = grad_outputs[0].unflatten(-1, (2, half))
-        grad_weights = grad_total.new_zeros((*grad_total.shape[:2], ctx.num_images))
-        for rows in _parts(atom.shape[0], ctx.num_images * 2 * half, atom.device):
-            owner = atom[rows]
-            functions = ctx.series.functions(_cosines(unit_vectors.index_select(0, owner), direction[rows]))
-            grad_sums = (signed[rows][..., None] * grad_total.index_select(0, owner)).sum(2).flatten(2)
-            grad_weights.index_add_(0, owner, torch.bmm(grad_sums, functions))
-        return grad_weights, None, None, None, None, None
+        units, direction, signed, columns = ctx.saved_tensors
+        grad_total = grad_outputs[0].unflatten(2, (2, -1))
+        num_atoms, num_heads = grad_total.shape[:2]
+        grad_near = grad_total.new_zeros((num_atoms, num_heads, columns.shape[1]))
+        for group in ctx.groups:
+            functions = _series_of_lines(ctx.series, units, direction, group)
+            grad_sums = grad_total.index_select(0, group.atoms) @ signed[group.lines].permute(0, 2, 3, 4, 1)
+            grad_near[group.atoms, :, : group.num_images] = torch.bmm(grad_sums.flatten(2), functions)
+        grad_weights = grad_total.new_zeros((num_atoms, num_heads, ctx.num_images + 1))
+        grad_weights.scatter_(2, columns[:, None].expand_as(grad_near), grad_near)
+        return grad_weights[..., :-1], None, None, None, None, None
+
+
+def _series_of_lines(
+    series: AngularSeries, units: torch.Tensor, direction: torch.Tensor, group: _LineGroup
+) -> torch.Tensor:
+    """Functions `(A, 2 (N + 1) l, m)` of the lines of a group and the images of its atoms, `(T, m, 3)`."""
+    own = units[:, : group.num_images].index_select(0, group.atoms)
+    cosines = torch.bmm(direction[group.lines], own.transpose(1, 2)).clamp_(-1.0, 1.0)
+    return series.functions(cosines.flatten(1)).view(cosines.shape[0], -1, cosines.shape[2])

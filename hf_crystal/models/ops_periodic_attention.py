@@ -84,7 +84,13 @@ def gaussian_widths(
 
 
 def radial_basis(
-    distances: torch.Tensor, num_basis: int, cutoff: float, width_scale: float, *, truncate: bool = False
+    distances: torch.Tensor,
+    num_basis: int,
+    cutoff: float,
+    width_scale: float,
+    *,
+    truncate: bool = False,
+    radius: float | None = None,
 ) -> torch.Tensor:
     """Gaussian radial basis b_k(r) = exp(-(r - mu_k)² / 2 w²), mu_k = k cutoff / K, w = s cutoff / K, k = 1..K.
 
@@ -94,13 +100,19 @@ def radial_basis(
         cutoff (`float`): centre of the last function, Å.
         width_scale (`float`): s.
         truncate (`bool`): zero all but the 8s + 1 functions nearest to r, as the released CrystalFramer does.
+        radius (`float`, *optional*): largest distance, Å; the last functions are left out if they are below rounding
+            up to there.
 
     Returns:
-        `torch.Tensor` of shape `(..., K)`.
+        `torch.Tensor` of shape `(..., k)`, k = K or less.
     """
     spacing = cutoff / num_basis
     width = spacing * width_scale
-    index = torch.arange(num_basis, device=distances.device, dtype=distances.dtype)
+    number = num_basis
+    if radius is not None:
+        reach = width * math.sqrt(-2.0 * math.log(torch.finfo(distances.dtype).eps))
+        number = min(num_basis, math.ceil((radius + reach) / spacing))
+    index = torch.arange(number, device=distances.device, dtype=distances.dtype)
     # Gaussians far from r would be denormal numbers, on which a CPU is six times slower: they stop short of the
     # smallest normal one (at 1e-34 in float32).
     lowest = 0.9 * math.log(torch.finfo(distances.dtype).tiny)
@@ -324,8 +336,10 @@ def periodic_attention(
 
     A_ij exp(phi_ijn - alpha_ij) = softmax_{j,n}(q_i·k_j / sqrt d + phi_ijn), and
     sum_j A_ij beta_ij = W^E [ sum_{j,n} (that weight) b(|r_ijn|) ]: no tensor of size pairs x images x K is made.
-    Differentiable once; edge logits are returned without gradient.
+    Differentiable once; edge logits are returned without gradient. `radial` may lack the last functions of W^E.
     """
+    if radial is not None and radial_weight is not None:
+        radial_weight = radial_weight[..., : radial.shape[-1]]
     output, weights, pair_weights, logits = _ImageAttention.apply(
         query,
         key,

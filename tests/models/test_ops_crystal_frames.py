@@ -63,6 +63,30 @@ def test_fast_features_have_the_values_and_gradients_of_the_reference(num_basis,
     assert (own - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_images_below_rounding_and_uneven_numbers_of_lines_change_nothing(dtype):
+    """Weights of a softmax over six orders of magnitude below rounding; atoms with 0 to 20 lines."""
+    generator = torch.Generator().manual_seed(1)
+    number_of_lines = torch.tensor([1, 0, 3, 9, 20])
+    logits = (60 * torch.randn(5, 50, 2, generator=generator, dtype=torch.float64)).to(dtype)
+    vectors = torch.nn.functional.normalize(torch.randn(5, 50, 3, generator=generator, dtype=torch.float64), dim=-1)
+    axes = some_axes(7, 2, dtype)
+    count = int(number_of_lines.sum())
+    atom = torch.arange(5).repeat_interleave(number_of_lines)
+    axes = FrameAxes(atom, axes.direction[:count], axes.weight[:count], axes.opposite[:count])
+    results = []
+    for plain in (False, True):
+        leaf = logits.clone().requires_grad_()
+        weights = torch.softmax(leaf, dim=1) * (torch.arange(5) != 2)[:, None, None]
+        features = frame_features(weights, vectors.to(dtype), axes, 64, 4.0, reference=plain)
+        (gradient,) = torch.autograd.grad(features.square().sum(), leaf)
+        results.append((features, gradient))
+    assert 0 < (torch.softmax(logits, dim=1) < torch.finfo(dtype).eps).float().mean() < 1
+    tolerance = KERNEL if dtype == torch.float64 else KERNEL_FLOAT32
+    for fast, reference in zip(*results, strict=True):
+        assert (fast - reference).abs().max() <= tolerance * reference.abs().max()
+
+
 def test_frame_features_gradient_by_finite_differences():
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(2, 6, 2, generator=generator, dtype=torch.float64, requires_grad=True)

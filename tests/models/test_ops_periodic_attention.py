@@ -181,6 +181,16 @@ def test_radial_basis_is_the_formula_and_truncates_far_functions():
     assert (basis - truncated).abs().max() <= math.exp(-8)
 
 
+@pytest.mark.parametrize(("radius", "width_scale", "kept"), [(8.9, 1.0, 50), (8.9, 4.0, 64), (30.0, 1.0, 64)])
+def test_radial_functions_that_are_left_out_are_below_rounding(radius, width_scale, kept):
+    distances = torch.linspace(0, radius, 200, dtype=torch.float64)
+    every = ops.radial_basis(distances, 64, 14.0, width_scale)
+    near = ops.radial_basis(distances, 64, 14.0, width_scale, radius=radius)
+    assert near.shape == (200, kept)
+    assert torch.equal(near, every[:, :kept])
+    assert not (every[:, kept:] > torch.finfo(torch.float64).eps).any()
+
+
 def test_float32_radial_basis_holds_no_denormal_numbers():
     basis = ops.radial_basis(torch.tensor([0.0, 8.9]), 64, 14.0, 1.0)
     assert basis.min() >= torch.finfo(torch.float32).tiny
