@@ -123,6 +123,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 for the most probable crystal.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
     num_beams: Annotated[int, typer.Option(help="Above 1: beam search in place of sampling.")] = 1,
+    guidance: Annotated[
+        float, typer.Option(help="Above 1: properties asked for weigh more, at twice the time.")
+    ] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Sequences generated at a time.")] = 64,
     max_atoms: Annotated[int, typer.Option(help="Largest primitive cell where no composition is given.")] = 20,
     min_distance: Annotated[
@@ -161,6 +164,7 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         num_beams=num_beams,
+        guidance=guidance,
         batch_size=batch_size,
         max_atoms=max_atoms,
         min_distance=min_distance,

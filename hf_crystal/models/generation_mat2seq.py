@@ -154,6 +154,7 @@ def generate_crystals_for_prompts(
     temperature: float = 1.0,
     top_p: float = 1.0,
     num_beams: int = 1,
+    guidance: float = 1.0,
     seed: int | None = None,
     batch_size: int = 64,
     max_atoms: int = 20,
@@ -177,6 +178,7 @@ def generate_crystals_for_prompts(
         temperature: 0 for the most probable continuation.
         top_p: Nucleus sampling.
         num_beams: Above 1: beam search instead of sampling; the `num_return` best beams.
+        guidance: Above 1: properties asked for weigh more (classifier-free guidance, twice the time); 0 ignores them.
         seed: The same seed and call on the same machine give the same crystals.
         batch_size: Sequences generated at a time.
         max_atoms: Largest primitive cell where no composition is given.
@@ -200,6 +202,10 @@ def generate_crystals_for_prompts(
         ImportError: if smact is asked for and missing.
     """
     _check_options(num_return, batch_size, max_rounds, temperature, top_p, num_beams)
+    if guidance < 0 or (guidance != 1 and (num_beams > 1 or continuous_batching)):
+        raise ValueError(
+            f"guidance is {guidance}; accepted: at least 0, and 1 with beam search or continuous_batching"
+        )
     keeps = _filter(min_distance, smact)
     asked = [prompt if isinstance(prompt, CrystalPrompt) else CrystalPrompt(**prompt) for prompt in prompts]
     if grammar is None:
@@ -208,7 +214,14 @@ def generate_crystals_for_prompts(
         grammar = _grammar(tokenizer, max_atoms, context - conditions)
     prepared, errors = _prepare(asked, tokenizer, grammar, on_error)
     sampler = CrystalSampler(
-        model, tokenizer, grammar, temperature=temperature, top_p=top_p, num_beams=num_beams, batch_size=batch_size
+        model,
+        tokenizer,
+        grammar,
+        temperature=temperature,
+        top_p=top_p,
+        num_beams=num_beams,
+        batch_size=batch_size,
+        guidance=guidance,
     )
     draw = sampler.draw_continuously if continuous_batching else sampler.draw
     kept: dict[int, list[DecodedCrystal]] = {index: [] for index in prepared}

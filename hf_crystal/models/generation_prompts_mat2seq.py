@@ -51,6 +51,7 @@ class PreparedPrompt:
 
     ids: tuple[int, ...]
     constraint: PromptConstraint
+    has_conditions: bool = False
 
 
 def parse_composition(composition: Any) -> dict[int, int]:
@@ -102,7 +103,7 @@ def prepare_prompt(asked: CrystalPrompt, tokenizer: Mat2SeqTokenizer, grammar: C
         grammar.check(constraint)
         head = _certain_tokens(constraint)
     tokens = [tokenizer.bos_token, *conditions, *head]
-    return PreparedPrompt(tuple(grammar.vocabulary[token] for token in tokens), constraint)
+    return PreparedPrompt(tuple(grammar.vocabulary[token] for token in tokens), constraint, bool(conditions))
 
 
 def _constraint(asked: CrystalPrompt, grammar: CrystalGrammar) -> PromptConstraint:

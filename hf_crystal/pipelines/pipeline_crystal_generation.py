@@ -21,6 +21,7 @@ _SAMPLING_FIELDS = (
     "temperature",
     "top_p",
     "num_beams",
+    "guidance",
     "seed",
     "generation_batch_size",
     "max_atoms",
@@ -57,7 +58,7 @@ class CrystalGenerationPipeline(Pipeline):
         space_group, chemical_system, formula_units, properties, cell, sites, prompt: See `CrystalPrompt`; fields of
             the prompt may also come as one dictionary in place of the composition.
         num_return_sequences (`int`, defaults to 1): Crystals per prompt.
-        temperature, top_p, num_beams, seed, max_atoms, max_length, continuous_batching: See
+        temperature, top_p, num_beams, guidance, seed, max_atoms, max_length, continuous_batching: See
             `generate_crystals_for_prompts`.
         batch_size (`int`, defaults to 64): Sequences generated at a time.
         unique (`bool`, defaults to `True`): Leave out repeated sequences and draw others in their place. Where the
