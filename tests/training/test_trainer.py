@@ -295,6 +295,23 @@ def test_fine_tuning_keeps_encoder_and_calibration(make_trainer, tmp_path):
     assert moved == {name for name in before if "calibration" not in name}
 
 
+def test_head_is_kept_for_the_same_targets_and_new_for_as_many_others(make_trainer, tmp_path):
+    trainer, task = make_trainer("training.num_epochs=1", "training.swa_epochs=0")
+    trainer.train()
+    task.model.save_pretrained(tmp_path / "pretrained")
+    source = f"model.pretrained={tmp_path / 'pretrained'}"
+    _, same = make_trainer(source)
+    assert_equal_weights(task.model.state_dict(), same.model.state_dict())
+    others = "[{name: volume, unit: A3, column: gap}, {name: heat, unit: K, column: energy}]"
+    _, other = make_trainer(source, f"data.targets={others}")
+    assert_equal_weights(task.model.encoder.state_dict(), other.model.encoder.state_dict())
+    for name, weight in other.model.head.named_parameters():
+        assert not torch.equal(weight, task.model.head.get_parameter(name)), name
+    mean, spread = task.model.head.target_mean, task.model.head.target_std
+    torch.testing.assert_close(other.model.head.target_mean, mean.flip(0))
+    torch.testing.assert_close(other.model.head.target_std, spread.flip(0))
+
+
 def test_recipe_that_contradicts_the_pretrained_model_is_refused(make_trainer, tmp_path):
     _, task = make_trainer()
     task.model.save_pretrained(tmp_path / "pretrained")
