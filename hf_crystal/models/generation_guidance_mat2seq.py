@@ -47,7 +47,7 @@ class ConditionGuidance(UnbatchedClassifierFreeGuidanceLogitsProcessor):
 
     def keep(self, rows: torch.Tensor) -> None:
         """Forget all rows but these."""
-        context = self.unconditional_context
+        context: dict[str, Any] = self.unconditional_context
         for name in ("input_ids", "attention_mask"):
             context[name] = context[name][rows]
         context["past_key_values"].batch_select_indices(rows)

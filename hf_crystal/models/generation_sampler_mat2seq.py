@@ -166,8 +166,9 @@ class CrystalSampler:
             options["past_key_values"] = output.past_key_values
             if len(keep):
                 output.past_key_values.batch_select_indices(keep)
-                for part in (*guides, processor):
-                    part.keep(keep)
+                processor.keep(keep)
+                for guide in guides:
+                    guide.keep(keep)
         return self._decode([sequences[place] for place in range(len(rows))], likelihoods.tolist())
 
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, of_row: torch.Tensor) -> Any:

@@ -159,6 +159,8 @@ class Mat2SeqCollator:
         tokenizer: The tokenizer.
         condition_probability: Chance of each known condition to be written in front.
         composition_loss_probability: Chance of a row that its composition is learnt.
+        given_condition_probability: `condition_probability` of the rows whose composition is given, where conditions
+            say little; None for the same.
         seed: Seed of the draws, which depend on it, the epoch and the first row of a batch only: a resumed run draws
             the same, whatever was loaded ahead when it was stopped.
     """
@@ -169,9 +171,13 @@ class Mat2SeqCollator:
         condition_probability: float = 0.0,
         composition_loss_probability: float = 0.5,
         seed: int = 0,
+        given_condition_probability: float | None = None,
     ):
         self.tokenizer = tokenizer
         self.condition_probability = condition_probability
+        self.given_condition_probability = (
+            condition_probability if given_condition_probability is None else given_condition_probability
+        )
         self.composition_loss_probability = composition_loss_probability
         self.seed = seed
         self.epoch = 0
@@ -205,11 +211,12 @@ class Mat2SeqCollator:
         draws = (
             [1.0] * (len(known) + 1) if row.get("fixed") else torch.rand(len(known) + 1, generator=generator).tolist()
         )
-        chosen = [name for name, draw in zip(known, draws, strict=False) if draw < self.condition_probability]
+        learns_composition = draws[-1] < self.composition_loss_probability
+        chance = self.condition_probability if learns_composition else self.given_condition_probability
+        chosen = [name for name, draw in zip(known, draws, strict=False) if draw < chance]
         if len(chosen) > 1:
             chosen = [chosen[place] for place in torch.randperm(len(chosen), generator=generator).tolist()]
         words = [word for name in chosen for word in self.tokenizer.condition_tokens({name: row[name]})]
         conditions: Any = self.tokenizer.convert_tokens_to_ids(words)
         ids = [row["input_ids"][0], *conditions, *row["input_ids"][1:]]
-        learns_composition = draws[-1] < self.composition_loss_probability
         return ids, len(conditions) + (1 if learns_composition else row["answer_start"])

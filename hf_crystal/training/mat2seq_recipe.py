@@ -88,9 +88,12 @@ class GeneratorTrainingArguments:
         warmup_steps: Steps of linear warm-up.
         weight_decay: Decoupled weight decay of matrices; vectors have none.
         max_grad_norm: Gradients are clipped to this norm.
+        bf16: Mixed precision; on a GPU always. On a CPU twice as fast if it has bfloat16 instructions (AVX512-BF16,
+            AMX), slower if not.
         swa_epochs: The saved weights are the mean over the steps of so many last epochs; 0 takes the last weights.
         condition_probability: Chance of each known condition to be written in front of a sequence.
         composition_loss_probability: Chance of a sequence that its composition carries loss.
+        given_condition_probability: `condition_probability` of the other sequences; null for the same.
         eval_steps: Steps between validations and checkpoints.
         log_steps: Steps between entries of the loss curve.
         validity_samples: Sequences sampled without grammar at each validation.
@@ -106,9 +109,11 @@ class GeneratorTrainingArguments:
     warmup_steps: int = 100
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    bf16: bool = False
     swa_epochs: int = 0
     condition_probability: float = 0.3
     composition_loss_probability: float = 0.5
+    given_condition_probability: float | None = None
     eval_steps: int = 500
     log_steps: int = 50
     validity_samples: int = 32
@@ -119,11 +124,16 @@ class GeneratorTrainingArguments:
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}={getattr(self, name)}: expected 1 or more")
         for name in ("condition_probability", "composition_loss_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 to 1")
+            self._check_chance(name)
+        if self.given_condition_probability is not None:
+            self._check_chance("given_condition_probability")
         if not 0 <= self.swa_epochs <= self.num_epochs:
             raise ValueError(f"training.swa_epochs={self.swa_epochs}: expected 0 to num_epochs={self.num_epochs}")
         check_optimizer(self.optimizer, self.learning_rate, self.muon_learning_rate)
+
+    def _check_chance(self, name: str) -> None:
+        if not 0 <= getattr(self, name) <= 1:
+            raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 to 1")
 
 
 @dataclass(kw_only=True)

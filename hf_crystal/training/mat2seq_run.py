@@ -110,7 +110,7 @@ def _training_arguments(recipe: GeneratorRecipe, checkpoints: Path) -> TrainingA
         save_total_limit=2,
         dataloader_pin_memory=False,
         seed=training.seed,
-        bf16=torch.cuda.is_available(),
+        bf16=training.bf16 or torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         disable_tqdm=not sys.stderr.isatty(),
@@ -161,6 +161,7 @@ def train_generator(
     trainer = _trainer(recipe, task, checkpoints, clock)
     trainer.train(resume_from_checkpoint=str(clock.resume_from) if clock.resume_from else None)
     seconds = clock.seconds_used
+    trainer.accelerator.unwrap_model(task.model, keep_fp32_wrapper=False)  # measure without mixed precision
     test = {
         "answer": answer_loss(task.model, task.tokenizer, task.splits["test"]),
         "answer_with_conditions": answer_loss(task.model, task.tokenizer, task.splits["test"], conditions=True),
@@ -222,6 +223,8 @@ def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, cl
     """A Trainer with our schedule and callbacks."""
     training = recipe.training
     train, validation = task.splits["train"], task.splits["validation"]
+    if training.bf16 and not torch.cuda.is_available():
+        task.model.set_attn_implementation("eager")  # the fused one goes backward five times slower in bfloat16
     optimizer = build_optimizer(task.model, training)
     factor = functools.partial(
         learning_rate_factor,
@@ -236,7 +239,11 @@ def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, cl
         model=task.model,
         args=_training_arguments(recipe, checkpoints),
         data_collator=Mat2SeqCollator(
-            task.tokenizer, training.condition_probability, training.composition_loss_probability, training.seed
+            task.tokenizer,
+            training.condition_probability,
+            training.composition_loss_probability,
+            training.seed,
+            training.given_condition_probability,
         ),
         train_dataset=train,
         eval_dataset=validation.add_column("fixed", [True] * len(validation)),
