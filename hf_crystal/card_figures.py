@@ -38,6 +38,7 @@ _GENERATION_FIGURES = {
     "precision": "coverage, precision",
     "density_distance": "Wasserstein distance of densities",
     "num_elements_distance": "Wasserstein distance of numbers of elements",
+    "property_distance": "Wasserstein distance of a property",
     "success_rate": "success rate of a condition",
     "without_condition": "the same where the condition was not asked for",
 }

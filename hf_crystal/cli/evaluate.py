@@ -94,6 +94,9 @@ def evaluate_generation(
     num_free: Annotated[int, typer.Option(min=0, help="Crystals generated from nothing.")] = 1000,
     judge: Annotated[str | None, typer.Option(help="Property model that judges conditions.")] = None,
     num_conditioned: Annotated[int, typer.Option(min=1, help="Crystals per value of a condition.")] = 100,
+    guidance: Annotated[
+        list[float] | None, typer.Option(help="Ask for the conditions with this guidance too; may be repeated.")
+    ] = None,
     smact: Annotated[bool, typer.Option("--smact", help="Judge compositions by SMACT, as published.")] = False,
     dataset_name: Annotated[str, typer.Option(help="mp_20, perov_5 or carbon_24: cutoffs of coverage.")] = "mp_20",
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
@@ -103,7 +106,8 @@ def evaluate_generation(
 ) -> None:
     """Measure a generator: match rate, METRe, validity, uniqueness, novelty, space groups, conditions; as JSON."""
     from ..data import load_crystal_dataset
-    from ..training.mat2seq_evaluation import GenerationSettings, judge_of_pipeline
+    from ..training.mat2seq_conditions import judge_of_pipeline
+    from ..training.mat2seq_evaluation import GenerationSettings
     from ..training.mat2seq_evaluation import evaluate_generation as run_evaluation
     from .generate import load_generation_pipeline
     from .models import load_property_pipeline
@@ -116,6 +120,7 @@ def evaluate_generation(
         temperature=temperature,
         num_free=num_free,
         num_conditioned=num_conditioned,
+        guidance=tuple(guidance or ()),
         smact=smact,
         seed=seed,
         num_workers=num_workers,

@@ -41,9 +41,10 @@ class ConditionGuidance(UnbatchedClassifierFreeGuidanceLogitsProcessor):
         reader = SequenceReader(tokenizer, grammar)
         rows = [[tokenizer.bos_token_id, *reader.written(list(prompt.ids))] for prompt in prompts]
         width = max(map(len, rows))
-        ids = [[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        super().__init__(scale, model, torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device))
+        padded: Any = [[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]
+        mask: Any = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        padded, mask = (torch.tensor(part, device=model.device) for part in (padded, mask))
+        super().__init__(scale, model, padded, mask)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Forget all rows but these."""
