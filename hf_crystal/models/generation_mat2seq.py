@@ -166,6 +166,7 @@ def generate_crystals_for_prompts(
     rank: bool | Callable[[DecodedCrystal], float] = False,
     continuous_batching: bool = False,
     on_error: Literal["raise", "return"] = "raise",
+    progress: Callable[[int], None] | None = None,
     grammar: CrystalGrammar | None = None,
 ) -> list[list[DecodedCrystal]]:
     """Generate crystals for many prompts, different ones in one batch.
@@ -192,6 +193,7 @@ def generate_crystals_for_prompts(
             a `Mat2SeqForCausalLM` only. Seeds do not reproduce there.
         on_error: "return": a prompt that no crystal fulfils gives one `DecodedCrystal` with the error, the others go
             on; "raise": nothing is sampled.
+        progress: Called with the number of crystals so far, whenever there are more.
         grammar: A grammar with other bounds; `max_atoms` and `max_length` are then not used.
 
     Returns:
@@ -226,7 +228,7 @@ def generate_crystals_for_prompts(
     draw = sampler.draw_continuously if continuous_batching else sampler.draw
     kept: dict[int, list[DecodedCrystal]] = {index: [] for index in prepared}
     seen: dict[int, set[str]] = {index: set() for index in prepared}
-    random = temperature > 0 and num_beams == 1
+    random, count = temperature > 0 and num_beams == 1, 0
     with _seeded(seed, model.device), torch.no_grad():
         for _ in range(max_rounds if random and (unique or keeps) else 1):
             wanted = {index: num_return - len(found) for index, found in kept.items() if len(found) < num_return}
@@ -235,6 +237,9 @@ def generate_crystals_for_prompts(
                 seen[index].add(item.sequence)
                 if not repeated and (keeps is None or keeps(item)):
                     kept[index].append(item)
+                    count += 1
+                    if progress is not None:
+                        progress(count)
     score = rank if callable(rank) else _log_likelihood
     ranked = {i: sorted(found, key=score, reverse=True) if rank else found for i, found in kept.items()}
     return [ranked[i] if i in ranked else [DecodedCrystal(None, errors[i])] for i in range(len(asked))]

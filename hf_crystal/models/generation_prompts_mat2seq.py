@@ -75,7 +75,7 @@ def parse_composition(composition: Any) -> dict[int, int]:
         symbol = getattr(key, "symbol", key)
         number = CHEMICAL_SYMBOLS.index(symbol) if symbol in CHEMICAL_SYMBOLS[1:] else symbol
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 118:
-            raise ValueError(f"composition has {key!r}; accepted: element symbols or atomic numbers 1 to 118")
+            raise ValueError(f"composition has {symbol!r}; accepted: element symbols or atomic numbers 1 to 118")
         if isinstance(amount, str) or amount != int(amount) or amount < 1:
             raise ValueError(f"composition has {amount} {symbol}; accepted: whole numbers of atoms")
         counts[number] = counts.get(number, 0) + int(amount)

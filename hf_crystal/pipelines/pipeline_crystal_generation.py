@@ -28,7 +28,7 @@ _SAMPLING_FIELDS = (
     "max_length",
     "continuous_batching",
 )
-_RESULT_FIELDS = ("num_return_sequences", "unique", "max_rounds", "min_distance", "smact", "rank")
+_RESULT_FIELDS = ("num_return_sequences", "unique", "max_rounds", "min_distance", "smact", "rank", "progress")
 
 
 class CrystalGenerationPipeline(Pipeline):
@@ -66,6 +66,7 @@ class CrystalGenerationPipeline(Pipeline):
         min_distance (`float`, *optional*): Leave out crystals with atoms nearer than this, Å, and draw others.
         smact (`bool`, defaults to `False`): Leave out compositions that are not charge-neutral by SMACT, which has to
             be installed, and draw others.
+        progress (function, *optional*): Called with the number of crystals so far.
         max_rounds (`int`, defaults to 4): How often crystals that were left out are replaced.
         rank (`bool` or function of a `DecodedCrystal`, defaults to `True`): Most probable crystal first, by
             `log_likelihood`; a function: largest value first; `False`: in the order of generation.

@@ -225,7 +225,7 @@ def test_look_inside_shows_attention_frames_and_the_same_sequence(visit):
     visit.screenshot(f"inside-{visit.name}")
     visit.page.fill("#inside-atom input", "9")
     visit.page.click("#inside-button")
-    visit.page.wait_for_selector("#inside-status :text('atom is 8')")
+    visit.page.wait_for_selector("#inside-status :text('no atom 9')")
 
 
 def test_a_large_cell_and_two_users_at_once(browser, address, tmp_path):

@@ -6,9 +6,12 @@ import re
 from types import SimpleNamespace
 
 import rich.console
+import torch
 from rich.console import Console
 
+from hf_crystal import CrystalGenerationPipeline, Mat2SeqForCausalLM, Mat2SeqTokenizer
 from hf_crystal.cli import progress
+from hf_crystal.models.generation_mat2seq import mat2seq_config
 
 
 def run(monkeypatch, seconds_per_item: float, is_terminal: bool, done: int = 0) -> str:
@@ -35,3 +38,14 @@ def test_a_short_run_and_a_log_file_show_nothing(monkeypatch):
 
 def test_what_an_earlier_run_did_counts_as_done(monkeypatch):
     assert "10/10 crystals" in run(monkeypatch, 1.0, is_terminal=True, done=6)
+
+
+def test_generation_tells_how_many_crystals_there_are():
+    tokenizer = Mat2SeqTokenizer()
+    torch.manual_seed(0)
+    model = Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer, max_position_embeddings=300))
+    told: list[int] = []
+    pipe = CrystalGenerationPipeline(model=model, tokenizer=tokenizer, task="crystal-generation")
+    found = pipe("NaCl", num_return_sequences=3, batch_size=2, seed=0, unique=False, progress=told.append)
+    assert told == [1, 2, 3]
+    assert len(found) == 3
