@@ -64,8 +64,8 @@ def read_official_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         # torch's own message advises weights_only=False, which would run whatever the file contains
-        other = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds an object of {other[1]}" if other else "it is no checkpoint of torch, or damaged"
+        held = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds an object of {held[1]}" if held else "it is no checkpoint of torch, or damaged"
         raise ValueError(
             f"checkpoint {str(path)!r} cannot be read as tensors alone: {reason}; accepted are Lightning checkpoints "
             "and state dicts that hold no other objects."
