@@ -26,6 +26,10 @@ autodoc_typehints = "description"
 # formulas as MathML, which browsers draw themselves: MathJax would be fetched from a network
 html_math_renderer = "mathml"
 
+# `python -m sphinx -b linkcheck docs build/links` asks whether the addresses answer; these cannot yet, or are examples
+linkcheck_ignore = [r"http://localhost", r"https://pypi\.org/project/hf_crystal"]
+linkcheck_timeout = 20
+
 
 def _write_math(translator, node):
     """Put a formula into the page; docutils knows how."""

@@ -14,12 +14,13 @@ import pyarrow.parquet
 import pytest
 from tiny_models import IRON, NACL, SRTIO3
 
-from hf_crystal.checkpoints import embedded_checkpoints
+from hf_crystal.checkpoints import embedded_checkpoints, embedded_generators
 from hf_crystal.cli.main import run
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+LINKED = [*PAGES, *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("hf_crystal/checkpoints/*/README.md"))]
 MEASURED = ("performance.md", "experiments.md")  # their commands are measurements that take hours
 RUNNABLE = [
     page
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.docs
 
 
 def name_of(page: Path) -> str:
-    return str(page.relative_to(DOCS))
+    return str(page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT))
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_notebook_runs_and_is_stored_without_results(notebook, folder):
             exec(compile("".join(cell["source"]), str(notebook), "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
 def test_links_and_pictures_exist(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]
@@ -95,6 +96,20 @@ def test_every_page_is_in_the_table_of_contents():
         "index",
         *(name.removesuffix(".md") for name in MEASURED),
     }
+
+
+def test_every_embedded_model_has_its_card_among_the_pages():
+    text = (DOCS / "models.md").read_text(encoding="utf-8")
+    included = set(re.findall(r"checkpoints/([\w-]+)/README.md", text))
+    assert included == {*embedded_checkpoints(), *embedded_generators()}
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_addresses_outside_answer(tmp_path):
+    words = [sys.executable, "-m", "sphinx", "-q", "-b", "linkcheck", str(DOCS), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (tmp_path / "output.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
