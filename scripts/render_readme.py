@@ -69,14 +69,16 @@ def generator_table(metrics: dict[str, dict[str, Any]]) -> str:
 
 def results_section() -> str:
     """Tables of the embedded checkpoints."""
-    from hf_crystal.card_figures import load_metrics
+    from hf_crystal.card_figures import load_metrics, pretraining_text
     from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
 
     properties, generators = (
         {name: load_metrics(checkpoint_folder(name) / "metrics.json") for name in names}
         for names in (embedded_checkpoints(), embedded_generators())
     )
-    tables = [checkpoint_table(properties | generators), property_table(properties), generator_table(generators)]
+    tables = [checkpoint_table(properties | generators), property_table(properties)]
+    tables += [f"`{name}`. {text}" for name, found in properties.items() if (text := pretraining_text(found))]
+    tables.append(generator_table(generators))
     return "\n\n".join(filter(None, tables)) or "None in this checkout."
 
 
