@@ -88,7 +88,7 @@ def evaluate_generation(
     split: Annotated[str, typer.Option(help="Split whose compositions are asked for.")] = "test",
     train_split: Annotated[str, typer.Option(help="Split that novelty is judged against.")] = "train",
     split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",
-    count: Annotated[int | None, typer.Option(min=1, help="Compositions, drawn by the seed; by default all.")] = None,
+    count: Annotated[int | None, typer.Option(min=0, help="Compositions, drawn by the seed; by default all.")] = None,
     num_samples: Annotated[int, typer.Option(min=0, help="Crystals per composition beside the likeliest.")] = 20,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of these samples.")] = 1.0,
     num_free: Annotated[int, typer.Option(min=0, help="Crystals generated from nothing.")] = 1000,

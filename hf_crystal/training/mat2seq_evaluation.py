@@ -41,7 +41,8 @@ class GenerationSettings:
     Attributes:
         split: Split of the prompts.
         train_split: Split that novelty is judged against.
-        count: Compositions of the split, drawn by the seed; None takes all.
+        count: Compositions of the split, drawn by the seed; None takes all, 0 none (the split stays the reference of
+            the distributions).
         num_samples: Crystals per composition at `temperature`, beside the most probable one; 0 for none.
         temperature: Of these samples and of the free ones.
         num_free: Crystals generated from nothing.
@@ -115,10 +116,11 @@ def evaluate_generation(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     rows = splits[settings.split]
-    if settings.count is not None and settings.count < len(rows):
+    if settings.count and settings.count < len(rows):
         rows = rows.select(np.sort(np.random.default_rng(settings.seed).permutation(len(rows))[: settings.count]))
     figures: dict[str, Any] = {}
-    figures.update(_predicted(model, tokenizer, rows, folder, settings))
+    if settings.count != 0:
+        figures.update(_predicted(model, tokenizer, rows, folder, settings))
     if settings.num_free:
         known = splits[settings.train_split]
         figures["free"] = _free(model, tokenizer, rows, known, folder, settings, judge, fingerprint, dataset_name)

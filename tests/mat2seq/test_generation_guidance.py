@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hf_crystal.cli.main import run
 from hf_crystal.models.generation_mat2seq import Mat2SeqForCausalLM, generate_crystals_for_prompts, mat2seq_config
 from hf_crystal.models.generation_processor_mat2seq import PlainCrystalLogitsProcessor
 from hf_crystal.models.generation_prompts_mat2seq import CrystalPrompt, prepare_prompt
@@ -80,3 +81,8 @@ def test_likelihoods_stay_those_of_the_model(tokenizer, model):
 def test_what_guidance_cannot_do_is_refused(tokenizer, model, options):
     with pytest.raises(ValueError, match=r"guidance is .*; accepted"):
         model.generate_crystals(tokenizer, **{"guidance": 2.0, **options})
+
+
+def test_the_command_line_hands_it_on(capsys):
+    assert run(["generate", "--composition", "NaCl", "--property", "band_gap=5", "--guidance", "-1"]) == 1
+    assert "guidance is -1.0; accepted: at least 0" in capsys.readouterr().err

@@ -141,6 +141,12 @@ def test_missing_split_is_named(model, tokenizer, splits, tmp_path):
         evaluate_generation(model, tokenizer, splits, tmp_path, GenerationSettings(split="exam"))
 
 
+def test_without_compositions_only_free_crystals_are_measured(model, tokenizer, splits, tmp_path):
+    found = evaluate_generation(model, tokenizer, splits, tmp_path, GenerationSettings(count=0, num_free=3))
+    assert list(found["generation"]) == ["free"]
+    assert found["generation"]["free"]["distributions"]["num_references"] == len(splits["test"])
+
+
 def test_intervals_worked_by_hand():
     low, high = wilson_interval(45, 200)
     assert (low, high) == pytest.approx((0.1727, 0.2877), abs=1e-4)
