@@ -36,7 +36,7 @@ def train(recipe: str, folder: Path, overrides: list[str]) -> dict[str, Any]:
         script = Path(__file__).with_name("train_property.py")
         command = [sys.executable, str(script), recipe, "--output-dir", str(folder)]
         command += [word for override in overrides for word in ("--set", override)]
-        if any(folder.glob("checkpoints/*/checkpoint_complete.json")):
+        if (folder / "checkpoints").is_dir():
             command.append("--resume")
         subprocess.run(command, check=True)
     found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))

@@ -161,8 +161,8 @@ class Mat2SeqCollator:
         composition_loss_probability: Chance of a row that its composition is learnt.
         given_condition_probability: `condition_probability` of the rows whose composition is given, where conditions
             say little; None for the same.
-        seed: Seed of the draws, which depend on it, the epoch and the first row of a batch only: a resumed run draws
-            the same, whatever was loaded ahead when it was stopped.
+        seed: Seed of the draws of a row, which depend on it, the epoch and the row only: a resumed run draws the
+            same, and so do processes that share a batch.
     """
 
     def __init__(
@@ -188,9 +188,7 @@ class Mat2SeqCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels`, each (B, L); -100 carries no loss."""
-        draw = f"{self.seed} {self.epoch} {rows[0]['material_id']}"
-        generator = torch.Generator().manual_seed(zlib.crc32(draw.encode()))
-        pairs = [self._example(row, generator) for row in rows]
+        pairs = [self._example(row) for row in rows]
         longest = max(len(ids) for ids, _ in pairs)
         batch = {
             "input_ids": torch.full((len(rows), longest), int(self.tokenizer.pad_token_id)),
@@ -204,8 +202,10 @@ class Mat2SeqCollator:
             batch["labels"][place, given : len(ids)] = row[given:]
         return batch
 
-    def _example(self, row: Mapping[str, Any], generator: torch.Generator) -> tuple[list[int], int]:
+    def _example(self, row: Mapping[str, Any]) -> tuple[list[int], int]:
         """Ids with conditions, and the number of ids in front that carry no loss."""
+        draw = f"{self.seed} {self.epoch} {row['material_id']}"
+        generator = torch.Generator().manual_seed(zlib.crc32(draw.encode()))
         known = [bins.name for bins in self.tokenizer.property_bins if bins.name in row]
         # rows marked "fixed" (validation) look the same every time: no conditions, the composition is given
         draws = (

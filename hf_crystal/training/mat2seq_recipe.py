@@ -79,7 +79,8 @@ class GeneratorTrainingArguments:
     """Optimisation.
 
     Attributes:
-        batch_size: Crystals per step and process.
+        batch_size: Crystals per optimiser step over all processes and accumulation steps.
+        accumulation_steps: Backward passes per optimiser step; does not change the result.
         eval_batch_size: Crystals per evaluation batch.
         num_epochs: Passes over the training split.
         optimizer: "adamw", or "muon": Muon for the matrices inside the layers, AdamW for the rest.
@@ -102,6 +103,7 @@ class GeneratorTrainingArguments:
 
     batch_size: int = 64
     eval_batch_size: int = 128
+    accumulation_steps: int = 1
     num_epochs: int = 10
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
@@ -120,7 +122,7 @@ class GeneratorTrainingArguments:
     seed: int = 123
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "num_epochs", "eval_steps", "log_steps"):
+        for name in ("batch_size", "accumulation_steps", "eval_batch_size", "num_epochs", "eval_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}={getattr(self, name)}: expected 1 or more")
         for name in ("condition_probability", "composition_loss_probability"):

@@ -90,10 +90,11 @@ def test_given_tokens_carry_no_loss(tokenizer, tokens):
 
 def test_composition_is_learnt_with_its_probability_and_validation_rows_do_not_vary(tokenizer, tokens):
     row = tokens[1]["train"][0]
-    batch = Mat2SeqCollator(tokenizer, 0.0, composition_loss_probability=0.5)([row] * 200)
+    rows = [{**row, "material_id": str(number)} for number in range(200)]  # draws depend on the row
+    batch = Mat2SeqCollator(tokenizer, 0.0, composition_loss_probability=0.5)(rows)
     learnt = int((batch["labels"][:, 1] != IGNORED_LABEL).sum())
     assert 60 < learnt < 140
-    coupled = Mat2SeqCollator(tokenizer, 1.0, 0.5, given_condition_probability=0.0)([row] * 200)
+    coupled = Mat2SeqCollator(tokenizer, 1.0, 0.5, given_condition_probability=0.0)(rows)
     conditioned = coupled["attention_mask"].sum(dim=1) > row["length"]
     assert torch.equal(conditioned, (coupled["labels"] != IGNORED_LABEL).sum(dim=1) == row["length"] - 1)
     assert 60 < int(conditioned.sum()) < 140
