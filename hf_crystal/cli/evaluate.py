@@ -68,7 +68,9 @@ def _shares(tree: Any, name: str = "") -> list[tuple[str, str, list[float]]]:
     found: list[tuple[str, str, list[float]]] = []
     if isinstance(tree, list):
         for entry in tree:
-            found += _shares(entry, f"{name} {entry.get('property', '')} {entry.get('target', '')}".strip())
+            words = (name, entry.get("property", ""), entry.get("target", ""))
+            guided = f" guidance {entry['guidance']:g}" if entry.get("guidance", 1) != 1 else ""
+            found += _shares(entry, " ".join(str(word) for word in words).strip() + guided)
     elif isinstance(tree, dict):
         for key, entry in tree.items():
             interval = tree.get(f"{key}_interval")
