@@ -161,6 +161,7 @@ def fit_error_model(mean: Any, spread: Any, labels: Any) -> ErrorModel:
     size = float(np.sqrt(squared.mean())) or _SMALLEST
 
     def loss(logarithms: np.ndarray) -> float:
+        """Twice the mean negative log-likelihood, up to a constant."""
         variance = (np.exp(logarithms[0]) * spreads) ** 2 + np.exp(2 * logarithms[1]) + (_SMALLEST * size) ** 2
         return float((np.log(variance) + squared / variance).mean())
 

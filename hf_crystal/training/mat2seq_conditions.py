@@ -22,6 +22,7 @@ def judge_of_pipeline(pipeline: Any) -> Judge:
     """A judge of the pipeline "crystal-property-prediction": values by the names of its targets."""
 
     def judge(structures: list[Any]) -> dict[str, list[float | None]]:
+        """Predicted values by target."""
         answers = pipeline(structures)
         names = list(pipeline.model.config.target_names)
         return {name: [answer.get(name) for answer in answers] for name in names}  # an unreadable crystal has none
