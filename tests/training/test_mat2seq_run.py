@@ -1,5 +1,6 @@
 """Training of generators: token rows, masks, a run that stops, resumes and saves, recipes."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -65,6 +66,16 @@ def test_rows_decode_and_are_read_again_from_disk(recipe, tokenizer, tokens):
     assert row["length"] == len(row["input_ids"])
     again = tokenize_splits(recipe.data, tokenizer, folder, recipe.training.seed)
     assert again["train"]["input_ids"][:] == splits["train"]["input_ids"][:]
+
+
+def test_blocks_and_workers_write_the_same_rows_and_none_into_memory(recipe, tokenizer, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_crystal.training.mat2seq_data.ROWS_PER_BLOCK", 5)
+    data = dataclasses.replace(recipe.data, num_workers=2)
+    again = tokenize_splits(data, tokenizer, tmp_path / "rows", recipe.training.seed)
+    for role, rows in tokens[1].items():
+        assert again[role].cache_files  # memory-mapped
+        assert str(again[role].to_dict()) == str(rows.to_dict())  # as text NaN equals NaN
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 
 def test_rows_made_with_other_settings_are_refused(recipe, tokens):
