@@ -6,10 +6,10 @@ they have in common to be wrong about. `fit_error_model` learns from crystals wi
 
     sigma² = (scale · spread)² + floor²
 
-by maximum likelihood of normal errors, and the quantiles of |error| / sigma, because errors of such models have longer
-tails than normal ones: an interval of these quantiles holds the share of new crystals that it names (split conformal
-prediction). `Calibration` measures on other crystals whether the bars are honest. In place of a spread stands any
-number that grows with the error, such as the distance to the nearest known crystals for a single model.
+by maximum likelihood of normal errors, and the quantiles of error / sigma in size, because errors of such models have
+longer tails than normal ones: an interval of these quantiles holds the share of new crystals that it names (split
+conformal prediction). `Calibration` measures on other crystals whether the bars are honest. In place of a spread
+stands any number that grows with the error, such as the distance to the nearest known crystals for a single model.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,7 +40,7 @@ class ErrorModel:
     Attributes:
         scale: how much larger errors are than the spread.
         floor: what remains where all members agree, in the target's unit.
-        quantiles: of |error| / sigma at `LEVELS`, found when the model was fitted; empty for normal errors.
+        quantiles: of error / sigma in size at `LEVELS`, found when the model was fitted; empty for normal errors.
     """
 
     scale: float = 1.0
