@@ -307,6 +307,7 @@ def test_head_is_kept_for_the_same_targets_and_new_for_as_many_others(make_train
     assert_equal_weights(task.model.encoder.state_dict(), other.model.encoder.state_dict())
     for name, weight in other.model.head.named_parameters():
         assert not torch.equal(weight, task.model.head.get_parameter(name)), name
+    assert other.model.config.id2label == {0: "volume", 1: "heat"}
     mean, spread = task.model.head.target_mean, task.model.head.target_std
     torch.testing.assert_close(other.model.head.target_mean, mean.flip(0))
     torch.testing.assert_close(other.model.head.target_std, spread.flip(0))
