@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
@@ -36,6 +37,16 @@ def test_training_learns_and_reports_physical_units(make_trainer):
     known = ~np.isnan(labels[:, 1])
     assert after["eval_mae_gap"] == pytest.approx(np.abs(predictions - labels)[known, 1].mean(), rel=1e-5)
     assert after["eval_mae_energy"] == pytest.approx(np.abs(predictions - labels)[:, 0].mean(), rel=1e-5)
+
+
+def test_rows_of_a_training_stay_on_disk(make_trainer):
+    """Memory-mapped, also after rows without a label were left out: a table may be larger than memory."""
+    held = pyarrow.total_allocated_bytes()
+    _, task = make_trainer("data.targets=[{name: gap, unit: eV}]", "data.max_train_rows=20")
+    assert {name: len(rows) for name, rows in task.splits.items()} == {"train": 20, "validation": 7, "test": 9}
+    assert all(rows.cache_files for rows in task.splits.values())
+    table = task.splits["train"].data.nbytes
+    assert pyarrow.total_allocated_bytes() - held < table / 2
 
 
 def test_eval_loss_is_the_mean_over_known_labels_of_all_rows(make_trainer):
