@@ -1,12 +1,14 @@
 """`hf-crystal evaluate`: errors of a property model on labelled crystals; quality of a generator."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from .models import DEFAULT_MODEL, check_model_type, quiet_transformers, resolve_model
+from .progress import counter
 
 EXAMPLE = (
     "Example: hf-crystal evaluate property --model crystalformer-mp20 --data mp_20.parquet --split test "
@@ -45,7 +47,10 @@ def evaluate_property(
     splits = load_crystal_dataset(data, split_column=split_column)
     if split not in splits:
         raise ValueError(f"{data} has no split {split!r}; available: {', '.join(splits)}")
-    metrics = evaluate_property_folder(location, splits[split], column or None, batch_size=batch_size)
+    with counter(len(splits[split]), "crystal") as tell:
+        metrics = evaluate_property_folder(
+            location, splits[split], column or None, batch_size=batch_size, progress=tell
+        )
     record = {"model": model, "data": Path(data).name, "split": split, **metrics.to_dict()}
     text = json.dumps(record, indent=2, allow_nan=False)
     if output_file is not None:
@@ -79,6 +84,14 @@ def _shares(tree: Any, name: str = "") -> list[tuple[str, str, list[float]]]:
             elif not key.endswith("_interval"):
                 found += _shares(entry, f"{name} {key}".strip())
     return found
+
+
+def _tell_steps() -> None:
+    """Hours of work: say on standard error what is finished."""
+    logger = logging.getLogger("hf_crystal")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
 
 
 def evaluate_generation(
@@ -131,6 +144,7 @@ def evaluate_generation(
     pipeline = load_generation_pipeline(model, None)
     judging = None if judge is None else judge_of_pipeline(load_property_pipeline(judge, None))
     splits = load_crystal_dataset(data, split_column=split_column)
+    _tell_steps()
     result = run_evaluation(
         pipeline.model,
         pipeline.tokenizer,

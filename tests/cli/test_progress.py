@@ -2,16 +2,25 @@
 
 import io
 import itertools
+import logging
 import re
 from types import SimpleNamespace
 
 import rich.console
 import torch
 from rich.console import Console
+from tiny_models import IRON, NACL, SRTIO3, tiny_model
 
-from hf_crystal import CrystalGenerationPipeline, Mat2SeqForCausalLM, Mat2SeqTokenizer
-from hf_crystal.cli import progress
+from hf_crystal import (
+    CrystalCollator,
+    CrystalFeatureExtractor,
+    CrystalGenerationPipeline,
+    Mat2SeqForCausalLM,
+    Mat2SeqTokenizer,
+)
+from hf_crystal.cli import evaluate, progress
 from hf_crystal.models.generation_mat2seq import mat2seq_config
+from hf_crystal.training.inference import predict_rows
 
 
 def run(monkeypatch, seconds_per_item: float, is_terminal: bool, done: int = 0) -> str:
@@ -49,3 +58,22 @@ def test_generation_tells_how_many_crystals_there_are():
     found = pipe("NaCl", num_return_sequences=3, batch_size=2, seed=0, unique=False, progress=told.append)
     assert told == [1, 2, 3]
     assert len(found) == 3
+
+
+def test_evaluation_tells_how_many_crystals_are_done():
+    told: list[int] = []
+    rows = [{**crystal, "energy": 0.0} for crystal in (NACL, SRTIO3, IRON)]
+    collator = CrystalCollator(CrystalFeatureExtractor(), label_names=["energy", "energy"])
+    predicted, _ = predict_rows(tiny_model(), rows, collator, batch_size=2, progress=told.append)
+    assert (told, predicted.shape) == ([2, 3], (3, 2))
+
+
+def test_steps_of_a_long_evaluation_are_told_once_on_standard_error(capsys, monkeypatch):
+    logger = logging.getLogger("hf_crystal")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logger.level)
+    evaluate._tell_steps()
+    evaluate._tell_steps()
+    logging.getLogger("hf_crystal.training").info("matching sampled")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "matching sampled\n")
