@@ -4,6 +4,7 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 import hf_crystal
+from hf_crystal.checkpoints import embedded_checkpoints, embedded_generators
 
 project = "hf_crystal"
 author = "The hf_crystal authors"
@@ -26,6 +27,10 @@ autodoc_typehints = "description"
 # formulas as MathML, which browsers draw themselves: MathJax would be fetched from a network
 html_math_renderer = "mathml"
 
+# `python -m sphinx -b linkcheck docs build/links` asks whether the addresses answer; these cannot yet, or are examples
+linkcheck_ignore = [r"http://localhost", r"https://pypi\.org/project/hf_crystal"]
+linkcheck_timeout = 20
+
 
 def _write_math(translator, node):
     """Put a formula into the page; docutils knows how."""
@@ -34,6 +39,17 @@ def _write_math(translator, node):
     raise nodes.SkipNode
 
 
+def _put_cards(_, name, source):
+    """Include the card of every embedded model, without its front matter, below the text of the page."""
+    if name == "models":
+        source[0] += "".join(
+            f'\n```{{include}} ../hf_crystal/checkpoints/{model}/README.md\n:start-after: "\\n---\\n"\n'
+            ":heading-offset: 1\n```\n"
+            for model in (*embedded_checkpoints(), *embedded_generators())
+        )
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("source-read", _put_cards)
     app.add_html_math_renderer("mathml", (_write_math, None), (_write_math, None))

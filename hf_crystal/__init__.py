@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .models.configuration_crystalframer import CrystalFramerConfig as CrystalFramerConfig
     from .models.feature_extraction_crystal import CrystalFeatureExtractor as CrystalFeatureExtractor
     from .models.generation_mat2seq import Mat2SeqForCausalLM as Mat2SeqForCausalLM
+    from .models.generation_prompts_mat2seq import CrystalPrompt as CrystalPrompt
     from .models.modeling_crystalformer import CrystalformerForPropertyPrediction as CrystalformerForPropertyPrediction
     from .models.modeling_crystalformer import CrystalformerModel as CrystalformerModel
     from .models.modeling_crystalframer import CrystalFramerForPropertyPrediction as CrystalFramerForPropertyPrediction
@@ -51,6 +52,7 @@ _NAMES = {
     "CrystalFramerModel": "models.modeling_crystalframer",
     "CrystalGenerationPipeline": "pipelines.pipeline_crystal_generation",
     "CrystalInputError": "models.structures_crystal",
+    "CrystalPrompt": "models.generation_prompts_mat2seq",
     "CrystalPropertyPipeline": "pipelines.pipeline_crystal_property",
     "CrystalTrainer": "training",
     "CrystalformerConfig": "models.configuration_crystalformer",

@@ -38,6 +38,7 @@ _GENERATION_FIGURES = {
     "precision": "coverage, precision",
     "density_distance": "Wasserstein distance of densities",
     "num_elements_distance": "Wasserstein distance of numbers of elements",
+    "property_distance": "Wasserstein distance of a property",
     "success_rate": "success rate of a condition",
     "without_condition": "the same where the condition was not asked for",
 }
@@ -228,8 +229,34 @@ def generation_table(metrics: Mapping[str, Any]) -> str:
     return _table(["figure", "setting", "samples", "value", "95 % interval"], rows)
 
 
+def pretraining_text(metrics: Mapping[str, Any]) -> str:
+    """What starting from a pretrained encoder bought (`scripts/compare_pretraining.py`); empty if not measured."""
+    comparison = metrics.get("pretraining")
+    if comparison is None:
+        return ""
+    rows = [
+        [
+            target["name"],
+            target["unit"],
+            f"**{target['pretrained_mae']:.4f}**",
+            f"{target['scratch_mae']:.4f}",
+            f"{target['difference']:+.4f}",
+            interval_text(*target["difference_interval"]),
+        ]
+        for target in comparison["targets"]
+    ]
+    start = f"MAE from {comparison['pretrained']}"
+    steps = " or ".join(f"{count:,}" for count in comparison["steps"])
+    return (
+        f"Fine-tuned and from scratch at equal budget, {steps} optimizer steps each, means of "
+        f"{len(comparison['seeds'])} seeds:\n\n"
+    ) + _table(["target", "unit", start, "MAE from scratch", "difference", "95 % interval"], rows)
+
+
 def results_table(metrics: Mapping[str, Any] | None) -> str:
-    """Markdown table of an evaluation JSON, or a sentence that there is none."""
+    """Markdown tables of an evaluation JSON, or a sentence that there is none."""
     if metrics is None:
         return _MISSING
-    return generation_table(metrics) if generation_rows(metrics) else target_table(metrics)
+    if generation_rows(metrics):
+        return generation_table(metrics)
+    return "\n\n".join(filter(None, (target_table(metrics), pretraining_text(metrics))))

@@ -203,11 +203,13 @@ class EmbeddingTable:
         """Read a parquet file that `save` or `hf-crystal embed` wrote; rows without a vector are left out.
 
         Raises:
-            ValueError: not a parquet file, or without the columns `source` and `embedding` of one width.
+            ValueError: no such file, not a parquet file, or without the columns `source` and `embedding` of one width.
         """
         import pyarrow
         import pyarrow.parquet
 
+        if not Path(path).exists():
+            raise ValueError(f"no such table of embeddings: {path}")
         try:
             table = pyarrow.parquet.read_table(path)
         except pyarrow.ArrowInvalid as error:

@@ -6,7 +6,10 @@ they have in common to be wrong about. `fit_error_model` learns from crystals wi
 
     sigma² = (scale · spread)² + floor²
 
-by maximum likelihood of normal errors; `Calibration` measures on other crystals whether the bars are honest.
+by maximum likelihood of normal errors, and the quantiles of error / sigma in size, because errors of such models have
+longer tails than normal ones: an interval of these quantiles holds the share of new crystals that it names (split
+conformal prediction). `Calibration` measures on other crystals whether the bars are honest. In place of a spread
+stands any number that grows with the error, such as the distance to the nearest known crystals for a single model.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,14 +40,32 @@ class ErrorModel:
     Attributes:
         scale: how much larger errors are than the spread.
         floor: what remains where all members agree, in the target's unit.
+        quantiles: of error / sigma in size at `LEVELS`, found when the model was fitted; empty for normal errors.
     """
 
     scale: float = 1.0
     floor: float = 0.0
+    quantiles: tuple[float, ...] = ()
 
     def sigma(self, spread: Any) -> np.ndarray:
         """Standard deviation of the errors, same unit as `spread`."""
         return np.sqrt((self.scale * np.asarray(spread, dtype=float)) ** 2 + self.floor**2)
+
+    def half_width(self, spread: Any, level: float = 0.9) -> np.ndarray:
+        """Half the width of the interval that holds the value with a probability of `level`, 0.05 to 0.95.
+
+        Raises:
+            ValueError: the level is outside.
+        """
+        if not LEVELS[0] <= level <= LEVELS[-1]:
+            raise ValueError(f"level is {level}; accepted: {LEVELS[0]} to {LEVELS[-1]}")
+        return self.sigma(spread) * float(np.interp(level, LEVELS, self.reach()))
+
+    def reach(self) -> np.ndarray:
+        """Half widths of the intervals at `LEVELS`, in units of sigma."""
+        from scipy.stats import norm
+
+        return np.array(self.quantiles) if self.quantiles else norm.ppf(0.5 + np.array(LEVELS) / 2)
 
 
 @dataclass(frozen=True)
@@ -123,10 +144,11 @@ def _known(*columns: Any) -> list[np.ndarray]:
 
 
 def fit_error_model(mean: Any, spread: Any, labels: Any) -> ErrorModel:
-    """The error model of greatest likelihood for normal errors.
+    """The error model of greatest likelihood for normal errors, with the quantiles that were found.
 
     Args:
-        mean, spread: of crystals that no member was trained on, `(n,)`.
+        mean: predictions for crystals that no member was trained on, `(n,)`.
+        spread: of the members, or another number that grows with the error, `(n,)`.
         labels: `(n,)`; NaN where unknown.
 
     Raises:
@@ -139,11 +161,16 @@ def fit_error_model(mean: Any, spread: Any, labels: Any) -> ErrorModel:
     size = float(np.sqrt(squared.mean())) or _SMALLEST
 
     def loss(logarithms: np.ndarray) -> float:
+        """Twice the mean negative log-likelihood, up to a constant."""
         variance = (np.exp(logarithms[0]) * spreads) ** 2 + np.exp(2 * logarithms[1]) + (_SMALLEST * size) ** 2
         return float((np.log(variance) + squared / variance).mean())
 
     best = minimize(loss, [0.0, np.log(size)], method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-4})
-    return ErrorModel(float(np.exp(best.x[0])), float(np.exp(best.x[1])))
+    fitted = ErrorModel(float(np.exp(best.x[0])), float(np.exp(best.x[1])))
+    ratios = np.sqrt(squared) / np.maximum(fitted.sigma(spreads), _SMALLEST * size)
+    # the n + 1 of split conformal prediction: a new crystal counts among those seen
+    ranks = np.minimum(np.ceil(np.array(LEVELS) * (len(ratios) + 1)).astype(int), len(ratios)) - 1
+    return ErrorModel(fitted.scale, fitted.floor, tuple(np.sort(ratios)[ranks].tolist()))
 
 
 @dataclass(frozen=True)
@@ -166,26 +193,28 @@ class Calibration:
     num_crystals: int
 
 
-def measure_calibration(mean: Any, sigma: Any, labels: Any, *, num_bins: int = 10) -> Calibration:
+def measure_calibration(
+    mean: Any, sigma: Any, labels: Any, *, model: ErrorModel | None = None, num_bins: int = 10
+) -> Calibration:
     """Compare error bars with errors.
 
     Args:
         mean, sigma: predictions and standard deviations of their errors, `(n,)`.
         labels: `(n,)`; NaN where unknown.
+        model: the error model that gave sigma, whose quantiles the intervals take; normal errors by default.
         num_bins: bins of as many crystals each.
 
     Raises:
         ValueError: lengths differ, fewer than two labels, or a sigma that is negative.
     """
-    from scipy.stats import norm, spearmanr
+    from scipy.stats import spearmanr
 
     predicted, bars, known = _known(mean, sigma, labels)
     if (bars < 0).any():
         raise ValueError(f"sigma has {int((bars < 0).sum())} negative entries")
     errors = np.abs(predicted - known)
     levels = np.array(LEVELS)
-    reach = norm.ppf(0.5 + levels / 2)
-    coverage = np.array([(errors <= width * bars).mean() for width in reach])
+    coverage = np.array([(errors <= width * bars).mean() for width in (model or ErrorModel()).reach()])
     order = np.argsort(bars, kind="stable")
     parts = [part for part in np.array_split(order, num_bins) if len(part)]
     bins = np.array([[np.sqrt((bars[part] ** 2).mean()), np.sqrt((errors[part] ** 2).mean())] for part in parts])

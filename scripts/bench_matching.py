@@ -41,7 +41,7 @@ def make_samples(table: str, model_name: str, items: int, samples: int) -> tuple
 def plain_loop(truths: list[Any], made: list[list[Any]]) -> list[float | None]:
     """RMS displacement of every pair, pymatgen called one pair after the other."""
     from hf_crystal.evaluation import DIFFCSP_MATCHER
-    from hf_crystal.evaluation.fast_matcher import pymatgen_rms
+    from hf_crystal.evaluation.pymatgen_matcher import pymatgen_rms
 
     return [
         pymatgen_rms(DIFFCSP_MATCHER, (crystal, truth))
@@ -69,7 +69,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("HF_CRYSTAL_BENCH_DATA", "."))
     parser.add_argument("--model", default="mat2seq-mp20")
-    parser.add_argument("--items", type=int, default=50, help="compositions")
+    parser.add_argument("--items", type=int, default=100, help="compositions")
     parser.add_argument("--samples", type=int, default=20, help="crystals per composition")
     parser.add_argument("--parts", type=int, default=7, help="parts of the work, for the spread")
     args = parser.parse_args()

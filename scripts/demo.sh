@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Predict formation energies of the crystals in examples/ and generate crystals of one composition, with the
+# Predict properties of the crystals in examples/ and generate crystals of one composition, with the
 # checkpoints embedded in the package. Creates .venv on the first run; the CIF files go to output/.
 # Usage: bash scripts/demo.sh [more CIF files]
 set -euo pipefail

@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_crystal.training import load_recipe
     from hf_crystal.training.inference import evaluate_property_folder
     from hf_crystal.training.property_data import label_columns
-    from hf_crystal.training.property_run import MODEL_FOLDER, RECIPE_NAME
+    from hf_crystal.training.run_control import MODEL_FOLDER, RECIPE_NAME
 
     folder = Path(args.folder)
     columns, split, split_column = args.column, args.split or "test", args.split_column or "split"

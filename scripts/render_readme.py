@@ -25,52 +25,61 @@ def training_cost(metrics: dict[str, Any]) -> str:
     return f"{metrics['rows']['train']:,} crystals, {hours:.1f} h on {metrics['device']}"
 
 
-def property_table() -> list[str]:
-    """Errors of the embedded property models, one line per target."""
-    from hf_crystal.card_figures import interval_text, load_metrics, target_rows
-    from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown table; empty without rows."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) if rows else ""
 
-    lines = [
-        "| checkpoint | parameters | target | training | test MAE (95 % interval) | formula only | mean predictor |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in embedded_checkpoints():
-        metrics = load_metrics(checkpoint_folder(name) / "metrics.json")
-        for row in target_rows(metrics):
+
+def checkpoint_table(metrics: dict[str, dict[str, Any]]) -> str:
+    """Size and training of each checkpoint, one line each."""
+    rows = [[f"`{name}`", f"{found['num_parameters']:,}", training_cost(found)] for name, found in metrics.items()]
+    return _table(["checkpoint", "parameters", "training"], rows)
+
+
+def property_table(metrics: dict[str, dict[str, Any]]) -> str:
+    """Errors of property models, one line per target."""
+    from hf_crystal.card_figures import interval_text, target_rows
+
+    rows = []
+    for name, found in metrics.items():
+        for row in target_rows(found):
+            error = f"{row['mae']:.4f} ({interval_text(*row['mae_interval'])}, n = {row['n']:,})"
             forest = f"{row['composition_mae']:.4f}" if "composition_mae" in row else "not measured"
-            model = f"| `{name}` | {metrics['num_parameters']:,} | {row['name']}, {row['unit']} "
-            error = f"| {row['mae']:.4f} ({interval_text(*row['mae_interval'])}, n = {row['n']:,}) "
-            lines.append(f"{model}| {training_cost(metrics)} {error}| {forest} | {row['baseline_mae']:.4f} |")
-    return lines
+            rows.append([f"`{name}`", f"{row['name']}, {row['unit']}", error, forest, f"{row['baseline_mae']:.4f}"])
+    return _table(["checkpoint", "target", "test MAE (95 % interval)", "formula only", "mean predictor"], rows)
 
 
-def generator_table() -> list[str]:
-    """Figures of the embedded generators before relaxation, one line per figure and setting."""
-    from hf_crystal.card_figures import generation_rows, interval_text, load_metrics
-    from hf_crystal.checkpoints import checkpoint_folder, embedded_generators
+def generator_table(metrics: dict[str, dict[str, Any]]) -> str:
+    """Figures of generators before relaxation, one line per figure and setting, one column per generator."""
+    from hf_crystal.card_figures import generation_rows, interval_text
 
-    lines = [
-        "| checkpoint | parameters | training | figure | setting | value (95 % interval) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in embedded_generators():
-        metrics = load_metrics(checkpoint_folder(name) / "metrics.json")
-        for row in generation_rows(metrics):
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for name, found in metrics.items():
+        for row in generation_rows(found):
             if row["figure"] not in README_FIGURES:
                 continue
             known = row["low"] is not None
             interval = f"{interval_text(row['low'], row['high'])}, " if known else ""
-            lines.append(
-                f"| `{name}` | {metrics['num_parameters']:,} | {training_cost(metrics)} | {row['label']} "
-                f"| {row['setting']} | {row['value']:.4f} ({interval}n = {row['samples']:,}) |"
-            )
-    return lines
+            line = cells.setdefault((row["label"], row["setting"]), {})
+            line[name] = f"{row['value']:.4f} ({interval}n = {row['samples']:,})"
+    rows = [[*line, *(values.get(name, "–") for name in metrics)] for line, values in cells.items()]
+    return _table(["figure (95 % interval)", "setting", *(f"`{name}`" for name in metrics)], rows)
 
 
 def results_section() -> str:
     """Tables of the embedded checkpoints."""
-    tables = ["\n".join(lines) for lines in (property_table(), generator_table()) if len(lines) > 2]
-    return "\n\n".join(tables) or "None in this checkout."
+    from hf_crystal.card_figures import load_metrics, pretraining_text
+    from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
+
+    properties, generators = (
+        {name: load_metrics(checkpoint_folder(name) / "metrics.json") for name in names}
+        for names in (embedded_checkpoints(), embedded_generators())
+    )
+    tables = [checkpoint_table(properties | generators), property_table(properties)]
+    tables += [f"`{name}`. {text}" for name, found in properties.items() if (text := pretraining_text(found))]
+    tables.append(generator_table(generators))
+    return "\n\n".join(filter(None, tables)) or "None in this checkout."
 
 
 def readme_text(current: str) -> str:

@@ -126,6 +126,7 @@ def main(args: argparse.Namespace) -> int:
 
     from hf_crystal.training import load_recipe
     from hf_crystal.training.property_run import environment_record, prepare_property_task, save_run
+    from hf_crystal.training.recipe_files import without_folders
 
     overrides = [*args.overrides, *([] if args.data is None else [f"data.path={args.data}"])]
     try:
@@ -144,7 +145,7 @@ def main(args: argparse.Namespace) -> int:
     if accelerator.is_main_process:
         scores = {split: score(task, split, recipe.training.eval_batch_size) for split in ("validation", "test")}
         record = {
-            "recipe": recipe.to_dict(),
+            "recipe": without_folders(recipe.to_dict()),
             "seed": recipe.training.seed,
             **environment_record(),
             "steps": len(curve),

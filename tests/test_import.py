@@ -1,6 +1,5 @@
 """Importing the package is quick, has no side effect but registration, and works in any order."""
 
-import statistics
 import subprocess
 import sys
 
@@ -53,9 +52,15 @@ def test_import_does_not_load_torch_nor_third_party_readers():
     assert run_python(code).strip() == "[]"
 
 
-def test_import_takes_under_300_milliseconds_beyond_transformers():
-    code = "import transformers, time; t = time.perf_counter(); import hf_crystal; print(time.perf_counter() - t)"
-    assert statistics.median(float(run_python(code)) for _ in range(3)) < 0.3
+def test_import_adds_nothing_heavy_to_transformers():
+    """What it costs is measured by scripts/bench_start.py; here: nothing but its own few modules is loaded."""
+    code = (
+        "import sys, transformers; before = set(sys.modules); import hf_crystal; "
+        "print(*sorted(set(sys.modules) - before - sys.stdlib_module_names))"
+    )
+    added = run_python(code).split()
+    assert {name.partition(".")[0] for name in added} <= {"hf_crystal", "transformers", *sys.stdlib_module_names}
+    assert len(added) < 20
 
 
 def test_every_public_name_exists():

@@ -56,7 +56,7 @@ ALLOWED_PACKAGES = {
     "checkpoints": set(),
     "data": {"models"},
     "evaluation": {"models"},
-    "training": {"data", "evaluation", "models"},
+    "training": {"checkpoints", "data", "evaluation", "models"},
     "conversion": {"models"},
 }
 # installed packages that a travelling file may name outside `try`

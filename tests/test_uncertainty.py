@@ -47,6 +47,24 @@ def test_an_error_model_is_recovered_and_its_bars_are_honest():
     np.testing.assert_allclose(figure.axes[0].lines[2].get_ydata(), honest.coverage)
 
 
+def test_intervals_hold_what_they_name_where_errors_have_long_tails():
+    rng = np.random.default_rng(3)
+    spread = rng.gamma(2.0, 0.05, 20_000)
+    labels = np.zeros(20_000)
+    mean = spread * rng.standard_t(2.5, 20_000)
+    fitted = fit_error_model(mean[:10_000], spread[:10_000], labels[:10_000])
+    sigma = fitted.sigma(spread[10_000:])
+    normal = measure_calibration(mean[10_000:], sigma, labels[10_000:])
+    honest = measure_calibration(mean[10_000:], sigma, labels[10_000:], model=fitted)
+    assert normal.miscalibration > 0.1
+    assert honest.miscalibration < 0.01
+    inside = np.abs(mean[10_000:]) <= fitted.half_width(spread[10_000:], 0.8)
+    assert inside.mean() == pytest.approx(0.8, abs=0.01)
+    np.testing.assert_allclose(ErrorModel(2.0, 0.0).half_width(1.0, 0.95), 2 * 1.959964, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"level is 0\.99; accepted: 0\.05 to 0\.95"):
+        fitted.half_width(0.1, 0.99)
+
+
 def test_unknown_labels_are_left_out():
     mean, spread, labels = drawn(2, 1.0, 0.1, count=500)
     labels[::2] = np.nan

@@ -34,7 +34,7 @@ def _table(names: Sequence[str], rows: str) -> str:
     """A table that scrolls sideways where the window is narrow."""
     head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in names)
     parts = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-    return f"<div class='hfc-scroll'><table class='hfc-table'>{parts}</table></div>"
+    return f"<div class='hfc-scroll' tabindex='0'><table class='hfc-table'>{parts}</table></div>"
 
 
 def prediction_table(found: Prediction) -> str:
@@ -42,11 +42,12 @@ def prediction_table(found: Prediction) -> str:
     parts = []
     if found.rows:
         cells = "".join(
-            f"<tr><td>{html.escape(row['crystal'])}</td><td>{html.escape(row['property'])}</td><td>{_number(row)}</td>"
-            f"<td>{html.escape(row['formula'])}</td><td>{row['atoms']}</td></tr>"
+            f"<tr><td>{html.escape(row['crystal'])}</td><td>{html.escape(row['formula'])}<br>"
+            f"<small>{row['atoms']} atoms</small></td><td>{html.escape(row['property'])}</td>"
+            f"<td>{_number(row)}</td></tr>"
             for row in found.rows
         )
-        parts.append(_table(("crystal", "property", "value", "formula", "atoms"), cells))
+        parts.append(_table(("crystal", "formula", "property", "value"), cells))
         parts.append("<p class='hfc-note'>± is the model's mean absolute error on the test set.</p>")
     parts += [message(f"{name}: {reason}") for name, reason in found.errors]
     return "".join(parts) or message("Give a file, paste a crystal or choose an example.", "note")
@@ -54,7 +55,7 @@ def prediction_table(found: Prediction) -> str:
 
 def _mark(good: bool | None, text: str) -> str:
     if good is None:
-        return f"<span class='hfc-mark'>{text} not judged</span>"
+        return f"<span class='hfc-mark' title='needs smact: pip install hf_crystal[metrics]'>{text} not judged</span>"
     return f"<span class='hfc-mark hfc-{'good' if good else 'error'}'>{'✓' if good else '✗'} {text}</span>"
 
 
@@ -98,22 +99,25 @@ def insight_table(first: Insight, told: Sequence[Insight]) -> str:
     rows = []
     for item in [first, *told]:
         vector = ", ".join(f"{value:.2f}" for value in item.record.cell[0])
-        place = ", ".join(f"{value:.3f}" for value in item.record.frac_coords[0] % 1.0)
+        place = ", ".join(f"{value % 1.0:.3f}" for value in item.record.frac_coords[0].round(3))
         same = item.sequence == first.sequence
         # improper rotations make another crystal where it is chiral
         word = "the same" if same else ("another: a chiral crystal" if item.change == "mirror image" else "another")
         rows.append(
-            f"<tr><td>{html.escape(item.change)}</td><td>{item.record.num_atoms}</td><td>({vector})</td>"
-            f"<td>({place})</td><td class='hfc-{'good' if same else 'error'}'>{'✓' if same else '✗'} {word}</td>"
-            f"<td>{item.value:.4f} {html.escape(item.unit)}</td></tr>"
+            f"<tr><td>{html.escape(item.change)}</td>"
+            f"<td class='hfc-{'good' if same else 'error'}'>{'✓' if same else '✗'} {word}</td>"
+            f"<td>{item.value:.4f} {html.escape(item.unit)}</td>"
+            f"<td>{item.record.num_atoms}</td><td>({vector})</td><td>({place})</td></tr>"
         )
-    names = ("description", "atoms", "cell vector a, Å", "first atom, fractional", "sequence", first.target)
+    # what matters stands first: a phone shows three columns at a time
+    names = ("description", "sequence", first.target, "atoms", "cell vector a, Å", "first atom, fractional")
     return _table(names, "".join(rows))
 
 
 def picture(figure: Any, description: str) -> str:
     """A figure inside the page, with a text for those who cannot see it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=160)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"<img class='hfc-figure' alt='{html.escape(description, quote=True)}' src='data:image/png;base64,{data}'>"
+    image = f"<img class='hfc-figure' alt='{html.escape(description, quote=True)}' src='data:image/png;base64,{data}'>"
+    return f"<div class='hfc-scroll' tabindex='0'>{image}</div>"

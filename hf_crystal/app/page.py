@@ -14,6 +14,7 @@ from .cards import (
     sequence_html,
     view_html,
 )
+from .code import generation_code, inside_code, prediction_code
 from .service import MAX_GENERATED, Service, example_files
 
 __all__ = ["build_page", "launch_page"]
@@ -26,15 +27,6 @@ _INTRODUCTION = (
     "[Crystalformer](https://arxiv.org/abs/2403.11686), [CrystalFramer](https://arxiv.org/abs/2503.02209) and "
     "Mat2Seq models, small ones that run on a processor; turn crystals with the mouse, a finger or the arrow keys."
 )
-_SAME_IN_PYTHON = "The same in Python:\n```python\n{}\n```"
-_CODE = {
-    "predict": 'import hf_crystal\nfrom transformers import pipeline\n\npipeline("crystal-property-prediction")'
-    '("my_crystal.cif")',
-    "generate": 'import hf_crystal\nfrom transformers import pipeline\n\npipeline("crystal-generation")'
-    '("SrTiO3", num_return_sequences=4)',
-    "inside": 'from hf_crystal.viz import plot_attention, plot_sequence\n\nplot_attention("my_crystal.cif")\n'
-    'plot_sequence("my_crystal.cif")',
-}
 
 
 def _gradio() -> Any:
@@ -107,6 +99,23 @@ def _html(gradio: Any, value: str = "", **options: Any) -> Any:
     return gradio.HTML(value, apply_default_css=False, **options)
 
 
+def _fenced(code: str) -> str:
+    return f"The same in Python:\n```python\n{code}\n```"
+
+
+def _python(gradio: Any, code: str, prefix: str) -> Any:
+    """Python that does what the tab was asked to do last."""
+    return gradio.Markdown(_fenced(code), elem_classes="hfc-text", elem_id=f"{prefix}-python")
+
+
+def _number(value: Any, name: str) -> float:
+    """What was typed into a field, `ValueError` with its name where it is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {'empty' if value in (None, '') else value!r}; accepted: a number") from error
+
+
 def _as_list(files: Any) -> list[str]:
     if not files:
         return []
@@ -126,12 +135,12 @@ def _predict_tab(gradio: Any, service: Service) -> None:
             shown = gradio.Dropdown([], label="crystal in the picture", visible=False, elem_id="predict-shown")
             view = _html(gradio, elem_id="predict-view")
             download = gradio.File(label="table as CSV", visible=False, elem_id="predict-csv", interactive=False)
-    gradio.Markdown(_SAME_IN_PYTHON.format(_CODE["predict"]), elem_classes="hfc-text")
+    python = _python(gradio, prediction_code(service.property_models[0]), "predict")
     crystals = gradio.State({})
     button.click(
         functools.partial(_predict, gradio, service),
         [files, text, example, model],
-        [table, shown, view, download, crystals],
+        [table, shown, view, download, python, crystals],
         api_name="predict",
     )
     shown.input(_show, [shown, crystals], view, api_name=False, show_progress="hidden")
@@ -144,7 +153,8 @@ def _predict(gradio: Any, service: Service, files: Any, text: str, example: str,
     try:
         found = service.predict(model, given, text, chosen)
     except ValueError as error:
-        return message(str(error)), gradio.update(visible=False), "", gradio.update(visible=False), {}
+        hidden = gradio.update(visible=False)
+        return message(str(error)), hidden, "", hidden, gradio.update(), {}
     names = list(found.crystals)
     any_result = bool(found.rows or found.errors)
     return (
@@ -152,6 +162,7 @@ def _predict(gradio: Any, service: Service, files: Any, text: str, example: str,
         gradio.update(choices=names, value=names[0] if names else None, visible=len(names) > 1),
         view_html(found.crystals[names[0]]) if names else "",
         gradio.update(value=str(service.write_csv(found)) if any_result else None, visible=any_result),
+        _fenced(prediction_code(model)),
         found.crystals,
     )
 
@@ -185,14 +196,14 @@ def _generate_tab(gradio: Any, service: Service) -> None:
             button = gradio.Button("Generate", variant="primary", elem_id="generate-button")
         with gradio.Column(scale=3, min_width=280):
             status = _html(gradio, message("A small model: it takes some seconds.", "note"), elem_id="generate-status")
+            gallery = _html(gradio, elem_id="generate-gallery")
             download = gradio.File(label="crystals as CIF", visible=False, elem_id="generate-zip", interactive=False)
-    gallery = _html(gradio, elem_id="generate-gallery")
-    gradio.Markdown(_SAME_IN_PYTHON.format(_CODE["generate"]), elem_classes="hfc-text")
+    python = _python(gradio, generation_code(service.generator, "SrTiO3", num=3, temperature=0.8, seed=0), "generate")
     names = [name for name, _ in conditions]
     button.click(
         functools.partial(_generate, gradio, service, names),
         [composition, group, num, temperature, seed, *targets],
-        [status, gallery, download],
+        [status, gallery, download, python],
         api_name="generate",
     )
 
@@ -209,22 +220,29 @@ def _generate(
     *targets: str,
 ) -> tuple[Any, ...]:
     try:
-        wanted = {name: float(value) for name, value in zip(names, targets, strict=True) if value.strip()}
-        crystals = service.generate(
-            composition,
-            space_group=None if group == _ANY else group,
-            properties=wanted,
-            num=int(num),
-            temperature=float(temperature),
-            seed=int(seed),
-        )
+        asked: dict[str, Any] = {
+            "space_group": None if group == _ANY else group,
+            "properties": {
+                name: _number(value, name.replace("_", " "))
+                for name, value in zip(names, targets, strict=True)
+                if value.strip()
+            },
+            "num": int(_number(num, "number of crystals")),
+            "temperature": _number(temperature, "temperature"),
+            "seed": int(_number(seed, "seed")),
+        }
+        crystals = service.generate(composition, **asked)
     except ValueError as error:
-        return message(str(error)), "", gradio.update(visible=False)
+        return message(str(error)), "", gradio.update(visible=False), gradio.update()
     note = f"{len(crystals)} crystals, the most probable first."
     if len(crystals) < num:
         note += " The model repeated itself, so there are fewer than asked for; raise the temperature for more."
-    path = str(service.write_zip(crystals))
-    return message(note, "good"), crystal_cards(crystals), gradio.update(value=path, visible=True)
+    return (
+        message(note, "good"),
+        crystal_cards(crystals),
+        gradio.update(value=str(service.write_zip(crystals)), visible=True),
+        _fenced(generation_code(service.generator, composition, **asked)),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- look inside
@@ -254,13 +272,13 @@ def _inside_tab(gradio: Any, service: Service) -> None:
         play = gradio.Button("Describe it anew", elem_id="inside-play")
     sequence = _html(gradio, elem_id="inside-sequence")
     proof = _html(gradio, elem_id="inside-proof")
-    gradio.Markdown(_SAME_IN_PYTHON.format(_CODE["inside"]), elem_classes="hfc-text")
+    python = _python(gradio, inside_code(service.property_models[0]), "inside")
     told = gradio.State([])
     sources = [files, text, example, model]
     button.click(
-        functools.partial(_look, service),
+        functools.partial(_look, gradio, service),
         [*sources, atom, block, head],
-        [status, view, attention, frames, sequence, proof, told],
+        [status, view, attention, frames, sequence, proof, python, told],
         api_name="look_inside",
     )
     play.click(functools.partial(_play, service), [*sources, change, told], [proof, told], api_name=False)
@@ -280,6 +298,7 @@ def _one_crystal(service: Service, files: Any, text: str, example: str) -> Any:
 
 
 def _look(
+    gradio: Any,
     service: Service,
     files: Any,
     text: str,
@@ -294,32 +313,37 @@ def _look(
     try:
         record = _one_crystal(service, files, text, example)
         seen = service.inspect(model, record)
-        centre, looking = int(atom) - 1, int(head) - 1 if head else None
+        centre, looking = int(_number(atom, "atom")) - 1, int(head) - 1 if head else None
         seen.check(atom=centre, head=looking)
-        place = int(block) - 1
+        place = int(_number(block, "block")) - 1
         if not 0 <= place < len(seen.blocks):
-            raise ValueError(f"block is {int(block)}; this model has {len(seen.blocks)}")
+            raise ValueError(f"block is {place + 1}; this model has {len(seen.blocks)}")
         first = service.retell(model, record)
     except ValueError as error:
-        return message(str(error)), "", "", "", "", "", []
+        return message(str(error)), "", "", "", "", "", gradio.update(), []
     label = seen.labels[centre]
     values = ", ".join(
         f"{name.replace('_', ' ')} {value:.3f} {seen.units[name]}" for name, value in seen.values.items()
     )
     has_frames = seen.blocks[0].atoms and seen.blocks[0].atoms[0].axes is not None
-    about = "Lines: what it attends to." + (" Arrows: its frame." if has_frames else "")
+    about = "Lines: what it attends to."
+    if has_frames:
+        about += (
+            " Arrows: its frame; where directions are equally strong, all of them, as the mean over them is taken."
+        )
     attention = plot_attention(seen, atom=centre, head=looking)
     described = f"attention in {seen.formula}, in every block"
     frames = ""
     if has_frames:
         frames = picture(plot_frames(seen, atom=centre, head=looking or 0), f"frames of {label}")
     return (
-        message(f"{seen.formula}: {values}. {label} in block {int(block)}. {about}", "note"),
+        message(f"{seen.formula}: {values}. {label} in block {place + 1}. {about}", "note"),
         view_html(record, inspected=seen, block=place, atom=centre, head=looking),
         picture(attention, described),
         frames,
         sequence_html(first.sequence),
         insight_table(first, []),
+        _fenced(inside_code(model, centre, looking)),
         [first],
     )
 

@@ -18,8 +18,17 @@ from ..loading import load_property_model
 from ..models.records_crystal import CrystalInputError, CrystalRecord
 from ..models.structures_crystal import as_structure
 
-__all__ = ["GeneratedCrystal", "Insight", "Prediction", "Service", "example_files"]
+__all__ = [
+    "DEFAULT_GENERATOR",
+    "DEFAULT_MODEL",
+    "GeneratedCrystal",
+    "Insight",
+    "Prediction",
+    "Service",
+    "example_files",
+]
 
+DEFAULT_MODEL, DEFAULT_GENERATOR = "crystalformer-mp20", "mat2seq-mp20"  # those of the pipelines
 MAX_ATOMS = 1000  # larger cells would keep a small server busy for minutes
 MAX_FILES = 50
 MAX_GENERATED = 12
@@ -106,8 +115,8 @@ class Service:
     """
 
     def __init__(self, property_models: Sequence[str] | None = None, generator: str | None = None):
-        self.property_models = list(property_models or embedded_checkpoints())
-        self.generator = generator or next(iter(embedded_generators()), "")
+        self.property_models = list(property_models or _default_first(embedded_checkpoints(), DEFAULT_MODEL))
+        self.generator = generator or next(iter(_default_first(embedded_generators(), DEFAULT_GENERATOR)), "")
         # one computation at a time: more threads on a small machine make everybody wait
         self._lock = threading.RLock()
         self._loaded: dict[str, Any] = {}
@@ -311,6 +320,10 @@ class Service:
         first = self.properties(model, record)[0]
         sequence = write_text(canonicalize(record))
         return Insight(change or "as given", record, sequence, first["value"], first["property"], first["unit"])
+
+
+def _default_first(names: Sequence[str], default: str) -> list[str]:
+    return sorted(names, key=lambda name: (name != default, name))
 
 
 @functools.cache

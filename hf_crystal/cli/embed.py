@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .models import DEFAULT_MODEL, check_device, check_model_type, quiet_transformers, resolve_model
+from .progress import track
 from .sources import count_crystals, find_sources, read_crystals
 from .writers import open_writer
 
@@ -105,16 +106,15 @@ def embed(
     names: list[str] = []
 
     def crystals() -> Iterator[Any]:
+        """Crystals whose names are written down as they pass."""
         for name, crystal in read_crystals(sources):
             names.append(name)
             yield crystal
 
-    from tqdm import tqdm
-
     found = iterate_embeddings(crystals(), loaded, feature_extractor=extractor, level=level, batch_size=batch_size)
     failures: list[str] = []
     with open_writer(output, output_file, columns, types) as writer:
-        for index, result in enumerate(tqdm(found, total=total, unit="crystal", disable=None, file=sys.stderr)):
+        for index, result in enumerate(track(found, total, "crystal")):
             if result.error is not None:
                 failures.append(f"{names[index]}: {result.error}")
             if table is None:

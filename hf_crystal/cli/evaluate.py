@@ -1,12 +1,14 @@
 """`hf-crystal evaluate`: errors of a property model on labelled crystals; quality of a generator."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from .models import DEFAULT_MODEL, check_model_type, quiet_transformers, resolve_model
+from .progress import counter
 
 EXAMPLE = (
     "Example: hf-crystal evaluate property --model crystalformer-mp20 --data mp_20.parquet --split test "
@@ -45,7 +47,10 @@ def evaluate_property(
     splits = load_crystal_dataset(data, split_column=split_column)
     if split not in splits:
         raise ValueError(f"{data} has no split {split!r}; available: {', '.join(splits)}")
-    metrics = evaluate_property_folder(location, splits[split], column or None, batch_size=batch_size)
+    with counter(len(splits[split]), "crystal") as tell:
+        metrics = evaluate_property_folder(
+            location, splits[split], column or None, batch_size=batch_size, progress=tell
+        )
     record = {"model": model, "data": Path(data).name, "split": split, **metrics.to_dict()}
     text = json.dumps(record, indent=2, allow_nan=False)
     if output_file is not None:
@@ -68,7 +73,9 @@ def _shares(tree: Any, name: str = "") -> list[tuple[str, str, list[float]]]:
     found: list[tuple[str, str, list[float]]] = []
     if isinstance(tree, list):
         for entry in tree:
-            found += _shares(entry, f"{name} {entry.get('property', '')} {entry.get('target', '')}".strip())
+            words = (name, entry.get("property", ""), entry.get("target", ""))
+            guided = f" guidance {entry['guidance']:g}" if entry.get("guidance", 1) != 1 else ""
+            found += _shares(entry, " ".join(str(word) for word in words).strip() + guided)
     elif isinstance(tree, dict):
         for key, entry in tree.items():
             interval = tree.get(f"{key}_interval")
@@ -77,6 +84,14 @@ def _shares(tree: Any, name: str = "") -> list[tuple[str, str, list[float]]]:
             elif not key.endswith("_interval"):
                 found += _shares(entry, f"{name} {key}".strip())
     return found
+
+
+def _tell_steps() -> None:
+    """Hours of work: say on standard error what is finished."""
+    logger = logging.getLogger("hf_crystal")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
 
 
 def evaluate_generation(
@@ -88,12 +103,15 @@ def evaluate_generation(
     split: Annotated[str, typer.Option(help="Split whose compositions are asked for.")] = "test",
     train_split: Annotated[str, typer.Option(help="Split that novelty is judged against.")] = "train",
     split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",
-    count: Annotated[int | None, typer.Option(min=1, help="Compositions, drawn by the seed; by default all.")] = None,
+    count: Annotated[int | None, typer.Option(min=0, help="Compositions, drawn by the seed; by default all.")] = None,
     num_samples: Annotated[int, typer.Option(min=0, help="Crystals per composition beside the likeliest.")] = 20,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of these samples.")] = 1.0,
     num_free: Annotated[int, typer.Option(min=0, help="Crystals generated from nothing.")] = 1000,
     judge: Annotated[str | None, typer.Option(help="Property model that judges conditions.")] = None,
     num_conditioned: Annotated[int, typer.Option(min=1, help="Crystals per value of a condition.")] = 100,
+    guidance: Annotated[
+        list[float] | None, typer.Option(help="Ask for the conditions with this guidance too; may be repeated.")
+    ] = None,
     smact: Annotated[bool, typer.Option("--smact", help="Judge compositions by SMACT, as published.")] = False,
     dataset_name: Annotated[str, typer.Option(help="mp_20, perov_5 or carbon_24: cutoffs of coverage.")] = "mp_20",
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
@@ -103,7 +121,8 @@ def evaluate_generation(
 ) -> None:
     """Measure a generator: match rate, METRe, validity, uniqueness, novelty, space groups, conditions; as JSON."""
     from ..data import load_crystal_dataset
-    from ..training.mat2seq_evaluation import GenerationSettings, judge_of_pipeline
+    from ..training.mat2seq_conditions import judge_of_pipeline
+    from ..training.mat2seq_evaluation import GenerationSettings
     from ..training.mat2seq_evaluation import evaluate_generation as run_evaluation
     from .generate import load_generation_pipeline
     from .models import load_property_pipeline
@@ -116,6 +135,7 @@ def evaluate_generation(
         temperature=temperature,
         num_free=num_free,
         num_conditioned=num_conditioned,
+        guidance=tuple(guidance or ()),
         smact=smact,
         seed=seed,
         num_workers=num_workers,
@@ -124,6 +144,7 @@ def evaluate_generation(
     pipeline = load_generation_pipeline(model, None)
     judging = None if judge is None else judge_of_pipeline(load_property_pipeline(judge, None))
     splits = load_crystal_dataset(data, split_column=split_column)
+    _tell_steps()
     result = run_evaluation(
         pipeline.model,
         pipeline.tokenizer,

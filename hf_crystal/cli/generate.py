@@ -1,12 +1,13 @@
 """`hf-crystal generate`: crystals of a composition."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .models import check_device, quiet_transformers, resolve_model
+from .progress import counter
+from .structure_files import StructureFormat, write_structure
 from .writers import Format, open_writer
 
 EXAMPLE = "Example: hf-crystal generate --composition SrTiO3 --num 4 --output-dir output"
@@ -85,14 +86,6 @@ def load_generation_pipeline(name: str, device: str | None) -> Any:
     )
 
 
-def _write_cif(folder: Path, number: int, result: dict[str, Any]) -> str:
-    """Write one crystal; the name of its file."""
-    group = re.sub(r"[^0-9A-Za-z_-]", "-", result["space_group"])
-    path = folder / f"{result['formula']}_{number:03d}_{group}.cif"
-    path.write_text(result["cif"], encoding="utf-8")
-    return str(path)
-
-
 def generate(
     composition: Annotated[
         str | None, typer.Option(help="Atoms of the primitive cell, such as SrTiO3 or Ti2O4; none: any.")
@@ -116,14 +109,18 @@ def generate(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Beginning of a sequence to be continued.")] = None,
     num: Annotated[int, typer.Option(help="Number of crystals.")] = 1,
-    output_dir: Annotated[Path | None, typer.Option(help="Write one CIF file per crystal here.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Write one file per crystal here.")] = None,
+    form: Annotated[StructureFormat, typer.Option("--format", help="Form of these files.")] = "cif",
     output: Annotated[Format, typer.Option(help="How the list is written.")] = "table",
     output_file: Annotated[Path | None, typer.Option(help="Write the list here, not to standard output.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same crystals.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 for the most probable crystal.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
-    num_beams: Annotated[int, typer.Option(help="Above 1: beam search in place of sampling.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Sequences generated at a time.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 for the most probable crystal.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")] = 1.0,
+    num_beams: Annotated[int, typer.Option(min=1, help="Above 1: beam search in place of sampling.")] = 1,
+    guidance: Annotated[
+        float, typer.Option(help="Above 1: properties asked for weigh more, at twice the time.")
+    ] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated at a time.")] = 64,
     max_atoms: Annotated[int, typer.Option(help="Largest primitive cell where no composition is given.")] = 20,
     min_distance: Annotated[
         float | None, typer.Option(help="Leave out crystals with atoms closer than this, Å.")
@@ -153,19 +150,22 @@ def generate(
         "prompt": prompt,
     }
     pipe = load_generation_pipeline(model, device)
-    results = pipe(
-        composition,
-        **asked,
-        num_return_sequences=num,
-        seed=seed,
-        temperature=temperature,
-        top_p=top_p,
-        num_beams=num_beams,
-        batch_size=batch_size,
-        max_atoms=max_atoms,
-        min_distance=min_distance,
-        smact=smact,
-    )
+    with counter(num, "crystal") as tell:
+        results = pipe(
+            composition,
+            **asked,
+            num_return_sequences=num,
+            seed=seed,
+            temperature=temperature,
+            top_p=top_p,
+            num_beams=num_beams,
+            guidance=guidance,
+            batch_size=batch_size,
+            max_atoms=max_atoms,
+            min_distance=min_distance,
+            smact=smact,
+            progress=tell,
+        )
     if not results:
         raise ValueError(
             f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}); ask for more or allow less"
@@ -178,5 +178,5 @@ def generate(
         for number, result in enumerate(results, 1):
             row: dict[str, Any] = {name: result[name] for name in ("formula", "space_group", "log_likelihood")}
             row |= {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
-            row["file"] = None if output_dir is None else _write_cif(output_dir, number, result)
+            row["file"] = None if output_dir is None else write_structure(output_dir, number, result, form)
             writer.write(row if output == "table" else {**row, "sequence": result["sequence"]})

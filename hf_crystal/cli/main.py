@@ -12,29 +12,36 @@ from . import convert, demo, embed, evaluate, export, generate, info, plot, pred
 app = typer.Typer(
     name="hf-crystal",
     help="Crystal-structure models for Hugging Face transformers.",
-    add_completion=False,
+    epilog="Example: hf-crystal predict examples/*.cif\n\nWith tab completion: hf-crystal --install-completion",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    # a command line wraps text itself; typer's default width would be that of the terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(plot.app, name="plot")
-app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
-app.command("embed", epilog=embed.EXAMPLE)(embed.embed)
-app.command("generate", epilog=generate.EXAMPLE)(generate.generate)
-app.command("convert", epilog=convert.EXAMPLE)(convert.convert)
-app.command("export", epilog=export.EXAMPLE)(export.export)
-app.command("push", epilog=push.EXAMPLE)(push.push)
-app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
-app.command("info", epilog=info.EXAMPLE)(info.info)
+# name, function, line in the list of commands, end of its help
+for _name, _function, _line, _example in (
+    ("predict", predict.predict, "Predict properties of crystals.", predict.EXAMPLE),
+    ("generate", generate.generate, "Generate crystals.", generate.EXAMPLE),
+    ("embed", embed.embed, "Vectors of crystals; similar crystals.", embed.EXAMPLE),
+    ("demo", demo.demo, "Serve the web page.", demo.EXAMPLE),
+    ("convert", convert.convert, "Convert an official checkpoint.", convert.EXAMPLE),
+    ("export", export.export, "Write a folder for the Hub.", export.EXAMPLE),
+    ("push", push.push, "Upload a folder to the Hub.", push.EXAMPLE),
+    ("info", info.info, "Versions, devices, embedded models.", info.EXAMPLE),
+):
+    app.command(_name, short_help=_line, epilog=_example)(_function)
+app.add_typer(plot.app, name="plot", epilog=plot.ATTENTION_EXAMPLE)
 train_app = typer.Typer(help="Train a model from a recipe.", rich_markup_mode=None)
-train_app.command("property", epilog=train.EXAMPLE)(train.train_property)
-train_app.command("generator", epilog=train.GENERATOR_EXAMPLE)(train.train_generator)
-app.add_typer(train_app, name="train")
+train_app.command("property", short_help="Train a property model.", epilog=train.EXAMPLE)(train.train_property)
+train_app.command("generator", short_help="Train a generator.", epilog=train.GENERATOR_EXAMPLE)(train.train_generator)
+app.add_typer(train_app, name="train", epilog=train.EXAMPLE)
 evaluate_app = typer.Typer(help="Measure a model.", rich_markup_mode=None)
-evaluate_app.command("property", epilog=evaluate.EXAMPLE)(evaluate.evaluate_property)
-evaluate_app.command("generation", epilog=evaluate.GENERATION_EXAMPLE)(evaluate.evaluate_generation)
-app.add_typer(evaluate_app, name="evaluate")
+evaluate_app.command("property", short_help="Errors of a property model.", epilog=evaluate.EXAMPLE)(
+    evaluate.evaluate_property
+)
+evaluate_app.command("generation", short_help="Quality of a generator.", epilog=evaluate.GENERATION_EXAMPLE)(
+    evaluate.evaluate_generation
+)
+app.add_typer(evaluate_app, name="evaluate", epilog=evaluate.EXAMPLE)
 
 
 _LONGEST_LINE = 400

@@ -24,7 +24,7 @@ Model = Annotated[str, typer.Option(help="Embedded checkpoint, folder, or reposi
 Atom = Annotated[int, typer.Option(help="Atom to look at, counted from 1 in the order of the file.")]
 Output = Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")]
 
-app = typer.Typer(help="Draw what a model sees, how well it predicts, how it was trained.", rich_markup_mode=None)
+app = typer.Typer(help="Draw crystals, models and results.", rich_markup_mode=None)
 
 
 def _check_output(path: Path, formats: tuple[str, ...] = _FORMATS) -> None:
@@ -54,7 +54,7 @@ def _place(number: int | None, option: str) -> int | None:
     return None if number is None else number - 1
 
 
-@app.command("attention", epilog=ATTENTION_EXAMPLE)
+@app.command("attention", short_help="Attention between atoms.", epilog=ATTENTION_EXAMPLE)
 def attention(
     crystal: Crystal,
     output_file: Output,
@@ -72,7 +72,7 @@ def attention(
     plot_attention(crystal, _location(model), block=_place(block, "--block"), **options).savefig(output_file)
 
 
-@app.command("frames", epilog=FRAMES_EXAMPLE)
+@app.command("frames", short_help="Frames of an atom, block after block.", epilog=FRAMES_EXAMPLE)
 def frames(
     crystal: Crystal,
     output_file: Output,
@@ -89,7 +89,7 @@ def frames(
     plot_frames(crystal, _location(model), **places).savefig(output_file)  # type: ignore[arg-type]
 
 
-@app.command("parity", epilog=PARITY_EXAMPLE)
+@app.command("parity", short_help="Predictions against labels.", epilog=PARITY_EXAMPLE)
 def parity(
     table: Annotated[Path, typer.Argument(help="Parquet or CSV file with predictions and labels.")],
     output_file: Output,
@@ -111,7 +111,7 @@ def parity(
     plot_parity(rows[prediction], rows[label], name=prediction, unit=unit).savefig(output_file)
 
 
-@app.command("training", epilog=TRAINING_EXAMPLE)
+@app.command("training", short_help="Loss and learning rate of a training.", epilog=TRAINING_EXAMPLE)
 def training(
     source: Annotated[Path, typer.Argument(help="Folder of a run, metrics.json or trainer_state.json.")],
     output_file: Output,
@@ -125,7 +125,7 @@ def training(
     plot_training(source).savefig(output_file)
 
 
-@app.command("sequence", epilog=SEQUENCE_EXAMPLE)
+@app.command("sequence", short_help="The sequence of a crystal.", epilog=SEQUENCE_EXAMPLE)
 def sequence(crystal: Crystal, output_file: Output) -> None:
     """The canonical sequence of a crystal, word by word."""
     _check_output(output_file)
@@ -135,7 +135,7 @@ def sequence(crystal: Crystal, output_file: Output) -> None:
     plot_sequence(crystal).savefig(output_file)
 
 
-@app.command("perturbation", epilog=PERTURBATION_EXAMPLE)
+@app.command("perturbation", short_help="Prediction under small displacements.", epilog=PERTURBATION_EXAMPLE)
 def perturbation(
     crystal: Crystal,
     output_file: Output,
@@ -152,7 +152,7 @@ def perturbation(
     plot_perturbation(crystal, models, repeats=repeats, seed=seed).savefig(output_file)
 
 
-@app.command("view", epilog=VIEW_EXAMPLE)
+@app.command("view", short_help="A crystal in 3-D, for any browser.", epilog=VIEW_EXAMPLE)
 def view(
     crystal: Crystal,
     output_file: Annotated[Path, typer.Option(help="Page to write, .html; it needs no network.")],

@@ -1,7 +1,8 @@
 """A progress bar with rate and remaining time, on standard error, for work that takes a while."""
 
+import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 _SECONDS_BEFORE_BAR = 2.0
@@ -9,38 +10,50 @@ _SECONDS_BETWEEN_UPDATES = 0.1
 Item = TypeVar("Item")
 
 
-def track(items: Iterable[Item], total: int | None, unit: str, done: int = 0) -> Iterator[Item]:
-    """Hand items through; after two seconds a bar on standard error counts them, where that is a terminal.
+@contextlib.contextmanager
+def counter(total: int | None, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A function to be told how many items are finished; after two seconds a bar shows it, where there is a terminal.
 
     Args:
-        items: what the work yields.
         total: how many there will be, `done` included; None if nobody knows.
         unit: word for one item.
         done: items finished in an earlier run.
-
-    Yields:
-        The items.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield from items
+        yield lambda _: None
         return
     rate = TextColumn("{task.fields[rate]:.3g} " + f"{unit}/s")
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit}s"), rate, TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task("", total=total, completed=done, rate=0.0)
     start = updated = time.monotonic()
-    count = 0
+
+    def tell(count: int) -> None:
+        """So many items are finished."""
+        nonlocal updated
+        now = time.monotonic()
+        if now - updated > _SECONDS_BETWEEN_UPDATES and now - start > _SECONDS_BEFORE_BAR:
+            bar.start()
+            bar.update(task, completed=done + count, rate=count / (now - start))
+            updated = now
+
     try:
-        for count, item in enumerate(items, start=1):
-            now = time.monotonic()
-            if now - updated > _SECONDS_BETWEEN_UPDATES and now - start > _SECONDS_BEFORE_BAR:
-                bar.start()
-                bar.update(task, completed=done + count, rate=count / (now - start))
-                updated = now
-            yield item
+        yield tell
     finally:
         bar.stop()
+
+
+def track(items: Iterable[Item], total: int | None, unit: str, done: int = 0) -> Iterator[Item]:
+    """Hand items through and count them; see `counter` for the arguments.
+
+    Yields:
+        The items.
+    """
+    with counter(total, unit, done) as tell:
+        for count, item in enumerate(items, start=1):
+            tell(count)
+            yield item

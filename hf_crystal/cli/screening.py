@@ -52,6 +52,7 @@ def predict_rows(pipe: Any, crystals: Iterable[tuple[str, Any]], **options: Any)
     names: deque[str] = deque()
 
     def remember() -> Iterator[Any]:
+        """Crystals, their names kept for the results."""
         for name, crystal in crystals:
             names.append(name)  # results come back in this order
             yield crystal

@@ -37,7 +37,9 @@ def train_property(
     config: Config,
     output_dir: OutputDir,
     data: Data = None,
-    pretrained: Annotated[str | None, typer.Option(help="Folder or repository to fine-tune from.")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Embedded checkpoint, folder or repository to fine-tune from.")
+    ] = None,
     max_hours: MaxHours = None,
     resume: Resume = False,
     settings: Settings = None,
@@ -53,10 +55,12 @@ def train_property(
         record = run_training(recipe, output_dir, resume=resume, max_hours=max_hours)
     if not record:  # not the main process
         return
+    print(f"{record['steps']} steps, {record['epochs']:.2f} epochs, {record['training_seconds']:.0f} s of training")
     for target in record["test"]["targets"]:
+        low, high = target["mae_interval"]
         print(
-            f"{target['name']}: test MAE {target['mae']:.4f} {target['unit']} on {target['n']} crystals; "
-            f"mean predictor {target['baseline_mae']:.4f}"
+            f"{target['name']}: test MAE {target['mae']:.4f} {target['unit']} (95 % {low:.4f} to {high:.4f}) on "
+            f"{target['n']} crystals; mean predictor {target['baseline_mae']:.4f}"
         )
 
 
@@ -78,6 +82,8 @@ def train_generator(
     recipe = load_generator_recipe(config, overrides)
     with contextlib.redirect_stdout(sys.stderr):
         record = run_training(recipe, output_dir, tokens_folder=tokens, resume=resume, max_hours=max_hours)
+    if not record:  # not the main process
+        return
     answer, free = record["test"]["answer"], record["test"]["without_grammar"]
     print(f"{record['steps']} steps, {record['epochs']:.2f} epochs, {record['training_seconds']:.0f} s of training")
     print(

@@ -64,9 +64,10 @@ def read_official_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         # torch's own message advises weights_only=False, which would run whatever the file contains
-        reason = str(error).split("weights_only")[0].split(chr(10))[0].strip() or type(error).__name__
+        held = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds an object of {held[1]}" if held else "it is no checkpoint of torch, or damaged"
         raise ValueError(
-            f"checkpoint {str(path)!r} cannot be read as tensors alone ({reason}); accepted are Lightning checkpoints "
+            f"checkpoint {str(path)!r} cannot be read as tensors alone: {reason}; accepted are Lightning checkpoints "
             "and state dicts that hold no other objects."
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None

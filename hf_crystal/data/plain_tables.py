@@ -123,6 +123,7 @@ def stream_tables(streams: IterableDatasetDict, files: list[Path], split_column:
     extractor = CrystalFeatureExtractor()
 
     def is_good(row: Row) -> bool:
+        """Whether the crystal of a row can be read."""
         try:
             extractor.read({key: row[key] for key in ("lattice", "frac_coords", "atomic_numbers")})
         except CrystalInputError as error:

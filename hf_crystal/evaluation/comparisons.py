@@ -2,20 +2,25 @@
 """Many pairs of crystals, each crystal reduced once and equal pairs compared once, in processes with a time limit."""
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from hf_crystal.evaluation.fast_matcher import MatcherSettings, ReducedCrystal, reduce_crystal
+from hf_crystal.evaluation.fast_matcher import Pair
 from hf_crystal.evaluation.pools import JobPool, Outcome
+from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings
+from hf_crystal.evaluation.reduced_crystals import reduce_crystal
 from hf_crystal.evaluation.results import ReadCrystal
 
-Verdict = Callable[[MatcherSettings, tuple[ReducedCrystal, ReducedCrystal]], Any]
+Verdicts = Callable[[MatcherSettings, Sequence[Pair]], list[Any]]
+
+_PAIRS_AT_A_TIME = 64  # more are not faster
 
 
-def _answer(verdict: Verdict, settings: MatcherSettings, job: tuple[Any, Any]) -> Any:
-    """A job is a pair of reduced crystals, or a structure and whether its cell has to be Niggli-reduced."""
-    if isinstance(job[0], ReducedCrystal):
-        return verdict(settings, job)
+def _answer(verdicts: Verdicts, settings: MatcherSettings, job: Any) -> Any:
+    """A job is a list of pairs of reduced crystals, or a crystal and whether its cell has to be Niggli-reduced."""
+    if isinstance(job, list):
+        return verdicts(settings, job)
     return reduce_crystal(job[0], niggli=job[1])
 
 
@@ -24,26 +29,26 @@ def _import_pymatgen() -> None:
 
 
 def _content(crystal: ReadCrystal) -> bytes:
-    structure = crystal.structure
-    numbers = repr([site.specie.Z for site in structure]).encode()
-    return numbers + structure.lattice.matrix.tobytes() + structure.frac_coords.tobytes()
+    record = crystal.record
+    assert record is not None  # only readable crystals are compared
+    return record.atomic_numbers.tobytes() + record.cell.tobytes() + record.frac_coords.tobytes()
 
 
 class PairComparer:
     """Compares pairs of crystals; use as a context manager.
 
     Args:
-        verdict: `rms_distance` or `fits`.
+        verdicts: `rms_distances` or `fits`.
         settings: Tolerances.
         num_workers: Processes; 0 for none.
         time_limit: Seconds for one pair, and for one reduction; needs and starts a process.
     """
 
     def __init__(
-        self, verdict: Verdict, settings: MatcherSettings, *, num_workers: int = 0, time_limit: float | None = None
+        self, verdicts: Verdicts, settings: MatcherSettings, *, num_workers: int = 0, time_limit: float | None = None
     ):
         self._pool = JobPool(
-            functools.partial(_answer, verdict, settings),
+            functools.partial(_answer, verdicts, settings),
             prepare=_import_pymatgen,
             num_workers=num_workers,
             time_limit=time_limit,
@@ -66,7 +71,7 @@ class PairComparer:
         """
         contents = {place: _content(crystals[place]) for place in dict.fromkeys(places)}
         firsts = {content: place for place, content in reversed(contents.items())}
-        outcomes = self._pool.run([(crystals[place].structure, niggli) for place in firsts.values()])
+        outcomes = self._pool.run([(crystals[place].record, niggli) for place in firsts.values()])
         by_content = dict(zip(firsts, outcomes, strict=True))
         return {place: by_content[content] for place, content in contents.items()}
 
@@ -78,7 +83,30 @@ class PairComparer:
             for key, (a, b) in distinct.items()
             if a.failure is not None or b.failure is not None
         }
-        waiting = [key for key in distinct if key not in settled]
-        outcomes = self._pool.run([(distinct[key][0].value, distinct[key][1].value) for key in waiting])
-        settled.update(zip(waiting, outcomes, strict=True))
+        alike: dict[Any, list[tuple[int, int]]] = defaultdict(list)
+        for key, (_, b) in distinct.items():
+            if key not in settled:
+                alike[b.value.sizes, b.value.anchor].append(key)
+        batches = [
+            keys[begin : begin + _PAIRS_AT_A_TIME]
+            for keys in alike.values()
+            for begin in range(0, len(keys), _PAIRS_AT_A_TIME)
+        ]
+        settled.update(self._run(batches, distinct))
         return [settled[id(a), id(b)] for a, b in pairs]
+
+    def _run(
+        self, batches: list[list[tuple[int, int]]], distinct: dict[tuple[int, int], tuple[Outcome, Outcome]]
+    ) -> dict[tuple[int, int], Outcome]:
+        """Verdicts by key; where a batch fails, its pairs are compared one by one, to know which it was."""
+        jobs = [[(distinct[key][0].value, distinct[key][1].value) for key in keys] for keys in batches]
+        settled: dict[tuple[int, int], Outcome] = {}
+        failed: list[list[tuple[int, int]]] = []
+        for keys, outcome in zip(batches, self._pool.run(jobs), strict=True):
+            if outcome.failure is None:
+                settled.update(zip(keys, map(Outcome, outcome.value), strict=True))
+            elif len(keys) == 1:
+                settled[keys[0]] = outcome
+            else:
+                failed += [[key] for key in keys]
+        return {**settled, **self._run(failed, distinct)} if failed else settled

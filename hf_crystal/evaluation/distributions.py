@@ -108,7 +108,7 @@ def _fingerprints(crystals: list[ReadCrystal], fingerprint: Fingerprint) -> list
     result: list[tuple[np.ndarray, np.ndarray] | None] = []
     for crystal in crystals:
         found = None
-        if crystal.structure is not None:
+        if crystal.record is not None:
             try:
                 found = fingerprint(crystal.structure)
             except FAILURES:  # as in the protocol: no fingerprint, not covered, counted
@@ -185,7 +185,7 @@ def coverage(
     if None in known:
         raise ValueError(f"reference {known.index(None)} has no fingerprint; all references need one")
     found = [pair for pair in _fingerprints(read, fingerprint) if pair is not None]
-    unreadable = sum(crystal.structure is None for crystal in read)
+    unreadable = sum(crystal.record is None for crystal in read)
     distances = _cover_distances(found, [pair for pair in known if pair is not None], composition_scale)
     (structure_precision, structure_recall), (composition_precision, composition_recall) = distances
     covered = (structure_recall <= structure_cutoff) & (composition_recall <= composition_cutoff)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_crystal.evaluation.comparisons import PairComparer
-from hf_crystal.evaluation.fast_matcher import MatcherSettings, fits
+from hf_crystal.evaluation.fast_matcher import fits
 from hf_crystal.evaluation.matching import DEFAULT_MATCHER
 from hf_crystal.evaluation.pools import Outcome
+from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings
 from hf_crystal.evaluation.results import (
     PlainResult,
     ReadCrystal,
@@ -130,7 +131,7 @@ def _buckets(
 
 
 def _readable(crystals: Sequence[ReadCrystal]) -> list[int]:
-    return [place for place, crystal in enumerate(crystals) if crystal.structure is not None]
+    return [place for place, crystal in enumerate(crystals) if crystal.record is not None]
 
 
 def _check_bucket(bucket_by: str) -> None:
@@ -205,7 +206,7 @@ def uniqueness(
         symprec=symprec,
         uniqueness=num_unique / len(read),
         num_crystals=len(read),
-        num_unreadable=sum(crystal.structure is None for crystal in read),
+        num_unreadable=sum(crystal.record is None for crystal in read),
         num_unique=num_unique,
         num_pairs=num_pairs,
         failures=dict(failures),
@@ -258,7 +259,7 @@ def novelty(
     for (index, row), outcome in zip(pairs, outcomes, strict=True):
         if outcome.value and match[index] is None:
             match[index] = row
-    num_novel = sum(c.structure is not None and row is None for c, row in zip(read, match, strict=True))
+    num_novel = sum(c.record is not None and row is None for c, row in zip(read, match, strict=True))
     return NoveltyResult(
         protocol=_protocol("novelty", settings, bucket_by, symprec),
         settings=settings,
@@ -266,7 +267,7 @@ def novelty(
         symprec=symprec,
         novelty=num_novel / len(read),
         num_crystals=len(read),
-        num_unreadable=sum(crystal.structure is None for crystal in read),
+        num_unreadable=sum(crystal.record is None for crystal in read),
         num_novel=num_novel,
         num_references=len(known),
         num_pairs=len(pairs),
@@ -279,7 +280,7 @@ def _written_space_group(crystal: Any, index: int, read: ReadCrystal) -> int | N
     canonical = getattr(crystal, "canonical", None)
     if canonical is not None:
         return int(canonical.space_group)
-    if read.structure is None:
+    if read.record is None:
         return None
     raise ValueError(f"crystal {index} has no `canonical.space_group`: give `expected` space groups")
 
@@ -309,9 +310,9 @@ def space_group_agreement(
         _written_space_group(item, index, read[index]) if expected is None else space_group_number(expected[index])
         for index, item in enumerate(items)
     ]
-    found = [None if c.structure is None else find_space_group(c.structure, symprec) for c in read]
+    found = [None if c.record is None else find_space_group(c.structure, symprec) for c in read]
     agreeing = sum(number is not None and number == want for number, want in zip(found, wanted, strict=True))
-    unreadable = sum(crystal.structure is None for crystal in read)
+    unreadable = sum(crystal.record is None for crystal in read)
     return SpaceGroupResult(
         protocol=f"space-group-agreement: moyopy, symprec={symprec} Å",
         symprec=symprec,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_crystal.evaluation.comparisons import PairComparer
-from hf_crystal.evaluation.fast_matcher import MatcherSettings, rms_distance
+from hf_crystal.evaluation.fast_matcher import rms_distances
 from hf_crystal.evaluation.pools import Outcome
+from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings
 from hf_crystal.evaluation.results import PlainResult, ReadCrystal, read_crystals, read_references
 from hf_crystal.evaluation.valid_crystals import ValidityFilter, passes
 
@@ -180,7 +181,7 @@ def _compare(
     time_limit: float | None,
 ) -> list[SampleMatch]:
     """Verdicts on (place of a crystal, row of a reference)."""
-    with PairComparer(rms_distance, settings, num_workers=num_workers, time_limit=time_limit) as comparer:
+    with PairComparer(rms_distances, settings, num_workers=num_workers, time_limit=time_limit) as comparer:
         first = comparer.reduce(crystals, (place for place, _ in pairs), niggli=False)
         second = comparer.reduce(references, (row for _, row in pairs), niggli=True)
         return [_sample_match(o) for o in comparer.compare([(first[place], second[row]) for place, row in pairs])]
@@ -190,7 +191,7 @@ def _without_matcher(
     crystal: ReadCrystal, reference: ReadCrystal | None, *, valid: bool, prefilter: bool
 ) -> SampleMatch | None:
     """Verdict on a pair that needs no matcher, or None; the reference is None where it is not valid."""
-    if crystal.structure is None:
+    if crystal.record is None:
         return SampleMatch("unreadable", None, crystal.error)
     if not valid:
         return SampleMatch("invalid")

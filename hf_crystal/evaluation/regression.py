@@ -78,6 +78,7 @@ class RegressionMetrics:
         """Plain values for JSON; NaN becomes None."""
 
         def plain(value: Any) -> Any:
+            """The value without NaN and tuples, at every depth."""
             if isinstance(value, dict):
                 return {key: plain(entry) for key, entry in value.items()}
             if isinstance(value, list | tuple):

@@ -6,10 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 from hf_crystal.models.canonical_symmetry import load_moyopy
+from hf_crystal.models.records_crystal import CrystalRecord
 from hf_crystal.models.structures_crystal import CHEMICAL_SYMBOLS, CrystalInputError, as_structure
 
 
@@ -20,6 +21,7 @@ class PlainResult:
         """Plain values for JSON; NaN becomes None."""
 
         def plain(value: Any) -> Any:
+            """The value without NaN and tuples, at every depth."""
             if isinstance(value, dict):
                 return {key: plain(entry) for key, entry in value.items()}
             if isinstance(value, list | tuple):
@@ -35,14 +37,19 @@ class ReadCrystal:
     """A crystal as the metrics see it.
 
     Attributes:
-        structure: pymatgen `Structure` of plain elements, or None.
-        error: Why there is no structure, or None.
-        formula: Atomic numbers and their counts divided by the largest common divisor; () without a structure.
+        record: Atoms and cell, or None.
+        error: Why there is no crystal, or None.
+        formula: Atomic numbers and their counts divided by the largest common divisor; () without a crystal.
     """
 
-    structure: Any
+    record: CrystalRecord | None
     error: str | None = None
     formula: tuple[tuple[int, int], ...] = ()
+
+    @cached_property
+    def structure(self) -> Any:
+        """The pymatgen `Structure` of plain elements, or None."""
+        return None if self.record is None else plain_structure(self.record)
 
 
 def reduced_formula(atomic_numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
@@ -68,9 +75,10 @@ def read_crystal(obj: Any, *, index: int | None = None) -> ReadCrystal:
             return ReadCrystal(None, str(obj.error) if obj.error is not None else "no structure")
         obj = obj.structure
     try:
-        return _structure_of(obj, index)
+        record = as_structure(obj, index=index, check_distances=False, min_volume_per_atom=0.0)
     except CrystalInputError as error:
         return ReadCrystal(None, str(error))
+    return ReadCrystal(record, None, reduced_formula(record.atomic_numbers.tolist()))
 
 
 def read_crystals(crystals: Iterable[Any]) -> list[ReadCrystal]:
@@ -88,7 +96,7 @@ def read_references(references: Iterable[Any]) -> list[ReadCrystal]:
     result = []
     for index, reference in enumerate(references):
         read = read_crystal(reference, index=index)
-        if read.structure is None:
+        if read.record is None:
             raise CrystalInputError(f"a reference crystal cannot be read: {read.error}", index=index)
         result.append(read)
     if not result:
@@ -96,13 +104,11 @@ def read_references(references: Iterable[Any]) -> list[ReadCrystal]:
     return result
 
 
-def _structure_of(obj: Any, index: int | None) -> ReadCrystal:
+def plain_structure(record: CrystalRecord) -> Any:
+    """The pymatgen `Structure` of plain elements."""
     from pymatgen.core import Lattice, Structure
 
-    record = as_structure(obj, index=index, check_distances=False, min_volume_per_atom=0.0)
-    symbols = [CHEMICAL_SYMBOLS[number] for number in record.atomic_numbers]
-    structure = Structure(Lattice(record.cell), symbols, record.frac_coords)
-    return ReadCrystal(structure, None, reduced_formula(record.atomic_numbers))
+    return Structure(Lattice(record.cell), [CHEMICAL_SYMBOLS[n] for n in record.atomic_numbers], record.frac_coords)
 
 
 def find_space_group(structure: Any, symprec: float) -> int | None:

@@ -94,7 +94,7 @@ def judge(crystal: ReadCrystal, *, composition: bool) -> CrystalValidity:
         crystal: What `read_crystal` gave.
         composition: Whether to ask SMACT.
     """
-    if crystal.structure is None:
+    if crystal.record is None:
         return CrystalValidity(False, False, False if composition else None, crystal.error)
     structure_valid = structure_is_valid(crystal.structure)
     composition_valid = smact_accepts(crystal.formula) if composition else None
@@ -113,7 +113,7 @@ def passes(crystals: Sequence[ReadCrystal], validity_filter: ValidityFilter) -> 
     if validity_filter not in VALIDITY_FILTERS:
         raise ValueError(f"validity_filter is {validity_filter!r}; accepted: {', '.join(VALIDITY_FILTERS)}")
     if validity_filter == "none":
-        return [crystal.structure is not None for crystal in crystals]
+        return [crystal.record is not None for crystal in crystals]
     composition = validity_filter == "structure+smact14"
     if composition:
         load_smact()

@@ -31,12 +31,21 @@ def load(model: Any, tokenizer: Any) -> tuple[Any, Any]:
         tokenizer: the one to use; None for that of the folder.
 
     Raises:
-        ValueError: a model in memory without its tokenizer.
+        ValueError: a model in memory without its tokenizer, or a folder with another network than a Llama.
     """
+    from transformers import PreTrainedConfig
+
     from ..auto_model import AutoModelForCrystalGeneration
     from ..models.tokenization_mat2seq import Mat2SeqTokenizer
 
     if isinstance(model, (str, os.PathLike)):
+        model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+        if model_type != "llama":
+            raise ValueError(
+                f"{model} holds a generator of type {model_type!r}; only llama is exported: the grammar travels as "
+                "its class. AutoModelForCausalLM loads the folder as it is; to export, train with "
+                "model.model_type=llama"
+            )
         tokenizer = tokenizer or Mat2SeqTokenizer.from_pretrained(model)
         model = AutoModelForCrystalGeneration.from_pretrained(model, dtype="auto")
     if tokenizer is None:

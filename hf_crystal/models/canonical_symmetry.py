@@ -66,6 +66,7 @@ def find_symmetry(
     accepted: list[SymmetricCrystal] = []
 
     def propose(factor: float) -> tuple | None:
+        """What moyopy finds at this multiple of the tolerance, kept if it is new and can be made exact; its key."""
         proposal = _ask_moyopy(cell, factor * settings.symprec)
         if proposal is None:
             return None

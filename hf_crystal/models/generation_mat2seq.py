@@ -154,6 +154,7 @@ def generate_crystals_for_prompts(
     temperature: float = 1.0,
     top_p: float = 1.0,
     num_beams: int = 1,
+    guidance: float = 1.0,
     seed: int | None = None,
     batch_size: int = 64,
     max_atoms: int = 20,
@@ -165,6 +166,7 @@ def generate_crystals_for_prompts(
     rank: bool | Callable[[DecodedCrystal], float] = False,
     continuous_batching: bool = False,
     on_error: Literal["raise", "return"] = "raise",
+    progress: Callable[[int], None] | None = None,
     grammar: CrystalGrammar | None = None,
 ) -> list[list[DecodedCrystal]]:
     """Generate crystals for many prompts, different ones in one batch.
@@ -177,6 +179,7 @@ def generate_crystals_for_prompts(
         temperature: 0 for the most probable continuation.
         top_p: Nucleus sampling.
         num_beams: Above 1: beam search instead of sampling; the `num_return` best beams.
+        guidance: Above 1: properties asked for weigh more (classifier-free guidance, twice the time); 0 ignores them.
         seed: The same seed and call on the same machine give the same crystals.
         batch_size: Sequences generated at a time.
         max_atoms: Largest primitive cell where no composition is given.
@@ -190,6 +193,7 @@ def generate_crystals_for_prompts(
             a `Mat2SeqForCausalLM` only. Seeds do not reproduce there.
         on_error: "return": a prompt that no crystal fulfils gives one `DecodedCrystal` with the error, the others go
             on; "raise": nothing is sampled.
+        progress: Called with the number of crystals so far, whenever there are more.
         grammar: A grammar with other bounds; `max_atoms` and `max_length` are then not used.
 
     Returns:
@@ -200,6 +204,10 @@ def generate_crystals_for_prompts(
         ImportError: if smact is asked for and missing.
     """
     _check_options(num_return, batch_size, max_rounds, temperature, top_p, num_beams)
+    if guidance < 0 or (guidance != 1 and (num_beams > 1 or continuous_batching)):
+        raise ValueError(
+            f"guidance is {guidance}; accepted: at least 0, and 1 with beam search or continuous_batching"
+        )
     keeps = _filter(min_distance, smact)
     asked = [prompt if isinstance(prompt, CrystalPrompt) else CrystalPrompt(**prompt) for prompt in prompts]
     if grammar is None:
@@ -208,12 +216,19 @@ def generate_crystals_for_prompts(
         grammar = _grammar(tokenizer, max_atoms, context - conditions)
     prepared, errors = _prepare(asked, tokenizer, grammar, on_error)
     sampler = CrystalSampler(
-        model, tokenizer, grammar, temperature=temperature, top_p=top_p, num_beams=num_beams, batch_size=batch_size
+        model,
+        tokenizer,
+        grammar,
+        temperature=temperature,
+        top_p=top_p,
+        num_beams=num_beams,
+        batch_size=batch_size,
+        guidance=guidance,
     )
     draw = sampler.draw_continuously if continuous_batching else sampler.draw
     kept: dict[int, list[DecodedCrystal]] = {index: [] for index in prepared}
     seen: dict[int, set[str]] = {index: set() for index in prepared}
-    random = temperature > 0 and num_beams == 1
+    random, count = temperature > 0 and num_beams == 1, 0
     with _seeded(seed, model.device), torch.no_grad():
         for _ in range(max_rounds if random and (unique or keeps) else 1):
             wanted = {index: num_return - len(found) for index, found in kept.items() if len(found) < num_return}
@@ -222,6 +237,9 @@ def generate_crystals_for_prompts(
                 seen[index].add(item.sequence)
                 if not repeated and (keeps is None or keeps(item)):
                     kept[index].append(item)
+                    count += 1
+                    if progress is not None:
+                        progress(count)
     score = rank if callable(rank) else _log_likelihood
     ranked = {i: sorted(found, key=score, reverse=True) if rank else found for i, found in kept.items()}
     return [ranked[i] if i in ranked else [DecodedCrystal(None, errors[i])] for i in range(len(asked))]

@@ -51,6 +51,7 @@ class PreparedPrompt:
 
     ids: tuple[int, ...]
     constraint: PromptConstraint
+    has_conditions: bool = False
 
 
 def parse_composition(composition: Any) -> dict[int, int]:
@@ -74,7 +75,7 @@ def parse_composition(composition: Any) -> dict[int, int]:
         symbol = getattr(key, "symbol", key)
         number = CHEMICAL_SYMBOLS.index(symbol) if symbol in CHEMICAL_SYMBOLS[1:] else symbol
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 118:
-            raise ValueError(f"composition has {key!r}; accepted: element symbols or atomic numbers 1 to 118")
+            raise ValueError(f"composition has {symbol!r}; accepted: element symbols or atomic numbers 1 to 118")
         if isinstance(amount, str) or amount != int(amount) or amount < 1:
             raise ValueError(f"composition has {amount} {symbol}; accepted: whole numbers of atoms")
         counts[number] = counts.get(number, 0) + int(amount)
@@ -102,7 +103,7 @@ def prepare_prompt(asked: CrystalPrompt, tokenizer: Mat2SeqTokenizer, grammar: C
         grammar.check(constraint)
         head = _certain_tokens(constraint)
     tokens = [tokenizer.bos_token, *conditions, *head]
-    return PreparedPrompt(tuple(grammar.vocabulary[token] for token in tokens), constraint)
+    return PreparedPrompt(tuple(grammar.vocabulary[token] for token in tokens), constraint, bool(conditions))
 
 
 def _constraint(asked: CrystalPrompt, grammar: CrystalGrammar) -> PromptConstraint:

@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from .generation_guidance_mat2seq import ConditionGuidance
 from .generation_processor_mat2seq import CrystalLogitsProcessor
 from .generation_prompts_mat2seq import PreparedPrompt
 from .grammar_constraint_mat2seq import PromptConstraint
@@ -38,6 +39,7 @@ class CrystalSampler:
         top_p: Nucleus sampling.
         num_beams: Above 1: beam search.
         batch_size: Sequences generated at a time.
+        guidance: Scale of `ConditionGuidance` for rows with conditions; not for beam search or `draw_continuously`.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class CrystalSampler:
         top_p: float,
         num_beams: int,
         batch_size: int,
+        guidance: float = 1.0,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -57,6 +60,7 @@ class CrystalSampler:
         self.temperature = float(temperature)
         self.top_p = float(top_p)
         self.num_beams = num_beams
+        self.guidance = float(guidance)
         self.batch_size = max(1, batch_size // num_beams)
         self._ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
         nucleus = [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
@@ -138,13 +142,16 @@ class CrystalSampler:
             options["past_key_values"] = self._prefill(ids[:, :-1], mask[:, :-1], of_row)
         ids, mask = ids[of_row], mask[of_row]
         processor = self._processor([prompts[key] for key in rows])
+        guides = self._guides([prompts[key] for key in rows])
         options["stopping_criteria"] = StoppingCriteriaList([_HalfEnded(self._ends)])
         places = torch.arange(len(rows))
         sequences: dict[int, list[int]] = {}
         likelihoods = torch.zeros(len(rows), dtype=torch.float64)
         limit = self.grammar.max_tokens + ids.shape[1]
         while len(places):
-            output = self._generate(ids, mask, [processor, *self._drawing], limit, output_logits=True, **options)
+            output = self._generate(
+                ids, mask, [*guides, processor, *self._drawing], limit, output_logits=True, **options
+            )
             generated = output.sequences[:, ids.shape[1] :]
             likelihoods[places] += _likelihoods(output.logits, generated, self.tokenizer.pad_token_id).cpu()
             ended = torch.isin(output.sequences[:, -1], torch.tensor(self._ends, device=ids.device))
@@ -160,6 +167,8 @@ class CrystalSampler:
             if len(keep):
                 output.past_key_values.batch_select_indices(keep)
                 processor.keep(keep)
+                for guide in guides:
+                    guide.keep(keep)
         return self._decode([sequences[place] for place in range(len(rows))], likelihoods.tolist())
 
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, of_row: torch.Tensor) -> Any:
@@ -182,6 +191,11 @@ class CrystalSampler:
 
     def _processor(self, prompts: list[PreparedPrompt]) -> CrystalLogitsProcessor:
         return CrystalLogitsProcessor(self.tokenizer, self.grammar, [prompt.constraint for prompt in prompts])
+
+    def _guides(self, prompts: list[PreparedPrompt]) -> list[ConditionGuidance]:
+        if self.guidance == 1 or not any(prompt.has_conditions for prompt in prompts):
+            return []
+        return [ConditionGuidance(self.guidance, self.model, self.tokenizer, self.grammar, prompts)]
 
     def _generate(
         self, ids: torch.Tensor, mask: torch.Tensor, processors: list[LogitsProcessor], limit: int, **options: Any

@@ -41,6 +41,8 @@ def sum_in_float32(name: str) -> None:
     halves = (torch.bfloat16, torch.float16)
 
     def rule(device: str) -> Any:
+        """The operator with float32 arguments, autocast being off."""
+
         def in_float32(*arguments: Any) -> Any:
             with torch.autocast(device, enabled=False):
                 is_half = [isinstance(a, torch.Tensor) and a.dtype in halves for a in arguments]

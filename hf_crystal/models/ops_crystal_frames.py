@@ -203,6 +203,7 @@ def eigen_axes(tensors: torch.Tensor, tolerance: float) -> FrameAxes:
     lists = []
 
     def add(row: torch.Tensor, axis: int, direction: torch.Tensor, share: torch.Tensor) -> None:
+        """One axis of some rows, half a share for each of its two directions."""
         half = share.new_zeros((row.shape[0], num_heads))
         half[torch.arange(row.shape[0], device=row.device), row % num_heads] = 0.5 * share
         half = half.to(tensors.dtype)

@@ -21,13 +21,14 @@ _SAMPLING_FIELDS = (
     "temperature",
     "top_p",
     "num_beams",
+    "guidance",
     "seed",
     "generation_batch_size",
     "max_atoms",
     "max_length",
     "continuous_batching",
 )
-_RESULT_FIELDS = ("num_return_sequences", "unique", "max_rounds", "min_distance", "smact", "rank")
+_RESULT_FIELDS = ("num_return_sequences", "unique", "max_rounds", "min_distance", "smact", "rank", "progress")
 
 
 class CrystalGenerationPipeline(Pipeline):
@@ -57,7 +58,7 @@ class CrystalGenerationPipeline(Pipeline):
         space_group, chemical_system, formula_units, properties, cell, sites, prompt: See `CrystalPrompt`; fields of
             the prompt may also come as one dictionary in place of the composition.
         num_return_sequences (`int`, defaults to 1): Crystals per prompt.
-        temperature, top_p, num_beams, seed, max_atoms, max_length, continuous_batching: See
+        temperature, top_p, num_beams, guidance, seed, max_atoms, max_length, continuous_batching: See
             `generate_crystals_for_prompts`.
         batch_size (`int`, defaults to 64): Sequences generated at a time.
         unique (`bool`, defaults to `True`): Leave out repeated sequences and draw others in their place. Where the
@@ -65,6 +66,7 @@ class CrystalGenerationPipeline(Pipeline):
         min_distance (`float`, *optional*): Leave out crystals with atoms nearer than this, Å, and draw others.
         smact (`bool`, defaults to `False`): Leave out compositions that are not charge-neutral by SMACT, which has to
             be installed, and draw others.
+        progress (function, *optional*): Called with the number of crystals so far.
         max_rounds (`int`, defaults to 4): How often crystals that were left out are replaced.
         rank (`bool` or function of a `DecodedCrystal`, defaults to `True`): Most probable crystal first, by
             `log_likelihood`; a function: largest value first; `False`: in the order of generation.

@@ -1,5 +1,6 @@
 """The order of training examples: a function of the seed and the epoch, and of nothing else."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
@@ -62,6 +63,53 @@ class EpochBatchSampler(BatchSampler):
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of this epoch."""
         self.order.set_epoch(epoch)
+
+
+class LengthBatchSampler(Sampler[list[int]]):
+    """Batches of rows of like length, the same for any number of processes and accumulation steps.
+
+    Rows are ordered by length with ties in random order and cut into global batches whose sizes differ by at most one.
+    Each is given out in `parts` parts, one after the other, which is how accelerate deals batches to processes; their
+    order is drawn from `(seed, epoch)` and nothing else.
+
+    Args:
+        lengths: Length of each row.
+        batch_size: Most rows of a global batch.
+        parts: Processes times accumulation steps.
+        seed: Order seed.
+
+    Raises:
+        ValueError: If a global batch has fewer rows than parts.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, *, parts: int = 1, seed: int = 0):
+        self.lengths = torch.as_tensor(lengths)
+        self.num_batches = -(-len(lengths) // batch_size)
+        smallest = len(lengths) // max(1, self.num_batches)
+        if smallest < parts:
+            raise ValueError(
+                f"a batch of {smallest} rows cannot be shared by {parts} processes and accumulation steps"
+            )
+        self.parts = parts
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_batches * self.parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        shuffled = torch.randperm(len(self.lengths), generator=generator)
+        rows = shuffled[self.lengths[shuffled].argsort(stable=True)]
+        for batch in torch.randperm(self.num_batches, generator=generator).tolist():
+            start, end = (place * len(rows) // self.num_batches for place in (batch, batch + 1))
+            cuts = [start + part * (end - start) // self.parts for part in range(self.parts + 1)]
+            for first, last in itertools.pairwise(cuts):
+                yield rows[first:last].tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.epoch = epoch
 
 
 def first_rows(batch_sampler: Sampler[list[int]], num_batches: int) -> list[int]:

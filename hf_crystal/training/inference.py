@@ -1,5 +1,6 @@
 """Evaluate a saved property model on labelled rows."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from hf_crystal.evaluation.regression import RegressionMetrics, regression_metri
 
 
 @torch.no_grad()
-def predict_rows(model: Any, rows: Any, collator: Any, *, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+def predict_rows(
+    model: Any, rows: Any, collator: Any, *, batch_size: int = 64, progress: Callable[[int], None] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Predictions and labels of all rows, in order.
 
     Args:
@@ -18,6 +21,7 @@ def predict_rows(model: Any, rows: Any, collator: Any, *, batch_size: int = 64) 
         rows: Data set of crystals with labels.
         collator: Turns rows into a batch with `labels`.
         batch_size: Crystals per forward pass.
+        progress: Called with the number of crystals so far.
 
     Returns:
         Predictions and labels, each (rows, targets), physical units, float64; unknown labels are NaN.
@@ -30,11 +34,19 @@ def predict_rows(model: Any, rows: Any, collator: Any, *, batch_size: int = 64) 
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         predictions.append(model(**inputs).logits.double().cpu().numpy())
         labels.append(batch["labels"].double().cpu().numpy())
+        if progress is not None:
+            progress(min(start + batch_size, len(rows)))
     return np.concatenate(predictions), np.concatenate(labels)
 
 
 def evaluate_property_folder(
-    folder: str | Path, rows: Any, columns: list[str] | None = None, *, batch_size: int = 64, num_bootstrap: int = 1000
+    folder: str | Path,
+    rows: Any,
+    columns: list[str] | None = None,
+    *,
+    batch_size: int = 64,
+    num_bootstrap: int = 1000,
+    progress: Callable[[int], None] | None = None,
 ) -> RegressionMetrics:
     """Metrics of a saved property model on labelled rows; the mean predictor uses the model's training mean.
 
@@ -44,6 +56,7 @@ def evaluate_property_folder(
         columns: Label column of each target; `config.target_names` by default.
         batch_size: Crystals per forward pass.
         num_bootstrap: See `regression_metrics`.
+        progress: See `predict_rows`.
 
     Raises:
         ValueError: If `columns` does not match the model's targets.
@@ -61,7 +74,7 @@ def evaluate_property_folder(
     if len(columns) != len(config.target_names):
         raise ValueError(f"columns={columns}: the model has the targets {config.target_names}")
     collator = CrystalCollator(CrystalFeatureExtractor.from_pretrained(folder), label_names=columns)
-    predictions, labels = predict_rows(model, rows, collator, batch_size=batch_size)
+    predictions, labels = predict_rows(model, rows, collator, batch_size=batch_size, progress=progress)
     return regression_metrics(
         predictions,
         labels,

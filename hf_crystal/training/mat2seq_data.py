@@ -1,10 +1,13 @@
 """Crystals as token rows on disk, and batches of them for the language model."""
 
 import concurrent.futures
+import contextlib
 import functools
 import json
+import math
+import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from hf_crystal.data.tables import build_tables
 from hf_crystal.models.canonical_crystal import CanonicalCrystal, CanonicalSettings, canonicalize
 from hf_crystal.models.canonical_text import SEPARATOR
 
@@ -26,6 +30,7 @@ logger = logging.get_logger(__name__)
 IGNORED_LABEL = -100
 SETTINGS_NAME = "tokens.json"
 ROLES = ("train", "validation", "test")
+ROWS_PER_BLOCK = 4096  # tokenised at a time
 _STRUCTURE_COLUMNS = ("lattice", "frac_coords", "atomic_numbers")
 
 
@@ -34,6 +39,7 @@ def tokenize_splits(
 ) -> "datasets.DatasetDict":
     """Token rows of all splits; read from `folder` if they lie there, otherwise made and written to it (Arrow).
 
+    Crystals are read, tokenised and written in blocks, and the rows are memory-mapped: neither has to fit into memory.
     Columns: `material_id`, `input_ids` (begin and end included, no conditions), `answer_start` (place of the first
     token after the composition), `length`, and one float column per condition (NaN = unknown). A crystal without a
     sequence (an element outside the vocabulary, too many atoms) is left out and counted in the log.
@@ -59,15 +65,17 @@ def tokenize_splits(
             raise ValueError(f"{folder} holds token rows made with other settings ({', '.join(differing)}): remove it")
         return datasets.load_from_disk(str(folder))
     rows = _read_rows(data, seed)
-    splits = datasets.DatasetDict()
-    left_out: dict[str, int] = {}
-    for role in ROLES:
-        splits[role], left_out[role] = _tokenize(rows[role], tokenizer, data)
-        logger.info(f"{role}: {len(splits[role])} sequences, {left_out[role]} crystals left out")
-    splits.save_to_disk(str(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        features = _features(rows["train"], data)
+        tables = build_tables(Path(scratch, "tables"), _token_rows(rows, tokenizer, data), features)
+        splits = datasets.DatasetDict({role: tables[role] for role in ROLES})
+        splits.save_to_disk(str(folder))
+    left_out = {role: len(rows[role]) - len(splits[role]) for role in ROLES}
+    logger.info(f"{sum(map(len, splits.values()))} sequences, crystals left out: {left_out}")
     # written last: a folder without it is incomplete and made anew
     note.write_text(json.dumps({"settings": described, "left_out": left_out}, indent=2) + "\n", encoding="utf-8")
-    return splits
+    return datasets.load_from_disk(str(folder))
 
 
 def _describe(data: "GeneratorDataArguments", tokenizer: "Mat2SeqTokenizer", seed: int) -> dict[str, Any]:
@@ -114,38 +122,57 @@ def _canonical(settings: CanonicalSettings, record: Mapping[str, Any]) -> Canoni
         return str(error)
 
 
-def _tokenize(
-    rows: "datasets.Dataset", tokenizer: "Mat2SeqTokenizer", data: "GeneratorDataArguments"
-) -> tuple["datasets.Dataset", int]:
-    """Token rows of one split, and how many crystals were left out."""
+def _features(rows: "datasets.Dataset", data: "GeneratorDataArguments") -> "datasets.Features":
     import datasets
 
-    records = [dict(row) for row in rows.select_columns(list(_STRUCTURE_COLUMNS))]
+    identifier = rows.features.get("material_id", datasets.Value("string"))
+    counts = dict.fromkeys(("answer_start", "length"), datasets.Value("int64"))
+    conditions = dict.fromkeys(data.conditions, datasets.Value("float64"))
+    ids = datasets.List(datasets.Value("int64"))
+    return datasets.Features({"material_id": identifier, "input_ids": ids, **counts, **conditions})
+
+
+def _token_rows(
+    splits: Mapping[str, "datasets.Dataset"], tokenizer: "Mat2SeqTokenizer", data: "GeneratorDataArguments"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Role and token row of each crystal that has a sequence, in order."""
     work = functools.partial(_canonical, tokenizer.settings)
-    if data.num_workers > 1:
-        with concurrent.futures.ProcessPoolExecutor(data.num_workers) as pool:
-            crystals = list(pool.map(work, records, chunksize=64))
-    else:
-        crystals = [work(record) for record in records]
-    names = rows["material_id"] if "material_id" in rows.column_names else [str(i) for i in range(len(rows))]
-    labels = {name: list(rows[column]) for name, column in data.conditions.items()}
     end_of_composition = tokenizer.convert_tokens_to_ids(SEPARATOR)
-    table: dict[str, list[Any]] = {key: [] for key in ("material_id", "input_ids", "answer_start", "length", *labels)}
-    for index, crystal in enumerate(crystals):
-        try:
-            if isinstance(crystal, str):
-                raise ValueError(crystal)
-            ids = tokenizer.encode(tokenizer.to_text(crystal))
-        except ValueError as error:
-            logger.warning_once(f"left out {names[index]}: {error}")
-            continue
-        table["material_id"].append(names[index])
-        table["input_ids"].append(ids)
-        table["answer_start"].append(ids.index(end_of_composition) + 1)
-        table["length"].append(len(ids))
-        for name, values in labels.items():
-            table[name].append(float("nan") if values[index] is None else float(values[index]))
-    return datasets.Dataset.from_dict(table), len(crystals) - len(table["length"])
+    with contextlib.ExitStack() as stack:
+        run: Any = map
+        if data.num_workers > 1:
+            pool = stack.enter_context(concurrent.futures.ProcessPoolExecutor(data.num_workers))
+            run = functools.partial(pool.map, chunksize=64)
+        for role in ROLES:
+            for index, row, crystal in _crystals(splits[role], work, run):
+                name = row.get("material_id", str(index))
+                try:
+                    if isinstance(crystal, str):
+                        raise ValueError(crystal)
+                    ids = tokenizer.encode(tokenizer.to_text(crystal))
+                except ValueError as error:
+                    logger.warning_once(f"left out {name}: {error}")
+                    continue
+                labels = {condition: row[column] for condition, column in data.conditions.items()}
+                yield (
+                    role,
+                    {
+                        "material_id": name,
+                        "input_ids": ids,
+                        "answer_start": ids.index(end_of_composition) + 1,
+                        "length": len(ids),
+                        **{key: math.nan if value is None else float(value) for key, value in labels.items()},
+                    },
+                )
+
+
+def _crystals(rows: "datasets.Dataset", work: Any, run: Any) -> Iterator[tuple[int, dict[str, Any], Any]]:
+    """Index, row and canonical crystal (or the reason why there is none), a block at a time."""
+    for start in range(0, len(rows), ROWS_PER_BLOCK):
+        block = [dict(row) for row in rows.select(range(start, min(start + ROWS_PER_BLOCK, len(rows))))]
+        records = [{column: row[column] for column in _STRUCTURE_COLUMNS} for row in block]
+        for place, (row, crystal) in enumerate(zip(block, run(work, records), strict=True)):
+            yield start + place, row, crystal
 
 
 class Mat2SeqCollator:
@@ -159,8 +186,10 @@ class Mat2SeqCollator:
         tokenizer: The tokenizer.
         condition_probability: Chance of each known condition to be written in front.
         composition_loss_probability: Chance of a row that its composition is learnt.
-        seed: Seed of the draws, which depend on it, the epoch and the first row of a batch only: a resumed run draws
-            the same, whatever was loaded ahead when it was stopped.
+        given_condition_probability: `condition_probability` of the rows whose composition is given, where conditions
+            say little; None for the same.
+        seed: Seed of the draws of a row, which depend on it, the epoch and the row only: a resumed run draws the
+            same, and so do processes that share a batch.
     """
 
     def __init__(
@@ -169,9 +198,13 @@ class Mat2SeqCollator:
         condition_probability: float = 0.0,
         composition_loss_probability: float = 0.5,
         seed: int = 0,
+        given_condition_probability: float | None = None,
     ):
         self.tokenizer = tokenizer
         self.condition_probability = condition_probability
+        self.given_condition_probability = (
+            condition_probability if given_condition_probability is None else given_condition_probability
+        )
         self.composition_loss_probability = composition_loss_probability
         self.seed = seed
         self.epoch = 0
@@ -182,9 +215,7 @@ class Mat2SeqCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `labels`, each (B, L); -100 carries no loss."""
-        draw = f"{self.seed} {self.epoch} {rows[0]['material_id']}"
-        generator = torch.Generator().manual_seed(zlib.crc32(draw.encode()))
-        pairs = [self._example(row, generator) for row in rows]
+        pairs = [self._example(row) for row in rows]
         longest = max(len(ids) for ids, _ in pairs)
         batch = {
             "input_ids": torch.full((len(rows), longest), int(self.tokenizer.pad_token_id)),
@@ -198,18 +229,21 @@ class Mat2SeqCollator:
             batch["labels"][place, given : len(ids)] = row[given:]
         return batch
 
-    def _example(self, row: Mapping[str, Any], generator: torch.Generator) -> tuple[list[int], int]:
+    def _example(self, row: Mapping[str, Any]) -> tuple[list[int], int]:
         """Ids with conditions, and the number of ids in front that carry no loss."""
+        draw = f"{self.seed} {self.epoch} {row['material_id']}"
+        generator = torch.Generator().manual_seed(zlib.crc32(draw.encode()))
         known = [bins.name for bins in self.tokenizer.property_bins if bins.name in row]
         # rows marked "fixed" (validation) look the same every time: no conditions, the composition is given
         draws = (
             [1.0] * (len(known) + 1) if row.get("fixed") else torch.rand(len(known) + 1, generator=generator).tolist()
         )
-        chosen = [name for name, draw in zip(known, draws, strict=False) if draw < self.condition_probability]
+        learns_composition = draws[-1] < self.composition_loss_probability
+        chance = self.condition_probability if learns_composition else self.given_condition_probability
+        chosen = [name for name, draw in zip(known, draws, strict=False) if draw < chance]
         if len(chosen) > 1:
             chosen = [chosen[place] for place in torch.randperm(len(chosen), generator=generator).tolist()]
         words = [word for name in chosen for word in self.tokenizer.condition_tokens({name: row[name]})]
         conditions: Any = self.tokenizer.convert_tokens_to_ids(words)
         ids = [row["input_ids"][0], *conditions, *row["input_ids"][1:]]
-        learns_composition = draws[-1] < self.composition_loss_probability
         return ids, len(conditions) + (1 if learns_composition else row["answer_start"])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,8 +21,9 @@ from hf_crystal.evaluation import (
 )
 from hf_crystal.evaluation.distributions import COVERAGE_CUTOFFS, Fingerprint, coverage
 from hf_crystal.evaluation.intervals import mean_interval, wilson_interval
-from hf_crystal.evaluation.results import reduced_formula
+from hf_crystal.evaluation.results import read_references, reduced_formula
 from hf_crystal.evaluation.valid_crystals import ValidityFilter
+from hf_crystal.training.mat2seq_conditions import Judge, measure_conditions, property_distances
 from hf_crystal.training.mat2seq_samples import sample_prompts
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 RESULT_NAME = "evaluation.json"
-TOLERANCES = {"band_gap": 0.5, "formation_energy": 0.25}  # eV, eV/atom: how near a judged value has to be
-Judge = Callable[[list[Any]], Mapping[str, Sequence[float | None]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +41,13 @@ class GenerationSettings:
     Attributes:
         split: Split of the prompts.
         train_split: Split that novelty is judged against.
-        count: Compositions of the split, drawn by the seed; None takes all.
+        count: Compositions of the split, drawn by the seed; None takes all, 0 none (the split stays the reference of
+            the distributions).
         num_samples: Crystals per composition at `temperature`, beside the most probable one; 0 for none.
         temperature: Of these samples and of the free ones.
         num_free: Crystals generated from nothing.
         num_conditioned: Crystals per value of a condition.
+        guidance: Scales of guidance at which the conditions are asked for once more.
         smact: Whether compositions are judged and matches filtered by SMACT (needs smact).
         seed: Of everything.
         num_workers: Processes of the matching.
@@ -60,6 +61,7 @@ class GenerationSettings:
     temperature: float = 1.0
     num_free: int = 1000
     num_conditioned: int = 100
+    guidance: tuple[float, ...] = ()
     smact: bool = False
     seed: int = 0
     num_workers: int = 0
@@ -96,7 +98,8 @@ def evaluate_generation(
         splits: Rows of crystals by split.
         output_dir: Folder of the samples and of `evaluation.json`.
         settings: What is sampled and measured.
-        judge: Structures → values by property: measures whether conditions steer; see `judge_of_pipeline`.
+        judge: Structures → values by property, such as `mat2seq_conditions.judge_of_pipeline`: measures whether
+            conditions steer and how far the properties of crystals from nothing are from true ones.
         fingerprint: See `evaluation.coverage`; without it there is no coverage.
         dataset_name: Whose cutoffs `coverage` takes.
         described: Names of model and data, written in front of the figures.
@@ -113,15 +116,16 @@ def evaluate_generation(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     rows = splits[settings.split]
-    if settings.count is not None and settings.count < len(rows):
+    if settings.count and settings.count < len(rows):
         rows = rows.select(np.sort(np.random.default_rng(settings.seed).permutation(len(rows))[: settings.count]))
     figures: dict[str, Any] = {}
-    figures.update(_predicted(model, tokenizer, rows, folder, settings))
+    if settings.count != 0:
+        figures.update(_predicted(model, tokenizer, rows, folder, settings))
     if settings.num_free:
         known = splits[settings.train_split]
-        figures["free"] = _free(model, tokenizer, rows, known, folder, settings, fingerprint, dataset_name)
+        figures["free"] = _free(model, tokenizer, rows, known, folder, settings, judge, fingerprint, dataset_name)
     if judge is not None:
-        figures["conditions"] = _conditioned(model, tokenizer, folder, settings, judge)
+        figures["conditions"] = measure_conditions(model, tokenizer, folder, settings, judge)
     result = {
         **(described or {}),
         "settings": dataclasses.asdict(settings),
@@ -242,6 +246,7 @@ def _free(
     known: "datasets.Dataset",
     folder: Path,
     settings: GenerationSettings,
+    judge: Judge | None,
     fingerprint: Fingerprint | None,
     dataset_name: str,
 ) -> dict[str, Any]:
@@ -267,6 +272,9 @@ def _free(
     found["space_group"] = _summary(groups, **_share("agreement", groups.num_agreeing, groups.num_crystals))
     kept: Literal["structure", "structure+smact14"] = "structure+smact14" if settings.smact else "structure"
     found["distributions"] = _summary(distribution_distances(crystals, truths, validity_filter=kept))
+    if judge is not None:
+        references = [reference.structure for reference in read_references(truths)]
+        found["properties"] = property_distances(crystals, references, judge)
     if fingerprint is not None:
         structure_cutoff, composition_cutoff = COVERAGE_CUTOFFS[dataset_name]
         covered = coverage(
@@ -288,72 +296,3 @@ def _possibly_equal(crystals: list[Any], known: "datasets.Dataset") -> list[dict
     places = [i for i, numbers in enumerate(known["atomic_numbers"]) if reduced_formula(numbers) in formulas]
     chosen = known.select(places or [0]).select_columns(["lattice", "frac_coords", "atomic_numbers"])
     return [dict(row) for row in chosen]
-
-
-# -------------------------------------------------------------------------------------------------- conditions
-
-
-def judge_of_pipeline(pipeline: Any) -> Judge:
-    """A judge of the pipeline "crystal-property-prediction": values by the names of its targets."""
-
-    def judge(structures: list[Any]) -> dict[str, list[float | None]]:
-        answers = pipeline(structures)
-        names = list(pipeline.model.config.target_names)
-        return {name: [answer.get(name) for answer in answers] for name in names}  # an unreadable crystal has none
-
-    return judge
-
-
-def _targets(name: str, tokenizer: Any) -> list[float]:
-    """Values to ask for: middles of every fourth bin."""
-    edges = next(bins.edges for bins in tokenizer.property_bins if bins.name == name)
-    middles = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
-    return middles[1::4]
-
-
-def _conditioned(
-    model: Any, tokenizer: Any, folder: Path, settings: GenerationSettings, judge: Judge
-) -> list[dict[str, Any]]:
-    """How often a crystal asked for with a property has it, and how often one has it that was not asked for."""
-    names = [bins.name for bins in tokenizer.property_bins if bins.name in TOLERANCES]
-    prompts: list[dict[str, Any]] = [{}] * settings.num_conditioned
-    asked = [(name, target) for name in names for target in _targets(name, tokenizer)]
-    prompts += [{"properties": {name: target}} for name, target in asked for _ in range(settings.num_conditioned)]
-    drawn = sample_prompts(
-        model,
-        tokenizer,
-        prompts,
-        folder / "conditioned.jsonl",
-        num_return=1,
-        temperature=settings.temperature,
-        seed=settings.seed,
-    )
-    readable = [place for place, item in enumerate(drawn) if item[0].structure is not None]
-    judged = judge([drawn[place][0].structure for place in readable])
-    values: dict[str, list[float | None]] = {name: [None] * len(drawn) for name in judged}
-    for name, answers in judged.items():
-        for place, value in zip(readable, answers, strict=True):
-            values[name][place] = value
-    found = []
-    for place, (name, target) in enumerate(asked, start=1):
-        if name not in values:
-            continue
-        block = slice(place * settings.num_conditioned, (place + 1) * settings.num_conditioned)
-        near, near_anyway = (
-            sum(value is not None and abs(value - target) <= TOLERANCES[name] for value in part)
-            for part in (values[name][block], values[name][: settings.num_conditioned])
-        )
-        known = [value for value in values[name][block] if value is not None]
-        found.append(
-            {
-                "protocol": f"condition {name} = {target:g}: judged within {TOLERANCES[name]:g} of it",
-                "property": name,
-                "target": target,
-                "samples": settings.num_conditioned,
-                "temperature": settings.temperature,
-                **_share("success_rate", near, settings.num_conditioned),
-                **_share("without_condition", near_anyway, settings.num_conditioned),
-                "median": float(np.median(known)) if known else None,
-            }
-        )
-    return found

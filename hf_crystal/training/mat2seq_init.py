@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MEANING = 0.8  # length of the part that follows from the meaning, in units of the initialisation's standard deviation
 OWN = 0.6  # length of the random part that keeps tokens apart
+LONGEST_SCALE = 32  # bins; those of one property are fewer
 
 
 def _element_features(symbol: str) -> list[float]:
@@ -50,6 +51,8 @@ def token_features(tokenizer: "Mat2SeqTokenizer") -> dict[int, tuple[str, list[f
         digits = token.strip(".~")
         if token in symbols and token not in AXIS_TOKENS:
             features[index] = ("element", _element_features(token))
+        elif token.startswith("<bin_"):
+            features[index] = ("bin", [1.0, *_waves(math.pi * int(token[5:-1]) / LONGEST_SCALE, 4)])
         elif not digits.isdecimal():
             continue
         elif token.startswith("."):  # first digits of a coordinate: periodic

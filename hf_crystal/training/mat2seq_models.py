@@ -73,6 +73,7 @@ def add_residual_dropout(model: Any, probability: float) -> None:
     """
 
     def drop(module: torch.nn.Module, _: Any, output: Any) -> Any:
+        """Hook: the output with dropout while training."""
         if isinstance(output, tuple):  # attention also returns its weights
             return (drop(module, _, output[0]), *output[1:])
         return torch.nn.functional.dropout(output, probability, module.training)

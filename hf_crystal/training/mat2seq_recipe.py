@@ -79,7 +79,8 @@ class GeneratorTrainingArguments:
     """Optimisation.
 
     Attributes:
-        batch_size: Crystals per step and process.
+        batch_size: Crystals per optimiser step over all processes and accumulation steps.
+        accumulation_steps: Backward passes per optimiser step; does not change the result.
         eval_batch_size: Crystals per evaluation batch.
         num_epochs: Passes over the training split.
         optimizer: "adamw", or "muon": Muon for the matrices inside the layers, AdamW for the rest.
@@ -88,9 +89,12 @@ class GeneratorTrainingArguments:
         warmup_steps: Steps of linear warm-up.
         weight_decay: Decoupled weight decay of matrices; vectors have none.
         max_grad_norm: Gradients are clipped to this norm.
+        bf16: Mixed precision; on a GPU always. On a CPU twice as fast if it has bfloat16 instructions (AVX512-BF16,
+            AMX), slower if not.
         swa_epochs: The saved weights are the mean over the steps of so many last epochs; 0 takes the last weights.
         condition_probability: Chance of each known condition to be written in front of a sequence.
         composition_loss_probability: Chance of a sequence that its composition carries loss.
+        given_condition_probability: `condition_probability` of the other sequences; null for the same.
         eval_steps: Steps between validations and checkpoints.
         log_steps: Steps between entries of the loss curve.
         validity_samples: Sequences sampled without grammar at each validation.
@@ -99,6 +103,7 @@ class GeneratorTrainingArguments:
 
     batch_size: int = 64
     eval_batch_size: int = 128
+    accumulation_steps: int = 1
     num_epochs: int = 10
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
@@ -106,24 +111,31 @@ class GeneratorTrainingArguments:
     warmup_steps: int = 100
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    bf16: bool = False
     swa_epochs: int = 0
     condition_probability: float = 0.3
     composition_loss_probability: float = 0.5
+    given_condition_probability: float | None = None
     eval_steps: int = 500
     log_steps: int = 50
     validity_samples: int = 32
     seed: int = 123
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "num_epochs", "eval_steps", "log_steps"):
+        for name in ("batch_size", "accumulation_steps", "eval_batch_size", "num_epochs", "eval_steps", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}={getattr(self, name)}: expected 1 or more")
         for name in ("condition_probability", "composition_loss_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 to 1")
+            self._check_chance(name)
+        if self.given_condition_probability is not None:
+            self._check_chance("given_condition_probability")
         if not 0 <= self.swa_epochs <= self.num_epochs:
             raise ValueError(f"training.swa_epochs={self.swa_epochs}: expected 0 to num_epochs={self.num_epochs}")
         check_optimizer(self.optimizer, self.learning_rate, self.muon_learning_rate)
+
+    def _check_chance(self, name: str) -> None:
+        if not 0 <= getattr(self, name) <= 1:
+            raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 to 1")
 
 
 @dataclass(kw_only=True)

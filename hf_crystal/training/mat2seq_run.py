@@ -5,28 +5,34 @@
 import functools
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from transformers.utils import logging
 
-from hf_crystal.data import AtomBudgetBatchSampler
+from hf_crystal.training.data_order import LengthBatchSampler
 from hf_crystal.training.mat2seq_data import Mat2SeqCollator, tokenize_splits
 from hf_crystal.training.mat2seq_models import build_generator
 from hf_crystal.training.mat2seq_optimizer import build_optimizer
-from hf_crystal.training.mat2seq_recipe import GeneratorRecipe
+from hf_crystal.training.mat2seq_recipe import GeneratorRecipe, GeneratorTrainingArguments
 from hf_crystal.training.mat2seq_validity import ValidityCallback, answer_loss, free_validity
-from hf_crystal.training.property_run import CHECKPOINT_FOLDER, MODEL_FOLDER, RECIPE_NAME, RUN_NAME, environment_record
+from hf_crystal.training.property_run import environment_record
+from hf_crystal.training.recipe_files import without_folders
 from hf_crystal.training.run_control import (
+    MODEL_FOLDER,
+    RECIPE_NAME,
+    RUN_NAME,
     CompleteCheckpointCallback,
     WallBudgetCallback,
-    last_complete_checkpoint,
+    open_run,
 )
 from hf_crystal.training.weight_averaging import SWACallback
 
@@ -63,7 +69,8 @@ def prepare_generator_task(recipe: GeneratorRecipe, tokens_folder: str | Path) -
     unknown = sorted(set(recipe.data.conditions) - set(names))
     if unknown:
         raise ValueError(f"data.conditions: {unknown} unknown; the tokenizer has {', '.join(names)}")
-    splits = tokenize_splits(recipe.data, tokenizer, tokens_folder, recipe.training.seed)
+    with PartialState().local_main_process_first():  # the others read what the first wrote
+        splits = tokenize_splits(recipe.data, tokenizer, tokens_folder, recipe.training.seed)
     longest = max(max(rows["length"]) for rows in splits.values()) + 2 * len(names)
     if longest > recipe.model.max_position_embeddings:
         raise ValueError(
@@ -90,9 +97,11 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, cloc
 
 def _training_arguments(recipe: GeneratorRecipe, checkpoints: Path) -> TrainingArguments:
     training = recipe.training
+    parts = int(os.environ.get("WORLD_SIZE", "1")) * training.accumulation_steps
     return TrainingArguments(
         output_dir=str(checkpoints),
-        per_device_train_batch_size=training.batch_size,
+        per_device_train_batch_size=max(1, training.batch_size // parts),
+        gradient_accumulation_steps=training.accumulation_steps,
         per_device_eval_batch_size=training.eval_batch_size,
         num_train_epochs=training.num_epochs,
         learning_rate=training.learning_rate,
@@ -110,7 +119,7 @@ def _training_arguments(recipe: GeneratorRecipe, checkpoints: Path) -> TrainingA
         save_total_limit=2,
         dataloader_pin_memory=False,
         seed=training.seed,
-        bf16=torch.cuda.is_available(),
+        bf16=training.bf16 or torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         disable_tqdm=not sys.stderr.isatty(),
@@ -134,47 +143,66 @@ def train_generator(
         recipe: Training recipe.
         output_dir: Folder of the run.
         tokens_folder: Folder of token rows that several runs share.
-        resume: Continue from the last complete checkpoint of that folder.
+        resume: Continue from the last complete checkpoint of that folder; begin anew if none was completed.
         max_hours: Wall budget of training and its evaluations, earlier parts of a resumed run included; tokenising
             and the final test come on top. The cosine ends with the budget.
 
     Returns:
-        The content of `run.json`.
+        The content of `run.json`; empty on other processes than the first.
 
     Raises:
-        ValueError: For recipes and data that do not fit, and `resume` without a checkpoint.
+        ValueError: For recipes and data that do not fit, and `resume` without a run.
         FileExistsError: If the folder has checkpoints already and `resume` is False.
     """
     output_dir = Path(output_dir)
-    checkpoints = output_dir / CHECKPOINT_FOLDER
-    if not resume and any(checkpoints.glob("checkpoint-*")):
-        raise FileExistsError(f"{checkpoints} has checkpoints of another run: resume it or choose another folder")
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()  # one bar per saved checkpoint would fill a log file
+    checkpoints, checkpoint = open_run(output_dir, resume=resume)
     clock = WallBudgetCallback(max_hours)
-    if resume:
-        clock.resume_from = last_complete_checkpoint(checkpoints)
-        if clock.resume_from is None:
-            raise ValueError(f"{checkpoints} has no complete checkpoint to resume from")
+    clock.resume_from = checkpoint
     environment = environment_record()  # of the code that runs: the checkout may change meanwhile
+    arguments = _training_arguments(recipe, checkpoints)  # starts the process group, if any
     task = prepare_generator_task(recipe, tokens_folder or output_dir / TOKENS_FOLDER)
-    trainer = _trainer(recipe, task, checkpoints, clock)
+    trainer = _trainer(recipe, task, arguments, clock)
     trainer.train(resume_from_checkpoint=str(clock.resume_from) if clock.resume_from else None)
     seconds = clock.seconds_used
-    test = {
-        "answer": answer_loss(task.model, task.tokenizer, task.splits["test"]),
-        "answer_with_conditions": answer_loss(task.model, task.tokenizer, task.splits["test"], conditions=True),
-        "without_grammar": free_validity(
-            task.model, task.tokenizer, _first_rows(task.splits["test"], 200), seed=recipe.training.seed
-        ),
-    }
-    record = run_record(recipe, task, trainer, seconds, {"environment": environment, "test": test})
-    task.model.config.use_cache = True  # the Trainer switches it off
-    task.model.save_pretrained(output_dir / MODEL_FOLDER)
-    task.tokenizer.save_pretrained(output_dir / MODEL_FOLDER)
-    recipe.save(output_dir / RECIPE_NAME)
-    (output_dir / RUN_NAME).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    task.model = _whole_model(recipe, task, trainer)
+    record: dict[str, Any] = {}
+    if trainer.is_world_process_zero():
+        measured = {"environment": environment, "test": _test_figures(task, recipe.training.seed)}
+        record = run_record(recipe, task, trainer, seconds, measured)
+        task.model.config.use_cache = True  # the Trainer switches it off
+        task.model.save_pretrained(output_dir / MODEL_FOLDER)
+        task.tokenizer.save_pretrained(output_dir / MODEL_FOLDER)
+        recipe.save(output_dir / RECIPE_NAME)
+        (output_dir / RUN_NAME).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
     return record
+
+
+def _whole_model(recipe: GeneratorRecipe, task: GeneratorTask, trainer: Trainer) -> Any:
+    """The trained model without mixed precision; with FSDP gathered from its shards, on the first process."""
+    if not trainer.is_fsdp_enabled:
+        return trainer.accelerator.unwrap_model(task.model, keep_fp32_wrapper=False)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model = build_generator(recipe.model, task.tokenizer)
+    if trainer.is_world_process_zero():
+        model.load_state_dict(state)
+    return model
+
+
+def _check_fsdp(training: GeneratorTrainingArguments) -> None:
+    """Refuse what needs whole matrices where each process has a part of them."""
+    for name, accepted in (("optimizer", "adamw"), ("swa_epochs", 0), ("validity_samples", 0)):
+        if getattr(training, name) != accepted:
+            raise ValueError(f"training.{name}={getattr(training, name)!r}: with FSDP expected {accepted!r}")
+
+
+def _test_figures(task: GeneratorTask, seed: int) -> dict[str, Any]:
+    rows = task.splits["test"]
+    return {
+        "answer": answer_loss(task.model, task.tokenizer, rows),
+        "answer_with_conditions": answer_loss(task.model, task.tokenizer, rows, conditions=True),
+        "without_grammar": free_validity(task.model, task.tokenizer, _first_rows(rows, 200), seed=seed),
+    }
 
 
 def _first_rows(rows: Any, count: int) -> list[dict[str, Any]]:
@@ -182,7 +210,7 @@ def _first_rows(rows: Any, count: int) -> list[dict[str, Any]]:
 
 
 class _GeneratorTrainer(Trainer):
-    """Trainer with batches of like length whose order depends on the seed and the epoch only.
+    """Trainer with our optimiser and schedule, and batches of like length whose order depends on seed and epoch only.
 
     The stock length groups are drawn from the global generator, which a resume in the middle of an epoch finds in
     another state: rows would be repeated and left out.
@@ -190,16 +218,35 @@ class _GeneratorTrainer(Trainer):
 
     train_dataset: Any
     data_collator: Any
+    optimizer: Any
+    lr_scheduler: Any
+    setup: GeneratorTrainingArguments
+    rate: Callable[[int], float]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser of the recipe; with FSDP the Trainer takes none that was made before the shards."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model if model is None else model, self.setup)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Warm-up and cosine, by steps or by the wall budget."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: self.rate(step)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of one process."""
-        lengths = self.train_dataset["length"]
-        self.train_batch_sampler = AtomBudgetBatchSampler(
-            lengths,
-            max(lengths) * self.args.per_device_train_batch_size,
-            max_batch_size=self.args.per_device_train_batch_size,
+        self.train_batch_sampler = LengthBatchSampler(
+            self.train_dataset["length"],
+            self.setup.batch_size,
+            parts=self.args.world_size * self.args.gradient_accumulation_steps,
             seed=self.args.seed,
-            multiple_of=self.args.world_size,
         )
         loader = DataLoader(self.train_dataset, batch_sampler=self.train_batch_sampler, collate_fn=self.data_collator)
         return self.accelerator.prepare(loader)
@@ -218,12 +265,15 @@ class _EpochCallback(TrainerCallback):
             part.set_epoch(int(state.epoch or 0))
 
 
-def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, clock: WallBudgetCallback) -> Trainer:
+def _trainer(
+    recipe: GeneratorRecipe, task: GeneratorTask, arguments: TrainingArguments, clock: WallBudgetCallback
+) -> Trainer:
     """A Trainer with our schedule and callbacks."""
     training = recipe.training
     train, validation = task.splits["train"], task.splits["validation"]
-    optimizer = build_optimizer(task.model, training)
-    factor = functools.partial(
+    if training.bf16 and not torch.cuda.is_available():
+        task.model.set_attn_implementation("eager")  # the fused one goes backward five times slower in bfloat16
+    rate = functools.partial(
         learning_rate_factor,
         warmup_steps=training.warmup_steps,
         total_steps=math.ceil(len(train) / training.batch_size) * training.num_epochs,
@@ -234,14 +284,17 @@ def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, cl
     averaging.resume_from = clock.resume_from
     trainer = _GeneratorTrainer(
         model=task.model,
-        args=_training_arguments(recipe, checkpoints),
+        args=arguments,
         data_collator=Mat2SeqCollator(
-            task.tokenizer, training.condition_probability, training.composition_loss_probability, training.seed
+            task.tokenizer,
+            training.condition_probability,
+            training.composition_loss_probability,
+            training.seed,
+            training.given_condition_probability,
         ),
         train_dataset=train,
         eval_dataset=validation.add_column("fixed", [True] * len(validation)),
         processing_class=task.tokenizer,
-        optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step))),
         # the marker of a complete checkpoint comes last
         callbacks=[
             ValidityCallback(task.tokenizer, samples, training.seed),
@@ -250,6 +303,9 @@ def _trainer(recipe: GeneratorRecipe, task: GeneratorTask, checkpoints: Path, cl
             CompleteCheckpointCallback(clock),
         ],
     )
+    if trainer.is_fsdp_enabled:
+        _check_fsdp(training)
+    trainer.setup, trainer.rate = training, rate
     trainer.add_callback(_EpochCallback(trainer))
     return trainer
 
@@ -270,13 +326,10 @@ def run_record(
         Recipe, seed, commit, versions, cost, curves and test figures; losses in nats. The validation loss is the
         mean over sequences of the batches' mean loss per token after the composition, without conditions.
     """
-    described = recipe.to_dict()
-    if described["data"]["path"]:  # the record travels with the model: no folder of this machine in it
-        described["data"]["path"] = Path(described["data"]["path"]).name
     curve_keys = ("step", "epoch", "loss", "grad_norm", "learning_rate")
     history = trainer.state.log_history
     return {
-        "recipe": described,
+        "recipe": without_folders(recipe.to_dict()),
         "seed": recipe.training.seed,
         **measured["environment"],
         "steps": trainer.state.global_step,

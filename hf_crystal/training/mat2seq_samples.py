@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-PROMPTS_AT_A_TIME = 32
+PROMPTS_AT_A_TIME = 64
 
 
 def sample_prompts(

@@ -45,6 +45,7 @@ def make_compute_metrics(model: Any) -> Callable[[EvalPrediction], dict[str, flo
     units = list(model.config.target_units)
 
     def compute(evaluated: EvalPrediction) -> dict[str, float]:
+        """Figures of one evaluation."""
         predictions = np.asarray(evaluated.predictions, dtype=np.float64)
         labels = np.asarray(evaluated.label_ids, dtype=np.float64)
         mean = model.head.target_mean.detach().cpu().double().numpy()

@@ -57,7 +57,9 @@ def load_property_data(data: "DataArguments", seed: int) -> dict[str, Any]:
         seed: Chooses the rows where the recipe limits their number.
 
     Returns:
-        "train", "validation" and "test", each a `datasets.Dataset` on disk.
+        "train", "validation" and "test", each a `datasets.Dataset` on disk, memory-mapped: a table may be larger than
+        memory, which holds a few numbers per row (one column of labels at a time, size and order of the rows). A
+        stream would take less, but could be resumed only by reading again all that was read.
 
     Raises:
         ValueError: If a split or column is missing, or a split has no labelled row.

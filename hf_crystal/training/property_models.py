@@ -1,8 +1,11 @@
 """Which classes train under which `model_type`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
+
+from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints
 
 if TYPE_CHECKING:
     from hf_crystal.training.recipes import TrainingRecipe
@@ -48,22 +51,29 @@ def property_model_class(model_type: Any) -> Any:
     return CrystalformerForPropertyPrediction
 
 
-def _check_pretrained(section: dict[str, Any], pretrained: str) -> None:
+def _location(pretrained: str) -> str:
+    """Folder of the embedded checkpoint of that name, if there is one; else the folder or repository itself."""
+    embedded = pretrained in embedded_checkpoints() and not Path(pretrained).is_dir()
+    return str(checkpoint_folder(pretrained)) if embedded else pretrained
+
+
+def _check_pretrained(section: dict[str, Any], saved: dict[str, Any]) -> None:
     """The recipe may leave out what the pretrained model fixes, but not contradict it."""
-    saved, _ = PreTrainedConfig.get_config_dict(pretrained)
     defaults = property_config_class(section["model_type"])()
     for key, value in section.items():
         if key != "pretrained":
             actual = saved.get(key, getattr(defaults, key))
             if actual != value:
-                raise ValueError(f"model.{key}={value!r}: the pretrained model {pretrained!r} has {actual!r}")
+                raise ValueError(
+                    f"model.{key}={value!r}: the pretrained model {section['pretrained']!r} has {actual!r}"
+                )
 
 
 def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> Any:
     """New or pretrained model of a recipe, in the recipe's dtype, with its target scaling set.
 
     Seed the global generator first: it initialises the weights. Starting from a pretrained model, the encoder (with
-    its calibration) is kept, and the head too where the number of targets is the same.
+    its calibration) is kept, and the head too where it has the same targets; for other ones the head is new.
 
     Args:
         recipe: Training recipe.
@@ -76,13 +86,20 @@ def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> 
     config = recipe.model_config()
     pretrained = recipe.model.get("pretrained")
     if pretrained:
-        _check_pretrained(recipe.model, pretrained)
+        location = _location(pretrained)
+        saved, _ = PreTrainedConfig.get_config_dict(location)
+        _check_pretrained(recipe.model, saved)
         model = model_class.from_pretrained(
-            pretrained,
+            location,
             target_names=config.target_names,
             target_units=config.target_units,
+            id2label=config.id2label,
+            label2id=config.label2id,
             ignore_mismatched_sizes=True,
         )
+        if saved.get("target_names") != config.target_names:
+            # two targets in place of two others fit the old weights, and would begin with their answers
+            model.head = type(model.head)(model.config)
     else:
         model = model_class(config)
     model = model.to(recipe.training.torch_dtype)

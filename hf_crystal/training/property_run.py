@@ -13,18 +13,16 @@ from typing import Any
 
 import torch
 from transformers import set_seed
-from transformers.utils.logging import disable_progress_bar
 
 from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
 from hf_crystal.training.arguments import CrystalTrainingArguments
 from hf_crystal.training.property_data import label_columns, load_property_data
 from hf_crystal.training.property_models import build_property_model
+from hf_crystal.training.recipe_files import without_folders
 from hf_crystal.training.recipes import TrainingRecipe
+from hf_crystal.training.run_control import MODEL_FOLDER, RECIPE_NAME, RUN_NAME, open_run
 from hf_crystal.training.target_scaling import TargetScaling, compute_target_scaling
 from hf_crystal.training.trainer import CrystalTrainer
-
-MODEL_FOLDER, CHECKPOINT_FOLDER = "model", "checkpoints"
-RECIPE_NAME, RUN_NAME = "recipe.yaml", "run.json"
 
 
 @dataclass
@@ -143,7 +141,7 @@ def train_property(
     Args:
         recipe: Training recipe.
         output_dir: Folder of the run.
-        resume: Continue from the last complete checkpoint of that folder.
+        resume: Continue from the last complete checkpoint of that folder; begin anew if none was completed.
         max_hours: Wall budget of training and its evaluations, earlier parts of a resumed run included; the run
             then ends with a checkpoint, and with weight averaging over the share of the budget that `swa_epochs`
             has of `num_epochs`. The final test comes on top.
@@ -152,15 +150,12 @@ def train_property(
         The content of `run.json`.
 
     Raises:
-        ValueError: For recipes and data that do not fit, and `resume` without a checkpoint.
+        ValueError: For recipes and data that do not fit, and `resume` without a run.
         FileExistsError: If the folder has checkpoints already and `resume` is False.
     """
     output_dir = Path(output_dir)
-    checkpoints = output_dir / CHECKPOINT_FOLDER
-    if not resume and any(checkpoints.glob("checkpoint-*")):
-        raise FileExistsError(f"{checkpoints} has checkpoints of another run: resume it or choose another folder")
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # one bar per saved checkpoint would fill a log file
+    checkpoints, checkpoint = open_run(output_dir, resume=resume)
+    environment = environment_record()  # of the code that runs: the checkout may change meanwhile
     arguments = training_arguments(recipe, checkpoints, max_hours=max_hours)  # starts the process group, if any
     task = prepare_property_task(recipe)
     trainer = CrystalTrainer(
@@ -171,7 +166,7 @@ def train_property(
         eval_dataset=task.splits["validation"],
         processing_class=task.feature_extractor,
     )
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=checkpoint)
     predicted = trainer.predict(task.splits["test"])
     record: dict[str, Any] = {}
     if trainer.is_world_process_zero():
@@ -182,7 +177,7 @@ def train_property(
             target_units=task.model.config.target_units,
             baseline_mean=task.scaling.mean,
         )
-        record = run_record(recipe, task, trainer, test)
+        record = run_record(recipe, task, trainer, environment, test)
         save_run(recipe, task, record, output_dir)
     trainer.accelerator.wait_for_everyone()
     return record
@@ -226,7 +221,11 @@ def environment_record() -> dict[str, Any]:
 
 
 def run_record(
-    recipe: TrainingRecipe, task: PropertyTask, trainer: CrystalTrainer, test: RegressionMetrics
+    recipe: TrainingRecipe,
+    task: PropertyTask,
+    trainer: CrystalTrainer,
+    environment: dict[str, Any],
+    test: RegressionMetrics,
 ) -> dict[str, Any]:
     """What was run, what it cost and what came out.
 
@@ -237,14 +236,11 @@ def run_record(
         predictor's.
     """
     history = trainer.state.log_history
-    described = recipe.to_dict()
-    if described["data"].get("path"):  # the record travels with the model: no folder of this machine in it
-        described["data"]["path"] = Path(described["data"]["path"]).name
     curve_keys = ("step", "epoch", "loss", "grad_norm", "learning_rate")
     return {
-        "recipe": described,
+        "recipe": without_folders(recipe.to_dict()),
         "seed": recipe.training.seed,
-        **environment_record(),
+        **environment,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "finished": trainer.state.global_step >= trainer.state.max_steps,

@@ -31,6 +31,20 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         place[last] = value
 
 
+def without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a recipe for a record that travels with the model: files and folders by their names only.
+
+    Args:
+        recipe: Values of a recipe, by section.
+    """
+    described = {name: dict(section) if isinstance(section, Mapping) else section for name, section in recipe.items()}
+    for section, key in (("data", "path"), ("model", "pretrained")):
+        given = described[section].get(key)
+        if given and (section == "data" or Path(given).is_dir()):  # not a repository's owner
+            described[section][key] = Path(given).name
+    return described
+
+
 def read_recipe(
     path: str | Path,
     overrides: Sequence[str],

@@ -1,17 +1,23 @@
-"""Callbacks that make a run end on time and restart from the right place."""
+"""What makes a run end on time and restart from the right place."""
 
 # ruff: noqa: ARG002  (the signatures are those of TrainerCallback)
 
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
+logger = logging.get_logger(__name__)
+
+MODEL_FOLDER, CHECKPOINT_FOLDER = "model", "checkpoints"
+RECIPE_NAME, RUN_NAME = "recipe.yaml", "run.json"
 COMPLETE_MARKER_NAME = "checkpoint_complete.json"
 
 
@@ -27,6 +33,38 @@ def last_complete_checkpoint(folder: str | Path) -> Path | None:
         if match:
             checkpoints.append((int(match.group(1)), marker.parent))
     return max(checkpoints)[1] if checkpoints else None
+
+
+def open_run(output_dir: str | Path, *, resume: bool) -> tuple[Path, Path | None]:
+    """Checkpoint folder of a run, and the checkpoint to go on from.
+
+    A run that was killed before its first checkpoint was complete begins anew. Without a terminal the libraries'
+    progress bars are switched off: one per saved checkpoint would fill a log file.
+
+    Args:
+        output_dir: Folder of the run.
+        resume: Go on with the run of that folder.
+
+    Returns:
+        Folder of the checkpoints, and the last complete one; None for a new run.
+
+    Raises:
+        ValueError: If there is no run to resume.
+        FileExistsError: If the folder has checkpoints already and `resume` is False.
+    """
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    checkpoints = Path(output_dir) / CHECKPOINT_FOLDER
+    if not resume:
+        if any(checkpoints.glob("checkpoint-*")):
+            raise FileExistsError(f"{checkpoints} has checkpoints of another run: resume it or choose another folder")
+        return checkpoints, None
+    if not checkpoints.is_dir():
+        raise ValueError(f"{checkpoints} does not exist: no complete checkpoint to resume from")
+    last = last_complete_checkpoint(checkpoints)
+    if last is None:
+        logger.warning(f"{checkpoints} has no complete checkpoint: the run begins anew")
+    return checkpoints, last
 
 
 def _agree_on(value: float, device: torch.device) -> float:

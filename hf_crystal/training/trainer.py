@@ -72,7 +72,7 @@ class CrystalTrainer(Trainer):
 
     Raises:
         TypeError: If `args` is not a `CrystalTrainingArguments`.
-        ValueError: If one process is given several GPUs.
+        ValueError: If one process is given several GPUs, and with FSDP.
     """
 
     args: CrystalTrainingArguments
@@ -113,6 +113,10 @@ class CrystalTrainer(Trainer):
             ],
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "FSDP: weight averaging and Muon need whole matrices; train encoders with data parallelism"
+            )
         # the model's loss is a mean over its own batch; this class weighs it (see get_batch_samples)
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True

@@ -151,6 +151,17 @@ function legend() {
     pen.fillText(symbol, x + 15, height - 9);
     x += 28 + pen.measureText(symbol).width;
   }
+  // axes of a frame, from the right
+  const axes = new Map(crystal.arrows.map((arrow) => [arrow[8], arrow[7]]));
+  x = width - 12;
+  for (const name of [...axes.keys()].sort().reverse()) {
+    x -= pen.measureText(name).width;
+    pen.fillStyle = "#222222";
+    pen.fillText(name, x, height - 9);
+    pen.fillStyle = axes.get(name);
+    pen.fillRect(x - 22, height - 16, 18, 4);
+    x -= 34;
+  }
 }
 
 // one finger or the mouse turns, two fingers change the size

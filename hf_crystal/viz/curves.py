@@ -71,7 +71,7 @@ def _draw_errors(axes: Any, errors: np.ndarray, suffix: str) -> None:
         axes.axvline(value, color=PALETTE[5], linestyle=style, linewidth=1.1, label=f"{label} {value:.3g}")
     axes.set(xscale="log", ylim=(0, 1), xlabel=f"absolute error{suffix}", ylabel="share of crystals below")
     axes.set_title(f"{len(errors):,} crystals, RMSE {np.sqrt((errors**2).mean()):.3g}", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.legend(fontsize=8, loc="upper left", facecolor="white", edgecolor="none", framealpha=0.85)
 
 
 def read_training_curve(source: Any) -> list[dict[str, Any]]:

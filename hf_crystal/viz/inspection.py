@@ -106,7 +106,7 @@ class EncoderView:
             ValueError: there is no such block.
         """
         if not -len(self.blocks) <= index < len(self.blocks):
-            raise ValueError(f"block is {index}; the model has {len(self.blocks)}, counted from 0")
+            raise ValueError(f"there is no block {index + 1} (index {index}); the model has {len(self.blocks)}")
         return self.blocks[index]
 
     def check(self, *, atom: int | None = None, head: int | None = None) -> None:
@@ -114,7 +114,7 @@ class EncoderView:
         heads = len(self.blocks[0].attention)
         for name, value, count in (("atom", atom, len(self.symbols)), ("head", head, heads)):
             if value is not None and not 0 <= value < count:
-                raise ValueError(f"{name} is {value}; {self.formula} has {count}, counted from 0")
+                raise ValueError(f"there is no {name} {value + 1} (index {value}); {self.formula} has {count}")
 
 
 def inspect_encoder(structure: Any, model: Any = None, *, feature_extractor: Any = None) -> EncoderView:

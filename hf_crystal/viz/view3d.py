@@ -24,6 +24,7 @@ _SCRIPT = Path(__file__).with_name("crystal_view.js")
 _BOND_STRETCH = 1.2  # a bond is at most this much longer than the shortest one of either atom
 _MOST_ATOMS = 2500  # beyond, bonds and boundary copies are left out
 _ON_FACE = 1e-3  # fractional distance from a face within which an atom is drawn on the opposite face too
+_ARROW_LENGTHS = (3.0, 2.5, 1.4)  # Å, of the axes of a frame
 _RADIUS_DEFAULT = 1.3  # Å, for elements without a tabulated radius
 
 _PAGE = """<!DOCTYPE html>
@@ -205,7 +206,8 @@ def _inside(view: EncoderView, start: np.ndarray, atom: int, block: int, head: i
     arrows = []
     for owner, axis, x, y, z, weight in detail.axes if detail.axes is not None else []:
         if int(owner) == (head or 0) and weight > 0.01:
-            tip = start + 2.2 * np.array([x, y, z])
+            # of different length, as the axes of tied frames lie on one another
+            tip = start + _ARROW_LENGTHS[int(axis)] * np.array([x, y, z])
             color = (PALETTE[5], PALETTE[0], PALETTE[2])[int(axis)]
             arrows.append([*start.tolist(), *tip.tolist(), round(float(weight), 3), color, f"e{int(axis) + 1}"])
     return {"lines": lines, "arrows": arrows}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Crystalformer on MP-20 formation energy, half an hour on one CPU core.
+# Crystalformer on formation energy and band gap of MP-20; for the cost see the recipe.
 # usage: bash scripts/runs/crystalformer_mp20.sh mp_20.parquet [OUTPUT_FOLDER]
 set -euo pipefail
 data=$(realpath "${1:?give the path of mp_20.parquet}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# CrystalFramer on MP-20 formation energy, 50 minutes on one CPU core.
+# CrystalFramer on formation energy and band gap of MP-20; for the cost see the recipe.
 # usage: bash scripts/runs/crystalframer_mp20.sh mp_20.parquet [OUTPUT_FOLDER]
 set -euo pipefail
 data=$(realpath "${1:?give the path of mp_20.parquet}")

@@ -1,7 +1,13 @@
 """What the web page does, without Gradio: predictions with errors, generation, looking inside."""
 
 import csv
+import functools
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +17,14 @@ from tiny_models import save_tiny_model
 
 from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
 from hf_crystal.app.cards import crystal_cards, insight_table, message, prediction_table, sequence_html, view_html
+from hf_crystal.app.code import generation_code, inside_code, prediction_code
 from hf_crystal.app.service import MAX_ATOMS, Service, example_files, measured_errors
 from hf_crystal.checkpoints import embedded_checkpoints
 from hf_crystal.models.generation_mat2seq import mat2seq_config
 from hf_crystal.models.structures_crystal import record_to_structure
 from hf_crystal.testing import DESCRIPTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +133,35 @@ def test_inside_of_a_crystal_is_shown(service, model, titanate):
 
 def test_what_users_write_is_not_taken_for_html():
     assert message("<b>&") == '<div class="hfc-message hfc-error" role="alert">&lt;b&gt;&amp;</div>'
+
+
+def test_code_to_be_copied_does_what_the_page_did(tmp_path, monkeypatch):
+    shutil.copy(example_files()["NaCl"], tmp_path / "my_crystal.cif")
+    monkeypatch.chdir(tmp_path)
+    asked = {"space_group": "Fm-3m", "properties": {"band_gap": 2.0}, "num": 1, "temperature": 0.5, "seed": 3}
+    codes = [
+        generation_code("mat2seq-mp20", "NaCl", **asked),
+        prediction_code("crystalframer-mp20"),
+        inside_code("crystalframer-mp20", atom=2, head=1),
+    ]
+    names: dict = {}
+    for code in codes:
+        exec(code, names)
+    (expected,) = Service().generate("NaCl", **asked)
+    assert [crystal["sequence"] for crystal in names["crystals"]] == [expected.sequence]
+    assert names["predict"].model.config.model_type == "crystalframer"
+    assert {path.name for path in tmp_path.glob("*.png")} == {"attention.png", "sequence.png"}
+    assert generation_code("own/model", " ") == (
+        'import hf_crystal\nfrom transformers import pipeline\n\ngenerate = pipeline("crystal-generation", '
+        "model='own/model')\ncrystals = generate(num_return_sequences=4, temperature=1)\nprint(crystals[0][\"cif\"])"
+    )
+
+
+def test_the_browser_may_only_be_missing_where_it_is_not_required():
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/app/test_page_browser.py"]
+    environment = {**os.environ, "PATH": "/nowhere", "HF_CRYSTAL_REQUIRE_BROWSER": "0"}
+    run = functools.partial(subprocess.run, words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "not installed: " in run(env=environment).stdout
+    required = run(env={**environment, "HF_CRYSTAL_REQUIRE_BROWSER": "1"})
+    assert required.returncode == 2
+    assert "the tests of the web page need " in required.stdout

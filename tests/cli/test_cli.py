@@ -1,6 +1,7 @@
 """The command line: results on standard output, one line per error on standard error, exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,26 @@ BAD_CALLS = {
         2,
         "hf-crystal: error: Invalid value for --set: the configuration has no field 'hiden_size'",
     ),
-    "convert_no_checkpoint": (["convert", __file__, "{tmp}/out"], 1, "hf-crystal: error: "),
+    "convert_no_checkpoint": (
+        ["convert", __file__, "{tmp}/out"],
+        1,
+        f"hf-crystal: error: checkpoint {__file__!r} cannot be read as tensors alone: it is no checkpoint of torch",
+    ),
+    "generate_no_element": (
+        ["generate", "--composition", "Xx2O3"],
+        1,
+        "hf-crystal: error: composition has 'Xx'; accepted: element symbols",
+    ),
+    "generate_cold": (
+        ["generate", "--composition", "NaCl", "--temperature", "-1"],
+        2,
+        "hf-crystal: error: Invalid value for '--temperature': ",
+    ),
+    "embed_no_table": (
+        ["embed", str(EXAMPLES / "Si.cif"), "--nearest", "no.parquet"],
+        1,
+        "hf-crystal: error: no such table of embeddings: no.parquet",
+    ),
     "export_no_model": (["export", "no/model", "{tmp}/out"], 1, "hf-crystal: error: model folder not found: no/model"),
     "export_exists": (["export", "{model}", "{tmp}"], 1, "hf-crystal: error: {tmp} exists already"),
     "train_no_recipe": (
@@ -224,8 +244,20 @@ def test_help_shows_an_example(words, command):
     code, out, err = command(*words, "--help")
     assert (code, err) == (0, "")
     assert out.lstrip().startswith("Usage: hf-crystal")
+    assert "Example: hf-crystal " in out
     if words not in ([], ["train"]):
         assert f"Example: hf-crystal {' '.join(words)}" in out
+
+
+def test_shells_can_complete_commands_and_values():
+    def completed(line: str) -> list[str]:
+        asked = {"_HF_CRYSTAL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        words = [sys.executable, "-m", "hf_crystal.cli.main"]
+        done = subprocess.run(words, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert completed("hf-crystal pr") == ["predict"]
+    assert completed("hf-crystal predict --output j") == ["json", "jsonl"]
 
 
 def test_help_is_quick_and_loads_nothing_heavy():

@@ -82,7 +82,7 @@ def test_train_evaluate_predict_export(tmp_path, call):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     data = ("--data", tmp_path / "table.parquet")
     out = call("train", "property", "--config", tmp_path / "recipe.yaml", "--output-dir", tmp_path / "run", *data)
-    assert out.startswith("formation_energy: test MAE ")
+    assert "\nformation_energy: test MAE " in out
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     model = tmp_path / "run" / "model"
     measured = json.loads(

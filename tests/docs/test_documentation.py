@@ -1,5 +1,6 @@
 """Documentation: every code block runs, every link within it leads somewhere, Sphinx builds it without a warning."""
 
+import html
 import json
 import re
 import shlex
@@ -14,12 +15,13 @@ import pyarrow.parquet
 import pytest
 from tiny_models import IRON, NACL, SRTIO3
 
-from hf_crystal.checkpoints import embedded_checkpoints
+from hf_crystal.checkpoints import embedded_checkpoints, embedded_generators
 from hf_crystal.cli.main import run
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+LINKED = [*PAGES, *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("hf_crystal/checkpoints/*/README.md"))]
 MEASURED = ("performance.md", "experiments.md")  # their commands are measurements that take hours
 RUNNABLE = [
     page
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.docs
 
 
 def name_of(page: Path) -> str:
-    return str(page.relative_to(DOCS))
+    return str(page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT))
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_notebook_runs_and_is_stored_without_results(notebook, folder):
             exec(compile("".join(cell["source"]), str(notebook), "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
 def test_links_and_pictures_exist(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]
@@ -97,6 +99,14 @@ def test_every_page_is_in_the_table_of_contents():
     }
 
 
+@pytest.mark.network
+@pytest.mark.slow
+def test_addresses_outside_answer(tmp_path):
+    words = [sys.executable, "-m", "sphinx", "-q", "-b", "linkcheck", str(DOCS), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (tmp_path / "output.txt").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_sphinx_builds_without_a_warning(tmp_path):
     pytest.importorskip("sphinx", reason="Sphinx is not installed")
@@ -106,5 +116,10 @@ def test_sphinx_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "explain" / "attention.html").read_text(encoding="utf-8")
     assert "<math" in page
+    cards = (tmp_path / "models.html").read_text(encoding="utf-8")
+    for name in (*embedded_checkpoints(), *embedded_generators()):
+        card = (ROOT / "hf_crystal" / "checkpoints" / name / "README.md").read_text(encoding="utf-8")
+        assert re.search(r"^# (.+)$", card, re.MULTILINE).group(1) in html.unescape(cards)
+    assert "library_name:" not in cards
     # a page of the documentation loads nothing from elsewhere either
     assert re.findall(r"(?:src|rel=\"stylesheet\"[^>]*href)=\"https?://[^\"]*", page) == []

@@ -48,11 +48,12 @@ def doubled(job: Any) -> Any:
     return 2 * job
 
 
-def misbehaving_pair(settings: Any, pair: tuple[Any, Any]) -> float | None:
+def misbehaving_pairs(settings: Any, pairs: Any) -> list[float | None]:
     """Stands for the matcher: dies for potassium, hangs for rubidium, fails for lithium."""
-    from hf_crystal.evaluation.fast_matcher import rms_distance
+    from hf_crystal.evaluation.fast_matcher import rms_distances
 
-    for number, job in ((19, "die"), (37, "hang"), (3, "raise")):
-        if number in pair[0].numbers:
-            doubled(job)
-    return rms_distance(settings, pair)
+    for pair in pairs:
+        for number, job in ((19, "die"), (37, "hang"), (3, "raise")):
+            if number in pair[0].numbers:
+                doubled(job)
+    return rms_distances(settings, pairs)

@@ -4,16 +4,12 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER
-from hf_crystal.evaluation.fast_matcher import (
-    MatcherSettings,
-    _lll_mappings,
-    fits,
-    pymatgen_fit,
-    pymatgen_rms,
-    reduce_crystal,
-    rms_distance,
-)
+from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, fast_matcher
+from hf_crystal.evaluation.fast_matcher import fits, rms_distances
+from hf_crystal.evaluation.near_lattices import lll_mappings, near_lattices
+from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings, pymatgen_fit, pymatgen_rms
+from hf_crystal.evaluation.reduced_crystals import reduce_crystal
+from hf_crystal.models.structures_crystal import as_structure
 
 FCC = Lattice.from_parameters(4, 4, 4, 60, 60, 60)
 PROTOTYPES = [
@@ -59,55 +55,120 @@ def disturbed(structure: Structure, generator: np.random.Generator, amount: floa
     return moved
 
 
+def reduced(structure: Structure, niggli: bool = True):
+    return reduce_crystal(as_structure(structure, check_distances=False), niggli=niggli)
+
+
 @pytest.mark.parametrize("settings", [DIFFCSP_MATCHER, DEFAULT_MATCHER, MatcherSettings(0.01, 0.02, 0.5)], ids=str)
 def test_verdicts_are_those_of_pymatgen(settings):
     generator = np.random.default_rng(11)
+    structures = [
+        (disturbed(structure, generator, amount), structure)
+        for structure in PROTOTYPES
+        for amount in (0.0, 0.05, 0.3, 0.7)
+        for _ in range(2)
+    ]
+    # all at once: different crystals share one batch
+    pairs = [(reduced(first, niggli=False), reduced(second)) for first, second in structures]
+    found, fitting = rms_distances(settings, pairs), fits(settings, pairs)
     matched = 0
-    for structure in PROTOTYPES:
-        for amount in (0.0, 0.05, 0.3, 0.7):
-            for _ in range(2):
-                pair = (disturbed(structure, generator, amount), structure)
-                reduced = (reduce_crystal(pair[0], niggli=False), reduce_crystal(pair[1], niggli=True))
-                expected, found = pymatgen_rms(settings, pair), rms_distance(settings, reduced)
-                assert (found is None) == (expected is None), (structure.formula, amount)
-                if expected is not None:
-                    assert found == pytest.approx(expected, abs=1e-6)
-                    matched += 1
-                assert fits(settings, reduced) == pymatgen_fit(settings, pair), (structure.formula, amount)
+    for pair, rms, fit in zip(structures, found, fitting, strict=True):
+        expected = pymatgen_rms(settings, pair)
+        assert (rms is None) == (expected is None), pair
+        if expected is not None:
+            assert rms == pytest.approx(expected, abs=1e-6)
+            matched += 1
+        assert fit == pymatgen_fit(settings, pair), pair
     assert matched > 5
+    assert rms_distances(settings, pairs[5:6]) == found[5:6]
+
+
+def test_pymatgen_is_asked_where_images_are_equally_near(monkeypatch):
+    # Every way of laying one on the other moves an atom by half a lattice vector, either way: 0.43 or 0.54.
+    predicted = Structure(
+        Lattice.tetragonal(4.14, 7.19),
+        ["Sc", "Cu", "Ga", "Sc", "Ga", "Ga"],
+        [[0, 0, 0], [0, 0, 0.382], [0, 0, 0.65], [0.5, 0.5, 0.767], [0.5, 0.5, 0.214], [0.5, 0.5, 0.888]],
+    )
+    true = Structure(
+        Lattice.orthorhombic(3.259074, 4.288959, 7.42412),
+        ["Sc", "Sc", "Ga", "Ga", "Ga", "Cu"],
+        [
+            [0, 0, 0.001955],
+            [0, 0.5, 0.498258],
+            [0.5, 0.5, 0.835306],
+            [0.5, 0.5, 0.175165],
+            [0.5, 0, 0.65771],
+            [0.5, 0, 0.331606],
+        ],
+    )
+    asked = []
+    monkeypatch.setattr(fast_matcher, "pymatgen_rms", lambda *a: asked.append(a) or pymatgen_rms(*a))
+    pair = (reduced(predicted, niggli=False), reduced(true))
+    assert rms_distances(DIFFCSP_MATCHER, [pair]) == [pymatgen_rms(DIFFCSP_MATCHER, (predicted, true))]
+    assert len(asked) == 1
+
+
+def test_equally_cheap_assignments_that_leave_the_same_need_no_pymatgen(monkeypatch):
+    # the chlorine atoms lie halfway between their places, along a line: either may go to either
+    first = Structure(Lattice.cubic(6), ["Cs", "Cl", "Cl"], [[0, 0, 0], [0.5, 0.3, 0.5], [0.5, 0.7, 0.5]])
+    second = Structure(Lattice.cubic(6), ["Cs", "Cl", "Cl"], [[0, 0, 0], [0.3, 0.5, 0.5], [0.7, 0.5, 0.5]])
+    expected = pymatgen_rms(MatcherSettings(0.001, 0.5, 0.1), (first, second))
+    monkeypatch.setattr(fast_matcher, "pymatgen_rms", None)
+    pair = (reduced(first, niggli=False), reduced(second))
+    assert rms_distances(MatcherSettings(0.001, 0.5, 0.1), [pair]) == [pytest.approx(expected)]
 
 
 def test_other_compositions_never_match():
-    salt, silicon = (reduce_crystal(structure, niggli=True) for structure in PROTOTYPES[:2])
-    assert rms_distance(DIFFCSP_MATCHER, (salt, silicon)) is None
-    assert not fits(DIFFCSP_MATCHER, (salt, silicon))
+    pair = tuple(reduced(structure) for structure in PROTOTYPES[:2])
+    assert rms_distances(DIFFCSP_MATCHER, [pair]) == [None]
+    assert fits(DIFFCSP_MATCHER, [pair]) == [False]
 
 
 def test_only_crystals_that_pymatgen_could_reduce_are_reduced():
     skewed = PROTOTYPES[0].copy()
     skewed.make_supercell([[1, 3, 0], [0, 1, 0], [0, 0, 1]])
-    as_given = reduce_crystal(skewed, niggli=False)
+    as_given = reduced(skewed, niggli=False)
     np.testing.assert_array_equal(as_given.lattice, skewed.lattice.matrix)
     assert as_given.reduced is as_given
-    doubled = reduce_crystal(PROTOTYPES[0] * (1, 1, 2), niggli=False)
+    doubled = reduced(PROTOTYPES[0] * (1, 1, 2), niggli=False)
     assert (len(doubled.numbers), len(doubled.reduced.numbers)) == (4, 2)
 
 
-def test_lll_bases_are_those_of_pymatgen():
+def some_lattices() -> list[Lattice]:
     generator = np.random.default_rng(2)
-    lattices = [
+    return [
         FCC,
         Lattice.hexagonal(3, 5),
         Lattice.cubic(4),
+        Lattice([[1, 0, 0], [7.3, 4, 0], [-5.2, 9.1, 3]]),
         *(Lattice.from_parameters(*generator.uniform(3, 9, 3), *generator.uniform(65, 115, 3)) for _ in range(20)),
     ]
-    parameters = np.array([lattice.parameters for lattice in lattices])
-    matrices = np.array([lattice.matrix for lattice in lattices])
-    for lattice, mapping in zip(lattices, _lll_mappings(parameters, matrices), strict=True):
-        expected = lattice.get_lll_reduced_lattice().matrix
-        # equally good bases differ by rounding only
-        np.testing.assert_allclose(
-            sorted(np.linalg.norm(mapping @ lattice.matrix, axis=1)),
-            sorted(np.linalg.norm(expected, axis=1)),
-            rtol=1e-9,
-        )
+
+
+def test_lll_bases_are_those_of_pymatgen():
+    lattices = some_lattices()
+    mappings, certain = lll_mappings(np.array([lattice.matrix for lattice in lattices]))
+    assert not certain[:2].any()  # the cosine of 60 or 120 degrees is a half
+    assert certain[3:].all()
+    for lattice, mapping in zip(lattices[2:], mappings[2:], strict=True):
+        np.testing.assert_array_equal(mapping, np.round(lattice.lll_mapping))
+
+
+def test_near_lattices_are_those_of_pymatgen(monkeypatch):
+    lattices = some_lattices()
+    wanted = [lattices[place - 1] for place in range(len(lattices))]
+    wanted[3] = Lattice.from_parameters(*lattices[3].parameters)  # flat: nothing else is near
+    arguments = np.array([a.matrix for a in lattices]), np.array([b.parameters for b in wanted]), 0.3, 10.0
+    owners, bases = near_lattices(*arguments)
+    total = 0
+    for place, (lattice, target) in enumerate(zip(lattices, wanted, strict=True)):
+        mappings = lattice.find_all_mappings(target, ltol=0.3, atol=10.0, skip_rotation_matrix=True)
+        expected = {tuple(np.round(m).ravel()) for _, _, m in mappings if abs(abs(np.linalg.det(m)) - 1) < 0.5}
+        assert {tuple(basis.ravel()) for basis in bases[owners == place]} == expected
+        total += len(expected)
+    assert len(bases) == total > 100
+    monkeypatch.setattr("hf_crystal.evaluation.near_lattices._BLOCK_POINTS", 500)
+    again_owners, again = near_lattices(*arguments)
+    order, again_order = np.argsort(owners, kind="stable"), np.argsort(again_owners, kind="stable")
+    np.testing.assert_array_equal(again[again_order], bases[order])

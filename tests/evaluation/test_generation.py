@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from crystals_for_metrics import Canonical, Decoded, caesium_chloride, chain, misbehaving_pair, rocksalt
+from crystals_for_metrics import Canonical, Decoded, caesium_chloride, chain, misbehaving_pairs, rocksalt
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
@@ -77,8 +77,8 @@ def test_processes_give_the_same_as_none():
 
 
 def test_a_bad_pair_counts_as_different_and_is_reported(monkeypatch):
-    def same(settings, pair):
-        return misbehaving_pair(settings, pair) is not None
+    def same(settings, pairs):
+        return [rms is not None for rms in misbehaving_pairs(settings, pairs)]
 
     monkeypatch.setattr(generation, "fits", same)
     salts = [rocksalt(first="Li"), rocksalt(), rocksalt(first="Li"), rocksalt()]

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from crystals_for_metrics import Decoded, caesium_chloride, chain, misbehaving_pair, rocksalt
+from crystals_for_metrics import Decoded, caesium_chloride, chain, misbehaving_pairs, rocksalt
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, MatcherSettings, match_rate, matching, metre
@@ -143,7 +143,7 @@ def test_validity_filter_is_applied_and_reported(filter_references):
 
 
 def test_one_bad_pair_is_counted_and_the_rest_go_on(monkeypatch):
-    monkeypatch.setattr(matching, "rms_distance", misbehaving_pair)
+    monkeypatch.setattr(matching, "rms_distances", misbehaving_pairs)
     salts = [rocksalt(first=first) for first in ("Na", "K", "Rb", "Li", "Na")]
     result = match_rate(salts, salts, num_workers=2, time_limit=3.0)
     outcomes = [item[0].outcome for item in result.samples]

@@ -51,6 +51,20 @@ def test_baseline_on_composition_stands_beside_each_target_that_has_it():
     assert lines[2].endswith("| 1.7034 | – |")
 
 
+def test_what_pretraining_bought_stands_below_the_errors():
+    target = {"name": "energy", "unit": "eV", "pretrained_mae": 0.1, "scratch_mae": 0.125, "difference": -0.025}
+    comparison = {
+        "pretrained": "crystalformer-mp20",
+        "seeds": [1, 2, 3],
+        "steps": [860],
+        "targets": [{**target, "difference_interval": [-0.03, -0.02]}],
+    }
+    card = render_model_card(tiny_model(), metrics={**METRICS, "pretraining": comparison})
+    assert "at equal budget, 860 optimizer steps each, means of 3 seeds:" in card
+    assert "| energy | eV | **0.1000** | 0.1250 | -0.0250 | -0.0300 to -0.0200 |" in card
+    assert "from scratch" not in render_model_card(tiny_model(), metrics=METRICS)
+
+
 def test_figure_rows_of_a_property_model():
     energy, gap = METRICS["test"]["targets"]
     rows = figure_rows(with_targets({**energy, "composition_mae": 0.25, "composition_mae_interval": [0.2, 0.3]}, gap))

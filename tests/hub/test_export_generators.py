@@ -102,6 +102,19 @@ def test_a_generator_in_memory_needs_its_tokenizer(tmp_path):
         export_pretrained(tiny_generator()[0], tmp_path / "out")
 
 
+def test_a_gpt2_generator_is_refused_with_the_way_out(tmp_path):
+    from hf_crystal.training.mat2seq_models import build_generator
+    from hf_crystal.training.mat2seq_recipe import GeneratorModelArguments
+
+    tokenizer = Mat2SeqTokenizer()
+    shape = GeneratorModelArguments(model_type="gpt2", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    build_generator(shape, tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="generator of type 'gpt2'; only llama is exported.*model.model_type=llama"):
+        export_pretrained(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     write = generators.write_folder
 

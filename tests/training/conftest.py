@@ -85,6 +85,28 @@ def recipe_file(crystal_table: Path, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
+@pytest.fixture(scope="session")
+def generator_recipe(crystal_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recipe of a generator: 2 epochs of 6 steps, the last one averaged."""
+    values = {
+        "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+        "data": {"path": str(crystal_table), "conditions": {"formation_energy": "energy", "band_gap": "gap"}},
+        "training": {
+            "batch_size": 8,
+            "num_epochs": 2,
+            "swa_epochs": 1,
+            "optimizer": "muon",
+            "warmup_steps": 2,
+            "eval_steps": 4,
+            "log_steps": 1,
+            "validity_samples": 2,
+        },
+    }
+    path = tmp_path_factory.mktemp("generator") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
 @pytest.fixture
 def make_trainer(recipe_file: Path, tmp_path: Path):
     """Function building a CrystalTrainer from recipe overrides; returns it with its task."""

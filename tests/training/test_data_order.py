@@ -1,9 +1,11 @@
+import itertools
+
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 
 from hf_crystal.training import EpochBatchSampler, EpochShuffleSampler
-from hf_crystal.training.data_order import first_rows
+from hf_crystal.training.data_order import LengthBatchSampler, first_rows
 
 
 def global_batches(batch_size, processes, epoch):
@@ -51,3 +53,28 @@ def test_first_rows_are_the_first_global_batch_of_epoch_zero():
 def test_too_few_rows_say_so():
     with pytest.raises(ValueError, match="23 rows, fewer than one batch of 32"):
         EpochShuffleSampler(23, seed=5, multiple_of=32)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_batches_of_like_length_do_not_depend_on_processes_and_accumulation(processes):
+    lengths = torch.randint(20, 90, (53,), generator=torch.Generator().manual_seed(0)).tolist()
+    whole = LengthBatchSampler(lengths, 8, seed=5)
+    shared = LengthBatchSampler(lengths, 8, parts=2 * processes, seed=5)
+    for sampler in (whole, shared):
+        sampler.set_epoch(3)
+    shards = [list(BatchSamplerShard(shared, processes, rank)) for rank in range(processes)]
+    steps = list(zip(*shards, strict=True))
+    assert len(steps) == 2 * len(whole)
+    for place, batch in enumerate(whole):
+        parts = [part for step in steps[2 * place : 2 * place + 2] for part in step]
+        assert all(parts)
+        assert sorted(sum(parts, [])) == sorted(batch)
+        assert 7 <= len(batch) <= 8
+    spans = sorted((min(lengths[row] for row in batch), max(lengths[row] for row in batch)) for batch in whole)
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+    assert sorted(sum(whole, [])) == list(range(53))
+
+
+def test_batches_too_small_to_share_are_refused():
+    with pytest.raises(ValueError, match="a batch of 5 rows cannot be shared by 6 processes"):
+        LengthBatchSampler([9] * 10, 5, parts=6)

@@ -7,15 +7,17 @@ import torch
 from pymatgen.core import Lattice, Structure
 
 from hf_crystal import Mat2SeqTokenizer, load_crystal_dataset
+from hf_crystal.card_figures import generation_rows
 from hf_crystal.cli.main import run
 from hf_crystal.cli.models import load_property_pipeline
 from hf_crystal.evaluation.intervals import mean_interval, wilson_interval
-from hf_crystal.training.mat2seq_evaluation import GenerationSettings, evaluate_generation, judge_of_pipeline
+from hf_crystal.training.mat2seq_conditions import judge_of_pipeline, property_distances
+from hf_crystal.training.mat2seq_evaluation import GenerationSettings, evaluate_generation
 from hf_crystal.training.mat2seq_models import build_generator
 from hf_crystal.training.mat2seq_recipe import GeneratorModelArguments
 from hf_crystal.training.mat2seq_samples import sample_prompts
 
-SETTINGS = GenerationSettings(count=4, num_samples=2, num_free=6, num_conditioned=2)
+SETTINGS = GenerationSettings(count=4, num_samples=2, num_free=6, num_conditioned=2, guidance=(2.5,))
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +70,39 @@ def test_all_figures_are_there_with_protocol_and_interval(result):
         assert 0 <= low <= section[figure] <= high <= 1
         assert section["protocol"]
     assert free["distributions"]["num_generated"] == 6
-    assert (
-        len(found["generation"]["conditions"]) == 4
-    )  # every fourth of 15 inner bins; nobody judges the other property
-    assert {entry["property"] for entry in found["generation"]["conditions"]} == {"band_gap"}
+    conditions = found["generation"]["conditions"]
+    # every fourth of 15 inner bins, without guidance and with; nobody judges the other property
+    assert [entry["guidance"] for entry in conditions] == [1.0] * 4 + [2.5] * 4
+    assert {entry["property"] for entry in conditions} == {"band_gap"}
+    (distance,) = free["properties"]
+    assert distance["property"] == "band_gap"
+    assert distance["property_distance"] >= 0
+    assert any(row["figure"] == "property_distance" for row in generation_rows(found))
+
+
+def test_conditions_are_judged_by_their_distance(result, tokenizer):
+    folder, found = result
+    for name, scale in (("conditioned", 1.0), ("conditioned_2.5", 2.5)):
+        lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()[1:]]
+        entry = next(e for e in found["generation"]["conditions"] if e["guidance"] == scale and e["target"] == 1.375)
+        asked = [line["crystals"][0] for line in lines if line["prompt"] == {"properties": {"band_gap": 1.375}}]
+        structures = [tokenizer.decode_structure(tokenizer.encode(crystal["sequence"])) for crystal in asked]
+        distances = [abs(value - 1.375) for value in judge(structures)["band_gap"]]
+        assert entry["mean_deviation"] == pytest.approx(sum(distances) / 2)
+        assert entry["success_rate"] == sum(distance <= 0.5 for distance in distances) / 2
+
+
+def test_distance_of_a_judged_property_by_hand(tokenizer):
+    crystals = tokenizer.batch_decode_structures(
+        [
+            tokenizer.encode(text)
+            for text in ("Na 1 | Im-3m | a 4.20 | Na 2a", "Na 1 Cl 1 | Fm-3m | a 5.64 | Na 4a Cl 4b")
+        ]
+    )
+    references = [crystals[0].structure] * 2
+    (found,) = property_distances(crystals, references, judge)
+    assert found["property_distance"] == pytest.approx(0.5)  # gaps 2 and 3 against 2 and 2
+    assert (found["num_sampled"], found["num_references"]) == (2, 2)
 
 
 def test_a_stopped_evaluation_goes_on_and_gives_the_same(result, model, tokenizer, splits, tmp_path):
@@ -108,6 +139,12 @@ def test_a_property_model_judges_by_the_names_of_its_targets():
 def test_missing_split_is_named(model, tokenizer, splits, tmp_path):
     with pytest.raises(ValueError, match="no split 'exam'; available: "):
         evaluate_generation(model, tokenizer, splits, tmp_path, GenerationSettings(split="exam"))
+
+
+def test_without_compositions_only_free_crystals_are_measured(model, tokenizer, splits, tmp_path):
+    found = evaluate_generation(model, tokenizer, splits, tmp_path, GenerationSettings(count=0, num_free=3))
+    assert list(found["generation"]) == ["free"]
+    assert found["generation"]["free"]["distributions"]["num_references"] == len(splits["test"])
 
 
 def test_intervals_worked_by_hand():

@@ -1,5 +1,6 @@
 """Training of generators: token rows, masks, a run that stops, resumes and saves, recipes."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -67,6 +68,16 @@ def test_rows_decode_and_are_read_again_from_disk(recipe, tokenizer, tokens):
     assert again["train"]["input_ids"][:] == splits["train"]["input_ids"][:]
 
 
+def test_blocks_and_workers_write_the_same_rows_and_none_into_memory(recipe, tokenizer, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_crystal.training.mat2seq_data.ROWS_PER_BLOCK", 5)
+    data = dataclasses.replace(recipe.data, num_workers=2)
+    again = tokenize_splits(data, tokenizer, tmp_path / "rows", recipe.training.seed)
+    for role, rows in tokens[1].items():
+        assert again[role].cache_files  # memory-mapped
+        assert str(again[role].to_dict()) == str(rows.to_dict())  # as text NaN equals NaN
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
 def test_rows_made_with_other_settings_are_refused(recipe, tokens):
     with pytest.raises(ValueError, match="other settings .*tokenizer"):
         tokenize_splits(recipe.data, Mat2SeqTokenizer(length_step=0.005), tokens[0], recipe.training.seed)
@@ -90,9 +101,14 @@ def test_given_tokens_carry_no_loss(tokenizer, tokens):
 
 def test_composition_is_learnt_with_its_probability_and_validation_rows_do_not_vary(tokenizer, tokens):
     row = tokens[1]["train"][0]
-    batch = Mat2SeqCollator(tokenizer, 0.0, composition_loss_probability=0.5)([row] * 200)
+    rows = [{**row, "material_id": str(number)} for number in range(200)]  # draws depend on the row
+    batch = Mat2SeqCollator(tokenizer, 0.0, composition_loss_probability=0.5)(rows)
     learnt = int((batch["labels"][:, 1] != IGNORED_LABEL).sum())
     assert 60 < learnt < 140
+    coupled = Mat2SeqCollator(tokenizer, 1.0, 0.5, given_condition_probability=0.0)(rows)
+    conditioned = coupled["attention_mask"].sum(dim=1) > row["length"]
+    assert torch.equal(conditioned, (coupled["labels"] != IGNORED_LABEL).sum(dim=1) == row["length"] - 1)
+    assert 60 < int(conditioned.sum()) < 140
     fixed = Mat2SeqCollator(tokenizer, 1.0, 1.0)([{**row, "fixed": True}])
     assert fixed["input_ids"][0].tolist() == row["input_ids"]
     assert (fixed["labels"][0, : row["answer_start"]] == IGNORED_LABEL).all()
@@ -133,10 +149,10 @@ def test_run_saves_a_generator_and_its_record_and_resumes(recipe, tokens, tmp_pa
     assert resumed["training_seconds"] > record["training_seconds"]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_in_the_middle_of_an_epoch_it_is_the_same_run(recipe, tokens, tmp_path, optimizer):
+@pytest.mark.parametrize("changes", [{"optimizer": "adamw"}, {"optimizer": "muon", "bf16": True}])
+def test_resumed_in_the_middle_of_an_epoch_it_is_the_same_run(recipe, tokens, tmp_path, changes):
     values = recipe.to_dict()
-    values["training"]["optimizer"] = optimizer
+    values["training"] |= changes
     values["model"]["dropout"] = 0.1
     values["training"]["swa_epochs"] = 1
     recipe = generator_recipe_from_dict(values)
@@ -181,6 +197,7 @@ def test_embeddings_by_meaning_put_like_tokens_near_each_other(tokenizer):
 
     assert likeness("K", "Rb") > likeness("K", "Cl") + 0.2
     assert likeness(".99", ".00") > likeness(".50", ".00") + 0.2
+    assert likeness("<bin_3>", "<bin_4>") > likeness("<bin_3>", "<bin_15>") + 0.2
     assert weight[tokenizer.convert_tokens_to_ids("P")].ne(weight[tokenizer.convert_tokens_to_ids("As")]).all()
 
 
@@ -205,6 +222,7 @@ def test_recipe_loads_and_states_its_cost(path):
     [
         ("training", "learnin_rate", 1e-3, r"unknown key 'learnin_rate' \(did you mean 'learning_rate'\?\)"),
         ("training", "condition_probability", 1.5, "training.condition_probability=1.5: expected 0 to 1"),
+        ("training", "given_condition_probability", 2.0, "given_condition_probability=2.0: expected 0 to 1"),
         ("training", "batch_size", 0, "training.batch_size=0: expected 1 or more"),
         ("training", "learning_rate", "5e-4", "YAML reads 5e-4 as text"),
         ("model", "model_type", "bert", "model.model_type='bert': expected llama or gpt2"),

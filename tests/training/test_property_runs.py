@@ -1,64 +1,16 @@
 """The scripts as a user runs them: killed and resumed, on two processes, as an explicit loop, in a fresh process."""
 
-import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from script_runs import assert_same_weights, losses, run, run_until_killed, train
 
-from hf_crystal.training.run_control import COMPLETE_MARKER_NAME, last_complete_checkpoint
+from hf_crystal.cli.main import run as run_command
+from hf_crystal.training.run_control import COMPLETE_MARKER_NAME
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 pytestmark = pytest.mark.slow
-
-
-def environment():
-    paths = [str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")]
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
-def command(script, *arguments, processes=1):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [*launcher, str(SCRIPTS / script), *map(str, arguments)]
-
-
-def run(script, *arguments, processes=1):
-    finished = subprocess.run(
-        command(script, *arguments, processes=processes),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    return finished.stdout
-
-
-def train(recipe, folder, *overrides, processes=1, script="train_property.py", options=()):
-    settings = [part for override in overrides for part in ("--set", override)]
-    run(script, recipe, "--output-dir", folder, *settings, *options, processes=processes)
-    return json.loads((folder / "run.json").read_text())
-
-
-def losses(record):
-    return [entry["loss"] for entry in record["training_curve"]]
-
-
-def assert_same_weights(first, second):
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (first, second))
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert (ours[name] == theirs[name]).all(), name
 
 
 @pytest.fixture(scope="module")
@@ -101,21 +53,7 @@ def test_same_figures_from_the_saved_folder_in_a_fresh_process(reference, crysta
 def test_killed_run_resumes_to_the_same_weights(reference, recipe_file, tmp_path):
     """SIGKILL after the first checkpoint, then --resume: the weights of a run left alone, bit for bit."""
     undisturbed, record = reference
-    process = subprocess.Popen(
-        command("train_property.py", recipe_file, "--output-dir", tmp_path / "killed"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 240
-    while last_complete_checkpoint(tmp_path / "killed" / "checkpoints") is None:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    time.sleep(0.02)  # on into the second epoch
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "run.json").exists()
+    run_until_killed("train_property.py", recipe_file, tmp_path / "killed")
     resumed = train(recipe_file, tmp_path / "killed", options=["--resume"])
     assert resumed["steps"] == record["steps"]
     assert losses(resumed) == losses(record)
@@ -151,28 +89,38 @@ def test_two_processes_give_the_curve_of_one(reference, recipe_file, tmp_path):
     assert all((first[name] == second[name]).all() for name in first)
 
 
-def test_explicit_accelerate_loop_gives_the_curve_of_the_trainer(reference, recipe_file, tmp_path):
+def test_batches_by_atoms_on_two_processes(recipe_file, tmp_path):
+    """Batches of uneven numbers of rows are shared out whole; the curve differs from that of one process."""
+    record = train(
+        recipe_file,
+        tmp_path / "atoms",
+        "training.max_atoms_per_batch=12",
+        "training.num_epochs=1",
+        "training.batch_size=2",
+        processes=2,
+    )
+    assert record["num_processes"] == 2
+    assert np.isfinite(losses(record)).all()
+    assert record["epochs"] == 1.0
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 2), (2, 1), (2, 2)], ids=lambda value: str(value))
+def test_explicit_accelerate_loop_gives_the_curve_of_the_trainer(
+    reference, recipe_file, tmp_path, processes, accumulation
+):
     _, trainer = reference
     explicit = train(
         recipe_file,
         tmp_path / "explicit",
-        "training.accumulation_steps=2",
+        f"training.accumulation_steps={accumulation}",
         script="train_property_accelerate.py",
+        processes=processes,
     )
     np.testing.assert_allclose(losses(explicit), losses(trainer), rtol=2e-5)
     rates = [[entry["learning_rate"] for entry in run["training_curve"]] for run in (explicit, trainer)]
     np.testing.assert_allclose(*rates, rtol=1e-12)
     for ours, theirs in zip(explicit["test"]["targets"], trainer["test"]["targets"], strict=True):
         assert ours["mae"] == pytest.approx(theirs["mae"], rel=1e-4)
-
-
-@pytest.fixture
-def train_script():
-    """scripts/train_property.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_property", SCRIPTS / "train_property.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -186,17 +134,15 @@ def train_script():
         (["--resume"], "no complete checkpoint"),
     ],
 )
-def test_mistakes_end_with_one_line_and_exit_code_2(train_script, recipe_file, tmp_path, capsys, arguments, message):
-    options = train_script.make_parser().parse_args([str(recipe_file), "--output-dir", str(tmp_path), *arguments])
-    assert train_script.main(options) == 2
+def test_mistakes_end_with_one_line(recipe_file, tmp_path, capsys, arguments, message):
+    words = ["train", "property", "--config", str(recipe_file), "--output-dir", str(tmp_path), *arguments]
+    assert run_command(words) == 1
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
 
 
-def test_folder_of_another_run_is_not_overwritten(train_script, reference, recipe_file, capsys):
+def test_folder_of_another_run_is_not_overwritten(reference, recipe_file, capsys):
     folder, _ = reference
-    assert (
-        train_script.main(train_script.make_parser().parse_args([str(recipe_file), "--output-dir", str(folder)])) == 2
-    )
+    assert run_command(["train", "property", "--config", str(recipe_file), "--output-dir", str(folder)]) == 1
     assert "has checkpoints of another run" in capsys.readouterr().err

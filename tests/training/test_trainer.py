@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
@@ -36,6 +37,16 @@ def test_training_learns_and_reports_physical_units(make_trainer):
     known = ~np.isnan(labels[:, 1])
     assert after["eval_mae_gap"] == pytest.approx(np.abs(predictions - labels)[known, 1].mean(), rel=1e-5)
     assert after["eval_mae_energy"] == pytest.approx(np.abs(predictions - labels)[:, 0].mean(), rel=1e-5)
+
+
+def test_rows_of_a_training_stay_on_disk(make_trainer):
+    """Memory-mapped, also after rows without a label were left out: a table may be larger than memory."""
+    held = pyarrow.total_allocated_bytes()
+    _, task = make_trainer("data.targets=[{name: gap, unit: eV}]", "data.max_train_rows=20")
+    assert {name: len(rows) for name, rows in task.splits.items()} == {"train": 20, "validation": 7, "test": 9}
+    assert all(rows.cache_files for rows in task.splits.values())
+    table = task.splits["train"].data.nbytes
+    assert pyarrow.total_allocated_bytes() - held < table / 2
 
 
 def test_eval_loss_is_the_mean_over_known_labels_of_all_rows(make_trainer):
@@ -293,6 +304,24 @@ def test_fine_tuning_keeps_encoder_and_calibration(make_trainer, tmp_path):
     after = tuned_task.model.encoder.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if "calibration" not in name}
+
+
+def test_head_is_kept_for_the_same_targets_and_new_for_as_many_others(make_trainer, tmp_path):
+    trainer, task = make_trainer("training.num_epochs=1", "training.swa_epochs=0")
+    trainer.train()
+    task.model.save_pretrained(tmp_path / "pretrained")
+    source = f"model.pretrained={tmp_path / 'pretrained'}"
+    _, same = make_trainer(source)
+    assert_equal_weights(task.model.state_dict(), same.model.state_dict())
+    others = "[{name: volume, unit: A3, column: gap}, {name: heat, unit: K, column: energy}]"
+    _, other = make_trainer(source, f"data.targets={others}")
+    assert_equal_weights(task.model.encoder.state_dict(), other.model.encoder.state_dict())
+    for name, weight in other.model.head.named_parameters():
+        assert not torch.equal(weight, task.model.head.get_parameter(name)), name
+    assert other.model.config.id2label == {0: "volume", 1: "heat"}
+    mean, spread = task.model.head.target_mean, task.model.head.target_std
+    torch.testing.assert_close(other.model.head.target_mean, mean.flip(0))
+    torch.testing.assert_close(other.model.head.target_std, spread.flip(0))
 
 
 def test_recipe_that_contradicts_the_pretrained_model_is_refused(make_trainer, tmp_path):

@@ -107,9 +107,9 @@ def test_reciprocal_blocks_are_drawn_without_shells(tmp_path):
 
 def test_wrong_places_are_refused(model):
     for options, message in (
-        ({"atom": 5}, "atom is 5; SrTiO3 has 5"),
-        ({"head": 2}, "head is 2; SrTiO3 has 2"),
-        ({"block": 2}, "block is 2; the model has 2"),
+        ({"atom": 5}, r"no atom 6 \(index 5\); SrTiO3 has 5"),
+        ({"head": 2}, r"no head 3 \(index 2\); SrTiO3 has 2"),
+        ({"block": 2}, r"no block 3 \(index 2\); the model has 2"),
     ):
         with pytest.raises(ValueError, match=message):
             viz.plot_attention(SRTIO3, model, **options)
