@@ -248,8 +248,8 @@ def pretraining_text(metrics: Mapping[str, Any]) -> str:
     start = f"MAE from {comparison['pretrained']}"
     steps = " or ".join(f"{count:,}" for count in comparison["steps"])
     return (
-        f"Fine-tuned and from scratch at equal budget, {steps} optimizer steps each, means of "
-        f"{len(comparison['seeds'])} seeds:\n\n"
+        f"Fine-tuned and from scratch at equal budget (pretraining not counted), {steps} optimizer steps each, means "
+        f"of {len(comparison['seeds'])} seeds:\n\n"
     ) + _table(["target", "unit", start, "MAE from scratch", "difference", "95 % interval"], rows)
 
 

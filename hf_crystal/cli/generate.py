@@ -120,7 +120,7 @@ def generate(
     guidance: Annotated[
         float, typer.Option(help="Above 1: properties asked for weigh more, at twice the time.")
     ] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated at a time.")] = 256,
     max_atoms: Annotated[int, typer.Option(help="Largest primitive cell where no composition is given.")] = 20,
     min_distance: Annotated[
         float | None, typer.Option(help="Leave out crystals with atoms closer than this, Å.")

@@ -156,7 +156,7 @@ def generate_crystals_for_prompts(
     num_beams: int = 1,
     guidance: float = 1.0,
     seed: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = 256,
     max_atoms: int = 20,
     max_length: int | None = None,
     unique: bool = False,
@@ -181,7 +181,7 @@ def generate_crystals_for_prompts(
         num_beams: Above 1: beam search instead of sampling; the `num_return` best beams.
         guidance: Above 1: properties asked for weigh more (classifier-free guidance, twice the time); 0 ignores them.
         seed: The same seed and call on the same machine give the same crystals.
-        batch_size: Sequences generated at a time.
+        batch_size: Sequences generated at a time; more are faster and need more memory.
         max_atoms: Largest primitive cell where no composition is given.
         max_length: Longest sequence in tokens; the model's context by default.
         unique: Leave out repeated sequences of a prompt and draw others in their place.

@@ -63,9 +63,11 @@ class CrystalSampler:
         self.guidance = float(guidance)
         self.batch_size = max(1, batch_size // num_beams)
         self._ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-        nucleus = [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
-        drawing = [TemperatureLogitsWarper(self.temperature), *nucleus, _Draw()] if self.temperature > 0 else []
-        self._drawing: list[LogitsProcessor] = drawing
+        self._drawing: list[LogitsProcessor] = []
+        if self.temperature > 0:
+            heat = [] if self.temperature == 1 else [TemperatureLogitsWarper(self.temperature)]
+            nucleus = [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
+            self._drawing = [*heat, *nucleus, _Draw()]
 
     def draw(
         self, prompts: Mapping[int, PreparedPrompt], counts: Mapping[int, int]
@@ -254,6 +256,19 @@ class _Draw(LogitsProcessor):
         chosen = torch.searchsorted(summed, number, right=True)
         chosen = torch.where(chosen < scores.shape[1], chosen, scores.argmax(dim=-1, keepdim=True))
         return torch.full_like(scores, -math.inf).scatter_(1, chosen, 0.0)
+
+
+class _InTurn(LogitsProcessor):
+    """Processors one after the other, as one: `generate` inspects the signature of each at every step."""
+
+    def __init__(self, processors: list[LogitsProcessor]):
+        self._processors = processors
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (B, V) after all of them."""
+        for processor in self._processors:
+            scores = processor(input_ids, scores)
+        return scores
 
 
 class _HalfEnded(StoppingCriteria):

@@ -60,7 +60,7 @@ class CrystalGenerationPipeline(Pipeline):
         num_return_sequences (`int`, defaults to 1): Crystals per prompt.
         temperature, top_p, num_beams, guidance, seed, max_atoms, max_length, continuous_batching: See
             `generate_crystals_for_prompts`.
-        batch_size (`int`, defaults to 64): Sequences generated at a time.
+        batch_size (`int`, defaults to 256): Sequences generated at a time; more are faster and need more memory.
         unique (`bool`, defaults to `True`): Leave out repeated sequences and draw others in their place. Where the
             model keeps repeating itself there may be fewer results than asked for.
         min_distance (`float`, *optional*): Leave out crystals with atoms nearer than this, Å, and draw others.
@@ -134,7 +134,7 @@ class CrystalGenerationPipeline(Pipeline):
         self,
         prompts: list[dict[str, Any]],
         num_return_sequences: int = 1,
-        generation_batch_size: int = 64,
+        generation_batch_size: int = 256,
         unique: bool = True,
         rank: Any = True,
         **options: Any,

@@ -60,7 +60,7 @@ def test_what_pretraining_bought_stands_below_the_errors():
         "targets": [{**target, "difference_interval": [-0.03, -0.02]}],
     }
     card = render_model_card(tiny_model(), metrics={**METRICS, "pretraining": comparison})
-    assert "at equal budget, 860 optimizer steps each, means of 3 seeds:" in card
+    assert "at equal budget (pretraining not counted), 860 optimizer steps each, means of 3 seeds:" in card
     assert "| energy | eV | **0.1000** | 0.1250 | -0.0250 | -0.0300 to -0.0200 |" in card
     assert "from scratch" not in render_model_card(tiny_model(), metrics=METRICS)
 

@@ -6,6 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 from mat2seq_crystals import rutile
+from transformers import LogitsProcessorList
 
 from hf_crystal.models.generation_mat2seq import (
     MAT2SEQ_SIZES,
@@ -17,6 +18,8 @@ from hf_crystal.models.generation_mat2seq import (
     mat2seq_config,
     parse_composition,
 )
+from hf_crystal.models.generation_processor_mat2seq import PlainCrystalLogitsProcessor
+from hf_crystal.models.generation_prompts_mat2seq import prepare_prompt
 from hf_crystal.models.grammar_mat2seq import CrystalGrammar
 from hf_crystal.models.symmetry_crystal import space_group
 
@@ -354,3 +357,29 @@ def test_named_sizes_have_the_vocabulary_of_the_tokenizer(tokenizer, size):
 def test_an_unknown_size_is_refused(tokenizer):
     with pytest.raises(ValueError, match="huge"):
         mat2seq_config("huge", tokenizer)
+
+
+def test_a_batch_writes_what_one_sequence_at_a_time_without_a_cache_does(tokenizer, model, grammar):
+    """At temperature 0, with prompts read once for two rows each, and rows that leave the batch when they end."""
+    asked = [{"composition": formula, "space_group": 221} for formula in ("Po", "CsCl", "SrTiO3", "Re1O3", "Cu3Au")]
+    found = generate_crystals_for_prompts(model, tokenizer, asked, num_return=2, temperature=0, grammar=grammar)
+    lengths = set()
+    for fields, items in zip(asked, found, strict=True):
+        prompt = prepare_prompt(CrystalPrompt(**fields), tokenizer, grammar)
+        sequence = model.generate(
+            input_ids=torch.tensor([prompt.ids]),
+            attention_mask=torch.ones(1, len(prompt.ids), dtype=torch.long),
+            logits_processor=LogitsProcessorList(
+                [PlainCrystalLogitsProcessor(tokenizer, grammar, [prompt.constraint])]
+            ),
+            use_cache=False,
+            do_sample=False,
+            max_length=grammar.max_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )[0]
+        lengths.add(len(sequence))
+        assert [item.sequence for item in items] == [
+            tokenizer.batch_decode_structures([sequence.tolist()])[0].sequence
+        ] * 2
+    assert len(lengths) > 1

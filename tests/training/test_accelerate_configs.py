@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,31 @@ def test_two_processes_start_with_the_file_of_one_node(recipe_file, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["num_processes"] == 2
     assert record["steps"] == 5
+
+
+@pytest.mark.slow
+def test_two_launchers_make_one_run_with_the_file_of_many_nodes(recipe_file, tmp_path):
+    """Two machines are two launchers that know one address; here both are on this machine, with a process each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", FOLDER / "many_nodes.yaml"]
+    words += ["--num_machines", 2, "--num_processes", 2, "--main_process_ip", "127.0.0.1", "--same_network"]
+    script = [ROOT / "scripts" / "train_property.py", recipe_file, "--output-dir", tmp_path / "run"]
+    recipe = ["--set", "training.num_epochs=1", "--set", "training.swa_epochs=0"]
+    nodes = [
+        subprocess.Popen(
+            [str(word) for word in (*words, "--main_process_port", port, "--machine_rank", rank, *script, *recipe)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    messages = [node.communicate(timeout=300)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], messages
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["num_processes"], record["steps"]) == (2, 5)
 
 
 @pytest.fixture
