@@ -103,7 +103,7 @@ def calibration(args: argparse.Namespace) -> None:
     column = metrics["recipe"]["data"]["targets"][0]["column"]
     splits = load_crystal_dataset(str(args.data), split_column="split")
     found = {}
-    for split, count in (("val", 1000), ("test", 3000)):
+    for split, count in (("val", 3000), ("test", 3000)):
         rows = splits[split].shuffle(seed=0).select(range(count))
         found[split] = predict_ensemble(list(rows), [DEFAULT, FRAMES], batch_size=32), rows[column]
     (fitted_on, known), (measured, labels) = found["val"], found["test"]
