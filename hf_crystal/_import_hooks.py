@@ -59,7 +59,7 @@ class _FollowingFinder(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """The spec that the other finders give, with a loader that reports the import."""
-        if not any(fullname == item.trigger or fullname in item.needed for item in self.waiting):
+        if not self._matters(fullname):
             return None
         for finder in sys.meta_path:
             if finder is self:
@@ -70,6 +70,16 @@ class _FollowingFinder(importlib.abc.MetaPathFinder):
                     spec.loader = _FollowedLoader(spec.loader, self)
                 return spec
         return None
+
+    def _matters(self, fullname: str) -> bool:
+        """Whether actions have to wait for the end of this import.
+
+        Besides triggers and needed modules that is the module of transformers that the user imports: any of them may
+        import a trigger half way, and a needed module may need that very one.
+        """
+        if any(fullname == item.trigger or fullname in item.needed for item in self.waiting):
+            return True
+        return bool(self.waiting) and not self.loading and fullname.split(".")[0] == "transformers"
 
     def settle(self) -> None:
         """Run every action whose trigger is there, once no module that matters is half imported.

@@ -39,6 +39,9 @@ def run_python(code: str) -> str:
         "import hf_crystal.models.modeling_crystalframer",
         "import hf_crystal.pipelines.pipeline_crystal_property",
         "from hf_crystal import *",
+        # modules of transformers that import the Auto classes half way, and that a modeling file needs
+        "import hf_crystal\nfrom transformers.modeling_layers import GradientCheckpointingLayer",
+        "import hf_crystal\nimport transformers.modeling_utils",
     ],
 )
 def test_classes_are_registered_whatever_is_imported_first(first):
