@@ -76,6 +76,13 @@ class CrystalformerConfig(PreTrainedConfig):
     target_units: list[str] | None = None
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
 
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "target_names" and value is not None:
+            # also where from_pretrained(..., target_names=...) sets them on a config that has been read
+            super().__setattr__("id2label", dict(enumerate(value)))
+            super().__setattr__("label2id", {target: index for index, target in enumerate(value)})
+
     def __post_init__(self, **kwargs):
         if self.target_names is None:
             self.target_names = ["target"]
@@ -83,8 +90,6 @@ class CrystalformerConfig(PreTrainedConfig):
             self.target_units = [""] * len(self.target_names)
         # transformers derives num_labels from id2label (two classes unless told otherwise)
         kwargs.pop("num_labels", None)
-        self.id2label = dict(enumerate(self.target_names))
-        self.label2id = {name: index for index, name in enumerate(self.target_names)}
         self.problem_type = "regression"
         super().__post_init__(**kwargs)
 

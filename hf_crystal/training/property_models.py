@@ -93,8 +93,6 @@ def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> 
             location,
             target_names=config.target_names,
             target_units=config.target_units,
-            id2label=config.id2label,
-            label2id=config.label2id,
             ignore_mismatched_sizes=True,
         )
         if saved.get("target_names") != config.target_names:

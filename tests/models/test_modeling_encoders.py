@@ -355,3 +355,11 @@ def test_four_thousand_atoms_predict_as_their_unit_cell():
         single = model(**collate([CRYSTALS[0]], dtype=torch.float32)).logits
         many = model(**collate([large], dtype=torch.float32)).logits
     assert (single - many).abs().max() <= 1e-4
+
+
+def test_labels_of_the_config_follow_new_targets(tmp_path):
+    build("real", target_names=["a", "b"], target_units=["eV", "GPa"]).save_pretrained(tmp_path)
+    given = {"target_names": ["c"], "target_units": ["K"], "ignore_mismatched_sizes": True}
+    config = CrystalformerForPropertyPrediction.from_pretrained(tmp_path, **given).config
+    assert (config.id2label, config.label2id, config.num_labels) == ({0: "c"}, {"c": 0}, 1)
+    assert CrystalformerConfig.from_pretrained(tmp_path).id2label == {0: "a", 1: "b"}
