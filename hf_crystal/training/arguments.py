@@ -253,7 +253,8 @@ class CrystalTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = False
     # a diverged run must look diverged: the filter would replace NaN losses by the average of the others
     logging_nan_inf_filter: bool = False
-    dataloader_pin_memory: bool = False
+    # pinned batches are copied to a GPU while it works; without one torch only warns
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     label_names: list[str] | None = field(default_factory=lambda: ["labels"])
     swa_epochs: int = 0
     optimizer: str = "adamw"

@@ -117,7 +117,7 @@ def _training_arguments(recipe: GeneratorRecipe, checkpoints: Path) -> TrainingA
         eval_steps=training.eval_steps,
         save_steps=training.eval_steps,
         save_total_limit=2,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=training.seed,
         bf16=training.bf16 or torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
