@@ -258,19 +258,6 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, -math.inf).scatter_(1, chosen, 0.0)
 
 
-class _InTurn(LogitsProcessor):
-    """Processors one after the other, as one: `generate` inspects the signature of each at every step."""
-
-    def __init__(self, processors: list[LogitsProcessor]):
-        self._processors = processors
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (B, V) after all of them."""
-        for processor in self._processors:
-            scores = processor(input_ids, scores)
-        return scores
-
-
 class _HalfEnded(StoppingCriteria):
     """Stops a batch of more than a few rows when half of them have ended."""
 

@@ -50,6 +50,12 @@ def crystal_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _write_recipe(folder: Path, values: dict) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
 @pytest.fixture(scope="session")
 def recipe_file(crystal_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recipe of a model that trains in a second: 4 epochs of 5 steps, the last one averaged."""
@@ -80,9 +86,7 @@ def recipe_file(crystal_table: Path, tmp_path_factory: pytest.TempPathFactory) -
             "seed": 7,
         },
     }
-    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return _write_recipe(tmp_path_factory.mktemp("recipe"), values)
 
 
 @pytest.fixture(scope="session")
@@ -102,9 +106,7 @@ def generator_recipe(crystal_table: Path, tmp_path_factory: pytest.TempPathFacto
             "validity_samples": 2,
         },
     }
-    path = tmp_path_factory.mktemp("generator") / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return _write_recipe(tmp_path_factory.mktemp("generator"), values)
 
 
 @pytest.fixture
