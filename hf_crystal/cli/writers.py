@@ -110,6 +110,7 @@ class _Parquet:
         import pyarrow.parquet
 
         def type_of(kind: Any) -> Any:
+            """The Arrow type of a name; a type stays what it is."""
             return pyarrow.type_for_alias(kind) if isinstance(kind, str) else kind
 
         self.schema = pyarrow.schema([(name, type_of(types.get(name, "string"))) for name in columns])
