@@ -7,11 +7,17 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO, get_args
 
 _WIDEST_CELL = 80  # of a table to look at; the other formats hold everything
 FileFormat = Literal["csv", "json", "jsonl", "parquet"]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
+
+
+def format_of_file(path: Path | None) -> FileFormat | None:
+    """The format that the ending of a file names, None without a file or with another ending."""
+    ending = "" if path is None else path.suffix.lower().removeprefix(".")
+    return ending if ending in get_args(FileFormat) else None  # type: ignore[return-value]
 
 
 class Writer(Protocol):

@@ -52,7 +52,7 @@ def test_csv_and_json_hold_the_vectors(command, model):
 def test_a_table_is_written_and_searched(command, model, tmp_path):
     path, bad = tmp_path / "table.parquet", tmp_path / "bad.cif"
     bad.write_text("data_x\n")
-    words = (EXAMPLES, bad, "--model", model, "--output", "parquet", "--output-file", path)
+    words = (EXAMPLES, bad, "--model", model, "--output-file", path)  # its ending says parquet
     code, out, err = command(*words)
     assert (code, out) == (0, "")
     assert err.startswith(f"hf-crystal: 1 of 12 crystals could not be read, the first: {bad}")
