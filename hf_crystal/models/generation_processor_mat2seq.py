@@ -74,7 +74,7 @@ class CrystalLogitsProcessor(LogitsProcessor):
         else:  # the first call, or beams changed places
             self.start(input_ids.tolist())
         self._ids = input_ids
-        return self.forbid(scores)
+        return forbid(scores, self._nodes)
 
     def start(self, rows: Sequence[list[int]]) -> None:
         """Begin with what is written in the rows."""
@@ -88,9 +88,9 @@ class CrystalLogitsProcessor(LogitsProcessor):
         """One more token of each row."""
         self._nodes = [node.step(token_id) for node, token_id in zip(self._nodes, token_ids, strict=True)]
 
-    def forbid(self, scores: torch.Tensor) -> torch.Tensor:
-        """−∞ for what may not come next.  `scores (B, V)`."""
-        return forbid(scores, self._nodes)
+    def forbid_(self, scores: torch.Tensor) -> torch.Tensor:
+        """−∞ in place for what may not come next.  `scores (B, V)`."""
+        return scores.masked_fill_(_forbidden(scores, self._nodes), -math.inf)
 
     @property
     def ended(self) -> list[bool]:
@@ -115,11 +115,14 @@ class CrystalLogitsProcessor(LogitsProcessor):
 
 def forbid(scores: torch.Tensor, nodes: Sequence[GrammarNode]) -> torch.Tensor:
     """−∞ where a node forbids a token.  `scores (B, V)`."""
-    mask = torch.from_numpy(np.stack([node.forbidden for node in nodes])).to(scores.device)
+    return scores.masked_fill(_forbidden(scores, nodes), -math.inf)
+
+
+def _forbidden(scores: torch.Tensor, nodes: Sequence[GrammarNode]) -> torch.Tensor:
+    rows = np.concatenate([node.forbidden for node in nodes])
+    mask = torch.from_numpy(rows).view(len(nodes), -1).to(scores.device)
     extra = scores.shape[1] - mask.shape[1]  # a model may have more logits than the vocabulary has tokens
-    if extra:
-        mask = torch.nn.functional.pad(mask, (0, extra), value=True)
-    return scores.masked_fill(mask, -math.inf)
+    return torch.nn.functional.pad(mask, (0, extra), value=True) if extra else mask
 
 
 class PlainCrystalLogitsProcessor(LogitsProcessor):

@@ -159,13 +159,13 @@ class CrystalSampler:
         likelihoods = torch.zeros(len(rows), dtype=torch.float64, device=ids.device)
         lengths, ended = torch.zeros_like(places), torch.zeros_like(places, dtype=torch.bool)
         for step in range(self.grammar.max_tokens):
-            logits = steps(tokens).float()
-            scores = processor.forbid(logits)
+            allowed = processor.forbid_(steps(tokens).float().log_softmax(dim=-1))
+            scores = allowed
             for warper in self._warpers:
                 scores = warper(written[places, :step], scores)
             tokens = scores.argmax(dim=-1) if self.temperature == 0 else _draw(scores, _numbers(rows, places))
             written[places, step] = tokens
-            gained = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+            gained = allowed.gather(1, tokens[:, None])[:, 0]
             likelihoods[places] += gained.double().masked_fill(ended, 0.0)
             lengths[places[~ended]] = step + 1
             processor.advance(tokens.tolist())
