@@ -123,6 +123,46 @@ def samplers(model: Any, tokenizer: Any, grammar: Any, rows: int) -> tuple[Any, 
     return tuple(kind(model, tokenizer, grammar, **options) for kind in (WithGrammar, WithoutGrammar, ModelAlone))
 
 
+def compare_static_cache(report: Report, model: Any, rows: int, repeats: int) -> None:
+    """Thirty steps of one batch: ours, and the model's own with a static cache, eager and compiled."""
+    import time
+
+    import torch
+    from transformers import StaticCache
+
+    from hf_crystal.models.generation_steps_mat2seq import LlamaSteps
+
+    head, length = 20, 50
+    ids = torch.randint(3, model.config.vocab_size, (rows, length))
+
+    def by_steps() -> None:
+        steps = LlamaSteps(model)
+        steps.read(ids[:, :head], torch.ones_like(ids[:, :head]))
+        for place in range(head, length):
+            steps(ids[:, place])
+
+    def by_static_cache(forward: Any) -> None:
+        cache = StaticCache(config=model.config, max_cache_len=length)
+        model(input_ids=ids[:, :head], past_key_values=cache, use_cache=True)
+        for place in range(head, length):
+            positions = torch.full((rows, 1), place)
+            forward(input_ids=ids[:, place, None], position_ids=positions, past_key_values=cache, use_cache=True)
+
+    with torch.no_grad():
+        compiled = torch.compile(model.forward, dynamic=False)
+        begin = time.perf_counter()
+        by_static_cache(compiled)
+        report.add("compiling one batch size", time.perf_counter() - begin, "s")
+        for name, function in (
+            ("steps", by_steps),
+            ("static cache", lambda: by_static_cache(model)),
+            ("static cache, compiled", lambda: by_static_cache(compiled)),
+        ):
+            timing = measure(function, repeats)
+            scale = 1000 / (length - head)
+            report.add(f"a step of {rows} rows: {name}", scale * timing.median, "ms", spread=scale * timing.spread)
+
+
 def main(args: argparse.Namespace) -> int:
     """Print the figures; the last line is JSON."""
     import torch
@@ -178,6 +218,8 @@ def main(args: argparse.Namespace) -> int:
         report.add_rate(name, rows, timings[-1], "crystals/s")
     added = timings[0].median / timings[1].median - 1
     report.add("added by the grammar", 100 * added, "%", bound=15, bound_name="wanted")
+    if args.compile:
+        compare_static_cache(report, model, rows, args.repeats)
     report.finish()
     return 0
 
@@ -191,4 +233,5 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=32, help="samples of each prompt")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="also a static cache and torch.compile (needs g++)")
     sys.exit(main(parser.parse_args()))
