@@ -4,6 +4,8 @@
 Convention: `cell[i]` is lattice vector i (rows), Å; `positions = frac_coords @ cell`.
 """
 
+import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ logger = logging.get_logger(__name__)
 
 # Å for the cell, multiples of it for fractional coordinates; beyond, float64 no longer resolves distances
 MAX_COORDINATE = 1e6
+_FEW_ATOMS = 32
 
 _SYMBOL_TABLE = (
     "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr "
@@ -221,12 +224,21 @@ def _pairwise_reduced(cell: np.ndarray) -> np.ndarray:
     return cell
 
 
+@functools.cache
+def _all_pairs(num_atoms: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.triu_indices(num_atoms, 1)
+
+
 def _candidate_pairs(frac: np.ndarray, width: float, axis: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs (i, j), i before j in sorted order, whose fractional coordinate on `axis` differs by at most `width`.
 
-    Sorting along one axis keeps the work near-linear for big cells, where all pairs would not fit in memory.
+    Sorting along one axis keeps the work near-linear for big cells, where all pairs would not fit in memory; of few
+    atoms all pairs are given, which is faster.
     """
     num_atoms = len(frac)
+    if num_atoms <= _FEW_ATOMS:
+        yield _all_pairs(num_atoms)
+        return
     wrapped = frac[:, axis] - np.floor(frac[:, axis])
     order = np.argsort(wrapped, kind="stable")
     sorted_values = wrapped[order]
@@ -264,11 +276,11 @@ def close_pair(frac_coords: np.ndarray, cell: np.ndarray, min_distance: float) -
         reduced = _pairwise_reduced(cell)
         frac_coords, cell = frac_coords @ cell @ np.linalg.inv(reduced), reduced
         reach = _reach(cell, min_distance)
-    extent = np.floor(reach + 0.5).astype(int)
-    images = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in extent), indexing="ij"), axis=-1).reshape(-1, 3)
+    extent = np.floor(reach + 0.5).astype(int).tolist()
+    images = np.array(list(itertools.product(*(range(-n, n + 1) for n in extent))))
     best: tuple[int, int, float] | None = None
-    self_images = images[np.any(images != 0, axis=1)]  # none unless planes are closer than 2 min_distance
-    if len(self_images):
+    if len(images) > 1:  # planes closer than 2 min_distance
+        self_images = images[np.any(images != 0, axis=1)]
         shortest = float(np.linalg.norm(self_images @ cell, axis=1).min())
         if shortest < min_distance:
             best = (0, 0, shortest)
@@ -279,7 +291,7 @@ def close_pair(frac_coords: np.ndarray, cell: np.ndarray, min_distance: float) -
         if not len(first):
             continue
         difference = frac_coords[second] - frac_coords[first]
-        difference -= np.round(difference)
+        difference -= np.rint(difference)
         for image in images:
             distance = np.sqrt((((difference + image) @ cell) ** 2).sum(axis=1))
             place = int(np.argmin(distance))
@@ -301,17 +313,18 @@ def _check_shapes(record: CrystalRecord) -> None:
 
 
 def _check_numbers(frac: np.ndarray, cell: np.ndarray) -> None:
+    if np.abs(cell).max() <= MAX_COORDINATE and np.abs(frac).max() <= MAX_COORDINATE:  # neither holds for NaN
+        return
     if not np.isfinite(cell).all():
         raise CrystalInputError(f"cell holds NaN or infinity: {cell.tolist()}; finite lengths in Å are accepted")
     bad_rows = ~np.isfinite(frac).all(axis=1)
     if bad_rows.any():
         site = int(np.argmax(bad_rows))
         raise CrystalInputError(f"coordinates of atom {site} hold NaN or infinity: {frac[site].tolist()}")
-    if np.abs(cell).max() > MAX_COORDINATE or np.abs(frac).max() > MAX_COORDINATE:
-        raise CrystalInputError(
-            f"cell reaches {np.abs(cell).max():.3g} Å and fractional coordinates {np.abs(frac).max():.3g}; "
-            f"at most {MAX_COORDINATE:.0e} is accepted"
-        )
+    raise CrystalInputError(
+        f"cell reaches {np.abs(cell).max():.3g} Å and fractional coordinates {np.abs(frac).max():.3g}; "
+        f"at most {MAX_COORDINATE:.0e} is accepted"
+    )
 
 
 def check_record(
