@@ -44,16 +44,18 @@ class _Positions:
     multiplicities: np.ndarray  # (P,)
     offsets: np.ndarray  # (P, 3)
     pivots: np.ndarray  # (P, 3, 3): parameters = pivots @ (point − offset), unused rows 0
-    residuals: np.ndarray  # (P, 3, 3): what of point − offset no parameters explain
+    residuals: np.ndarray  # (3, 3P): point @ residuals − constants is what no parameters explain of point − offset
+    constants: np.ndarray  # (3P,)
 
 
 @dataclass(frozen=True, eq=False)
 class _Maps:
     """How the settings of some families send a Wyckoff position, m ways altogether."""
 
-    linear: np.ndarray  # (m, 3, 3)
-    shifts: np.ndarray  # (m, 3)
+    linear: np.ndarray  # (3, 3m): parameters @ linear + shifts are the new ones
+    shifts: np.ndarray  # (3m,)
     targets: np.ndarray  # (m,): position in the new setting
+    prefix: np.ndarray  # (m,): the target's part of a code
     settings: np.ndarray  # (m,): which setting, ascending
     starts: np.ndarray  # first way of each setting
 
@@ -77,11 +79,13 @@ def _stacked(number: int) -> _Positions:
         for parameter, (row, sign) in enumerate(position.pivots):
             pivots[i, parameter, row] = sign
         residuals[i] = np.eye(3) - position.matrix @ pivots[i, : position.num_parameters]
+    offsets = np.array([position.offset for position in positions]) / TRANSLATION_GRID
     return _Positions(
         np.array([position.multiplicity for position in positions]),
-        np.array([position.offset for position in positions]) / TRANSLATION_GRID,
+        offsets,
         pivots,
-        residuals,
+        residuals.reshape(-1, 3).T.copy(),
+        np.einsum("pij,pj->pi", residuals, offsets).ravel(),
     )
 
 
@@ -92,12 +96,25 @@ def _maps(number: int, families: tuple[int, ...], index: int) -> _Maps:
     counts = [len(origin) for family in found for origin in family]
     rows = np.concatenate([origin for family in found for origin in family])
     return _Maps(
-        linear=rows[:, 1:10].reshape(-1, 3, 3).astype(float),
-        shifts=rows[:, 10:] / TRANSLATION_GRID,
+        linear=rows[:, 1:10].reshape(-1, 3).T.astype(float),
+        shifts=rows[:, 10:].ravel() / TRANSLATION_GRID,
         targets=rows[:, 0],
+        prefix=rows[:, 0] << (CODE_BITS + 7),
         settings=np.repeat(np.arange(len(counts)), counts),
         starts=np.cumsum([0, *counts[:-1]]),
     )
+
+
+@functools.cache
+def _fixed_codes(number: int, families: tuple[int, ...]) -> np.ndarray:
+    """Code of the position that each position without parameters becomes, 0 for all others: (settings, P)."""
+    group = space_group(number)
+    codes = np.zeros((sum(len(group.settings[i].origins) for i in families), len(group.positions)), dtype=np.int64)
+    for position in group.positions:
+        if not position.num_parameters:
+            maps = _maps(number, families, position.index)
+            codes[:, position.index] = maps.prefix[maps.starts]  # targets ascend within a setting
+    return codes
 
 
 @functools.cache
@@ -160,9 +177,10 @@ def choose_again(crystal: CanonicalCrystal) -> CanonicalCrystal | None:
     group, settings = space_group(crystal.space_group), crystal.settings
     if group.number > 15 and not any(site.parameters for site in crystal.sites):
         return crystal  # nothing in the choice depends on a number
-    cell = cell_from_parameters(*full_cell_parameters(group.number, crystal.cell_parameters))
-    metric = cell @ cell.T
     steps = settings.fraction_steps
+    if group.number <= 15:
+        cell = cell_from_parameters(*full_cell_parameters(group.number, crystal.cell_parameters))
+        metric = cell @ cell.T
     if group.number <= 2:
         points = [orbit_points(group, group.positions[s.position], s.parameters, steps) for s in crystal.sites]
         sizes = [len(p) for p in points]
@@ -189,7 +207,10 @@ def choose_again(crystal: CanonicalCrystal) -> CanonicalCrystal | None:
         np.array([s.parameters + (0,) * (3 - len(s.parameters)) for s in crystal.sites]) / steps,
         origins,
     )
-    lattice, families = _cells(group, metric, settings)
+    if group.number <= 15:
+        lattice, families = smallest_cells(group, metric, settings)
+    else:
+        lattice, families = _ordered_axes(group.number, crystal.lattice)
     return _choose(group, lattice, families, orbits, settings)
 
 
@@ -200,11 +221,14 @@ def _cells(
     if group.number <= 15:
         return smallest_cells(group, metric, settings)
     a, b, c = (math.floor(math.sqrt(metric[i, i]) / settings.length_step + BOUNDARY) for i in range(3))
-    if group.number >= 195:
-        return (a,), _all_families(group.number)
-    if group.number >= 75:
-        return (a, c), _all_families(group.number)
-    cells = [tuple((a, b, c)[axis] for axis in order) for order in _axis_orders(group.number)]
+    return _ordered_axes(group.number, (a,) if group.number >= 195 else (a, c) if group.number >= 75 else (a, b, c))
+
+
+def _ordered_axes(number: int, lattice: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What `_cells` gives for free cell parameters in grid steps, orthorhombic to cubic."""
+    if number >= 75:
+        return lattice, _all_families(number)
+    cells = [tuple(lattice[axis] for axis in order) for order in _axis_orders(number)]
     best = min(cells)
     return best, tuple(i for i, cell in enumerate(cells) if cell == best)
 
@@ -228,17 +252,17 @@ def _locate(crystal: SymmetricCrystal, frac: np.ndarray) -> _Orbits:
     points = frac if len(centring) == 1 else (frac[:, None] + centring).reshape(-1, 3)
     orbit_of_point = orbit if len(centring) == 1 else np.repeat(orbit, len(centring))
     sizes = np.bincount(orbit) * len(centring)
-    relative = points[:, None] - stacked.offsets
-    residual = np.einsum("api,pji->apj", relative, stacked.residuals)
+    residual = points @ stacked.residuals - stacked.constants
     residual -= np.rint(residual)
-    fits = (np.abs(residual) < ON_POSITION).all(axis=-1)
+    fits = (np.abs(residual) < ON_POSITION).reshape(len(points), -1, 3).all(axis=-1)
     fits &= sizes[orbit_of_point][:, None] == stacked.multiplicities
-    rows, columns = np.nonzero(fits)
-    found, first = np.unique(orbit_of_point[rows], return_index=True)
-    if len(found) != len(sizes):
+    rows, columns = fits.nonzero()
+    first = np.full(len(sizes), -1)
+    first[orbit_of_point[rows[::-1]]] = np.arange(len(rows))[::-1]  # of equal indices the last one stays
+    if first.min() < 0:
         raise ValueError(f"an orbit fits no Wyckoff position of {group.symbol}: atoms are too close to tell apart")
     rows, columns = rows[first], columns[first]
-    parameters = np.einsum("oij,oj->oi", stacked.pivots[columns], relative[rows, columns])
+    parameters = (stacked.pivots[columns] @ (points[rows] - stacked.offsets[columns])[..., None])[..., 0]
     elements = np.empty(len(sizes), dtype=np.int64)
     elements[orbit] = crystal.atomic_numbers
     origins = None
@@ -257,14 +281,15 @@ def _choose(
 ) -> CanonicalCrystal:
     strides = coordinate_strides(group.number, lattice, settings)
     free = None if orbits.origins is None else _free_shifts(group, families, orbits.origins)
-    columns: list[np.ndarray] = [np.zeros(0)] * len(orbits.positions)
-    for index in sorted(set(orbits.positions.tolist())):
-        members = np.flatnonzero(orbits.positions == index)
-        maps = _maps(group.number, families, index)
-        codes = _codes(group, maps, orbits.parameters[members], free, strides, settings.fraction_steps)
-        for member, column in zip(members.tolist(), codes, strict=True):
-            columns[member] = column + (int(orbits.elements[member]) << CODE_BITS)
-    keys = np.sort(np.stack(columns, axis=1), axis=1)
+    keys = _fixed_codes(group.number, families)[:, orbits.positions] + (orbits.elements << CODE_BITS)
+    if free is not None:
+        keys = np.tile(keys, (len(free), 1))
+    for index in set(orbits.positions.tolist()):
+        if group.positions[index].num_parameters:
+            members = (orbits.positions == index).nonzero()[0]
+            maps = _maps(group.number, families, index)
+            keys[:, members] += _codes(group, maps, orbits.parameters[members], free, strides, settings.fraction_steps)
+    keys.sort(axis=1)
     best = min(keys.tolist())
     sites = tuple(decode_key(group, key, settings.fraction_steps) for key in best)
     return CanonicalCrystal(group.number, lattice, sites, settings)
@@ -293,29 +318,24 @@ def _codes(
     strides: np.ndarray,
     steps: int,
 ) -> np.ndarray:
-    """Smallest code of orbits on one position in every setting (and with every free origin): shape (orbits, n)."""
-    prefix = maps.targets << (CODE_BITS + 7)
+    """Smallest code of orbits on one position in every setting (and with every free origin): shape (n, orbits)."""
     count = len(maps.starts)
-    if not group.positions[maps.targets[0]].num_parameters:
-        codes = prefix[maps.starts]  # targets ascend within a setting
-        codes = codes if free is None else np.tile(codes, len(free))
-        return np.broadcast_to(codes, (len(parameters), len(codes)))
     stride = strides[maps.targets]
-    values = parameters @ maps.linear.reshape(-1, 3).T + maps.shifts.ravel()
-    values = values.reshape(len(parameters), 1, len(prefix), 3)
+    values = (parameters @ maps.linear + maps.shifts).reshape(len(parameters), 1, -1, 3)
     if free is None:
-        return np.minimum.reduceat(_packed(values, stride, steps) + prefix, maps.starts, axis=-1)[:, 0]
+        packed = _packed(values, stride, steps) + maps.prefix
+        return np.minimum.reduceat(packed, maps.starts, axis=-1)[:, 0].T
     pivots = _stacked(group.number).pivots[maps.targets][:, :, list(group.polar_axes)]
     moved = np.einsum("mij,amj->ami", pivots, free[:, maps.settings])
     codes = np.empty((len(parameters), len(free), count), dtype=np.int64)
     size = max(1, _CHUNK // values.size)
     for begin in range(0, len(free), size):
-        packed = _packed(values + moved[begin : begin + size], stride, steps) + prefix
+        packed = _packed(values + moved[begin : begin + size], stride, steps) + maps.prefix
         codes[:, begin : begin + size] = np.minimum.reduceat(packed, maps.starts, axis=-1)
-    return codes.reshape(len(parameters), -1)
+    return codes.reshape(len(parameters), -1).T
 
 
 def _packed(values: np.ndarray, stride: np.ndarray, steps: int) -> np.ndarray:
     """Rounded parameters (..., 3) as one integer each."""
     rounded = np.floor(values / (stride / steps) + BOUNDARY).astype(np.int64) * stride % steps
-    return (rounded[..., 0] * steps + rounded[..., 1]) * steps + rounded[..., 2]
+    return rounded @ np.array([steps * steps, steps, 1])

@@ -69,12 +69,12 @@ def reduced_bases(
     vectors = short @ cell
     products = vectors @ vectors.T
     lengths = np.sqrt(products.diagonal())
-    angles = np.degrees(np.arccos(np.clip(products / (lengths[:, None] * lengths), -1.0, 1.0)))
     handedness = 1 if np.linalg.det(superbase[order]) > 0 else -1
     for slack in (REDUCTION_SLACK, 0) if prefer_grid else (0,):
-        first, second, third = _shortest_triples(lengths, length_step, slack, handedness)
-        triples = np.stack([first, second, third], axis=1)
-        opposite = np.stack([angles[second, third], angles[first, third], angles[first, second]], axis=1)
+        triples = _shortest_triples(lengths, length_step, slack, handedness)
+        one, other = triples[:, [1, 0, 0]], triples[:, [2, 2, 1]]
+        cosines = products[one, other] / (lengths[one] * lengths[other])
+        opposite = np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0)))
         if slack:
             wanted = _on_grid(lengths[triples], length_step) & _on_grid(opposite, angle_step)
             triples, opposite = triples[wanted], opposite[wanted]
@@ -83,10 +83,10 @@ def reduced_bases(
     rounded = quantise(opposite, angle_step)
     right = quantise(90.0, angle_step)
     angle_class = np.where((rounded <= right).all(axis=1), 0, np.where((rounded >= right).all(axis=1), 1, 2))
-    keys = np.column_stack([quantise(lengths, length_step)[triples], angle_class, rounded]).tolist()
-    best = min(keys)
-    tied = [i for i, key in enumerate(keys) if key == best]
-    return short[triples[tied]], np.array(best)[[0, 1, 2, 4, 5, 6]]
+    keys = np.concatenate([quantise(lengths, length_step)[triples], angle_class[:, None], rounded], axis=1)
+    best = keys[np.lexsort(keys.T[::-1])[0]]
+    tied = (keys == best).all(axis=1)
+    return short[triples[tied]], best[[0, 1, 2, 4, 5, 6]]
 
 
 def _selling_superbase(cell: np.ndarray) -> np.ndarray:
@@ -112,15 +112,17 @@ def _selling_superbase(cell: np.ndarray) -> np.ndarray:
     return np.array(rows)
 
 
-def _shortest_triples(
-    lengths: np.ndarray, length_step: float, slack: int, handedness: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Right-handed triples of `_SIGNED` with the successive minima as rounded lengths, or up to `slack` steps more."""
+def _shortest_triples(lengths: np.ndarray, length_step: float, slack: int, handedness: int) -> np.ndarray:
+    """Right-handed triples of `_SIGNED` with the successive minima as rounded lengths, or up to `slack` steps more.
+
+    Returns:
+        Places in `_SIGNED`, shape (triples, 3).
+    """
     order = np.argsort(lengths, kind="stable")
     first = int(order[0])
     second = int(order[_INDEPENDENT[first, order].argmax()])
     third = int(order[(_DETERMINANTS[first, second, order] != 0).argmax()])
     rounded = quantise(lengths, length_step)
-    slots = [np.flatnonzero(np.abs(rounded - rounded[i]) <= slack) for i in (first, second, third)]
-    places = np.nonzero(_DETERMINANTS[np.ix_(*slots)] == handedness)
-    return slots[0][places[0]], slots[1][places[1]], slots[2][places[2]]
+    a, b, c = ((np.abs(rounded - rounded[i]) <= slack).nonzero()[0] for i in (first, second, third))
+    i, j, k = (_DETERMINANTS[a[:, None, None], b[:, None], c] == handedness).nonzero()
+    return np.array([a[i], b[j], c[k]]).T

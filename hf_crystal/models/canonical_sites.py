@@ -105,11 +105,16 @@ def _lattice_keys(number: int, metrics: np.ndarray, settings: CanonicalSettings)
     return parameters, parameters
 
 
+@functools.cache
+def _basis_changes(number: int) -> np.ndarray:
+    return np.array([family.basis_change for family in space_group(number).settings])
+
+
 def reduce_monoclinic(
     group: SpaceGroup, metric: np.ndarray, frac: np.ndarray, settings: CanonicalSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply the best basis change until none is better: the table holds entries up to 2 only."""
-    changes = np.array([family.basis_change for family in group.settings])
+    changes = _basis_changes(group.number)
     for _ in range(100):
         metrics = changes.transpose(0, 2, 1) @ metric @ changes
         keys, _parameters = _lattice_keys(group.number, metrics, settings)
@@ -126,17 +131,18 @@ def smallest_cells(
     group: SpaceGroup, metric: np.ndarray, settings: CanonicalSettings
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Free cell parameters of the smallest cell, and which families of settings have it; not for triclinic groups."""
-    changes = np.array([family.basis_change for family in group.settings])
+    changes = _basis_changes(group.number)
     metrics = changes.transpose(0, 2, 1) @ metric @ changes
     keys, parameters = _lattice_keys(group.number, metrics, settings)
+    candidates = np.arange(len(keys))
     if group.number <= 15:
         # A cell on the grid was rounded before; see `reduced_bases`.
-        near = keys[:, 0] <= keys[:, 0].min() + REDUCTION_SLACK
-        near &= on_grid(metrics, settings.length_step, settings.angle_step)
-        if near.any():
-            keys = np.where(near[:, None], keys, np.iinfo(np.int64).max)
-    best = min(map(tuple, keys.tolist()))
-    tied = np.flatnonzero((keys == np.array(best)).all(axis=1))
+        near = np.flatnonzero(keys[:, 0] <= keys[:, 0].min() + REDUCTION_SLACK)
+        near = near[on_grid(metrics[near], settings.length_step, settings.angle_step)]
+        if len(near):
+            candidates, keys = near, keys[near]
+    best = keys[np.lexsort(keys.T[::-1])[0]]
+    tied = candidates[(keys == best).all(axis=1)]
     return tuple(parameters[tied[0]].tolist()), tuple(tied.tolist())
 
 

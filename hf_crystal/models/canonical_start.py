@@ -167,8 +167,8 @@ def _smallest_rows(rows: np.ndarray) -> np.ndarray:
     """Indices of the lexicographically smallest rows."""
     alive = np.arange(len(rows))
     for column in range(rows.shape[1]):
-        if len(alive) == 1:
-            break
         values = rows[alive, column]
         alive = alive[values == values.min()]
+        if (rows[alive] == rows[alive[0]]).all():  # one is left, or only those that symmetry makes equal
+            break
     return alive

@@ -5,7 +5,6 @@ moyopy proposes groups at several tolerances; each proposal is made exact here (
 and the metric tensor over its rotations) and kept only if the largest displacement and the strain are small enough.
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -76,7 +75,7 @@ def find_symmetry(
             seen.add(key)
             found = _make_exact(number, linear, origin, metric, frac, numbers, settings)
             if found is not None:
-                accepted.append(dataclasses.replace(found, loosest=factor == _TOLERANCE_FACTORS[0]))
+                accepted.append(SymmetricCrystal(*found, loosest=factor == _TOLERANCE_FACTORS[0]))
         return key
 
     loosest = propose(_TOLERANCE_FACTORS[0])
@@ -142,8 +141,11 @@ def _make_exact(
     frac: np.ndarray,
     numbers: np.ndarray,
     settings: CanonicalSettings,
-) -> SymmetricCrystal | None:
-    """Average the crystal over the proposed group; None if that costs too much or the group does not fit."""
+) -> tuple[SpaceGroup, np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, int] | None:
+    """The crystal averaged over the proposed group: all fields of `SymmetricCrystal` but the last.
+
+    None if that costs too much or the group does not fit.
+    """
     group = space_group(number)
     # Entries are multiples of 1/24 at worst (centring, extra translations).
     linear = np.rint(linear * 72) / 72
@@ -154,9 +156,7 @@ def _make_exact(
         return None
     conventional = linear.T @ metric @ linear
     averaged = (_metric_average(number) @ conventional.ravel()).reshape(3, 3)
-    half = np.linalg.inv(np.linalg.cholesky(conventional))
-    stretch = np.linalg.eigvalsh(half @ averaged @ half.T)
-    if not (stretch[0] > 0 and np.abs(np.sqrt(stretch) - 1).max() <= settings.max_strain):
+    if not _strain_is_small(conventional, averaged, settings.max_strain):
         return None
     # Coordinates in the primitive basis of the standard setting: lattice translations are integers there.
     points = (frac - origin) @ np.linalg.inv(change)
@@ -179,7 +179,17 @@ def _make_exact(
     if displacement > settings.symprec:
         return None
     order = len(group.rotations) * (len(numbers) // len(merged_numbers))
-    return SymmetricCrystal(group, averaged, exact @ primitive, merged_numbers, orbits, displacement, order)
+    return group, averaged, exact @ primitive, merged_numbers, orbits, displacement, order
+
+
+def _strain_is_small(metric: np.ndarray, averaged: np.ndarray, limit: float) -> bool:
+    """Whether no length changes by more than this share between two metric tensors."""
+    # A norm first: no eigenvalue of metric⁻¹ averaged is further from 1, and no root of one either.
+    if np.abs(np.linalg.solve(metric, averaged - metric)).sum(axis=1).max() <= limit:
+        return True
+    half = np.linalg.inv(np.linalg.cholesky(metric))
+    stretch = np.linalg.eigvalsh(half @ averaged @ half.T)
+    return bool(stretch[0] > 0 and np.abs(np.sqrt(stretch) - 1).max() <= limit)
 
 
 @functools.cache
@@ -221,15 +231,17 @@ def _average_positions(
     partner = _partners(group.number, images, points, numbers)
     if partner is None:
         return None
-    offset = images - points[partner]
+    offset = images - points.take(partner, axis=0)
     offset -= np.rint(offset)
     targets = partner.ravel()
     mean = np.stack([np.bincount(targets, offset[..., i].ravel(), count) for i in range(3)], axis=1)
     exact = points + mean / len(images)
-    # The average is invariant if the permutations form the group; a proposal near its threshold may not.
-    again = (exact @ rotations.reshape(-1, 3).T).reshape(count, -1, 3).transpose(1, 0, 2) + translations[:, None]
-    again -= exact[partner]
-    if np.abs(again - np.rint(again)).max() > 1e-7:
+    # The average is invariant if the permutations form the group; a proposal near its threshold may not. What the
+    # generators leave as it is, their products do too.
+    generators, _ = _generation(group.number)
+    again = exact @ rotations[generators].transpose(0, 2, 1) + translations[generators, None]
+    again -= exact[partner[generators]]
+    if np.abs(again - np.rint(again)).max(initial=0.0) > 1e-7:  # P1 has no generators
         return None
     return exact, _orbits(partner)
 
@@ -241,21 +253,20 @@ def _partners(number: int, images: np.ndarray, points: np.ndarray, numbers: np.n
     partner = np.empty((len(images), count), dtype=np.int64)
     partner[0] = np.arange(count)
     other = numbers[:, None] != numbers[None]
-    for index in generators:
-        delta = images[index, :, None] - points[None]
-        delta -= np.rint(delta)
-        distance = (delta * delta).sum(axis=-1)
-        distance[other] = np.inf
-        partner[index] = distance.argmin(axis=-1)
-        if (np.bincount(partner[index], minlength=count) != 1).any():
-            return None
+    delta = images[generators][:, :, None] - points
+    delta -= np.rint(delta)
+    distance = (delta * delta).sum(axis=-1)
+    distance[:, other] = np.inf
+    partner[generators] = distance.argmin(axis=-1)
+    if (np.sort(partner[generators], axis=1) != partner[0]).any():  # two atoms sent to one
+        return None
     for targets, lefts, rights in levels:
         partner[targets] = partner[lefts[:, None], partner[rights]]
     return partner
 
 
 @functools.cache
-def _generation(number: int) -> tuple[tuple[int, ...], tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]]:
+def _generation(number: int) -> tuple[np.ndarray, tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]]:
     """Generators of the point group by their index, and how all other rotations are products of earlier ones.
 
     Returns:
@@ -276,7 +287,7 @@ def _generation(number: int) -> tuple[tuple[int, ...], tuple[tuple[np.ndarray, n
     while border:
         level: dict[int, tuple[int, int]] = {}
         for right in border:
-            for left in generators:
+            for left in sorted(known):
                 product = index[(rotations[left] @ rotations[right]).tobytes()]
                 if product not in known:
                     level.setdefault(product, (left, right))
@@ -285,7 +296,7 @@ def _generation(number: int) -> tuple[tuple[int, ...], tuple[tuple[np.ndarray, n
         if level:
             lefts, rights = zip(*level.values(), strict=True)
             levels.append((np.array(border), np.array(lefts), np.array(rights)))
-    return tuple(generators), tuple(levels)
+    return np.array(generators, dtype=np.int64), tuple(levels)
 
 
 def _products(rotations: np.ndarray, index: dict[bytes, int], generators: list[int]) -> set[int]:
@@ -303,5 +314,5 @@ def _products(rotations: np.ndarray, index: dict[bytes, int], generators: list[i
 
 def _orbits(partner: np.ndarray) -> np.ndarray:
     """Number the orbits of the atoms, given where each operation sends each atom."""
-    _, labels = np.unique(partner.min(axis=0), return_inverse=True)
-    return labels
+    first = partner.min(axis=0)
+    return (np.cumsum(first == partner[0]) - 1)[first]
