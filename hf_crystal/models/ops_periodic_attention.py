@@ -315,7 +315,6 @@ class _ImageAttention(torch.autograd.Function):
         pair_of_image = edge_pair[:, None, :].expand_as(weights)
         pair_weights = torch.zeros_like(scores).scatter_add_(2, pair_of_image, weights)
         output = mix_values(pair_weights.transpose(1, 2), value, pair_key)
-        expected = None
         if (radial is not None or basis is not None) and radial_weight is not None:
             tables = _radial_tables(radial, basis, squared_distances)
             expected = torch.cat([torch.bmm(weights[rows], table) for rows, table in tables])  # (T, H, k)
@@ -324,7 +323,7 @@ class _ImageAttention(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.basis = basis
         inputs = (query, key, value, inverse_variance, squared_distances, radial, radial_weight)
-        ctx.save_for_backward(*inputs, edge_pair, pair_key, edge_mask, scores, pair_weights, expected)
+        ctx.save_for_backward(*inputs, edge_pair, pair_key, edge_mask, scores, pair_weights)
         return output, weights, pair_weights, logits
 
     @staticmethod
@@ -338,7 +337,7 @@ class _ImageAttention(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
         query, key, value, inverse_variance, squared_distances, radial, radial_weight = saved[:7]
-        edge_pair, pair_key, edge_mask, scores, pair_weights, expected = saved[7:]
+        edge_pair, pair_key, edge_mask, scores, pair_weights = saved[7:]
         # one number per image and head and block would be most of the memory of a training step
         logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask)
         weights = torch.softmax(logits, dim=-1)
@@ -356,15 +355,16 @@ class _ImageAttention(torch.autograd.Function):
         if grad_weights is not None:
             grad_edges += grad_weights
         grad_radial = grad_radial_weight = None
-        if expected is not None:
-            number = expected.shape[-1]
-            grad_expected = torch.einsum("thd,hdk->thk", grad_output, radial_weight[..., :number])
+        if (radial is not None or ctx.basis is not None) and radial_weight is not None:
             grad_radial_weight = torch.zeros_like(radial_weight)
-            grad_radial_weight[..., :number] = torch.einsum("thd,thk->hdk", grad_output, expected)
             for rows, table in _radial_tables(radial, ctx.basis, squared_distances):
-                grad_edges[rows].baddbmm_(grad_expected[rows], table.transpose(1, 2))
-            if ctx.needs_input_grad[5]:
-                grad_radial = torch.bmm(weights.transpose(1, 2), grad_expected)
+                used = slice(table.shape[-1])
+                grad_expected = torch.einsum("thd,hdk->thk", grad_output[rows], radial_weight[..., used])
+                expected = torch.bmm(weights[rows], table)
+                grad_radial_weight[..., used] += torch.einsum("thd,thk->hdk", grad_output[rows], expected)
+                grad_edges[rows].baddbmm_(grad_expected, table.transpose(1, 2))
+                if ctx.needs_input_grad[5]:  # a given table, of all rows
+                    grad_radial = torch.bmm(weights.transpose(1, 2), grad_expected)
 
         # softmax, then logits = q_i·k_j / sqrt d - |r|² / 2 sigma_i²
         mean = torch.linalg.vecdot(weights, grad_edges)

@@ -36,7 +36,7 @@ MAX_DISTANCE_ENTRIES = 8_000_000
 MAX_LAYOUTS = 6
 MIN_LAYOUT_ROWS = 64
 # On a CPU layouts of more images would fall out of cache, and their temporaries set the peak memory.
-MAX_LAYOUT_IMAGES = 40_000
+MAX_LAYOUT_IMAGES = 30_000
 # Å²; where a row of images is padded: far enough for a weight of exactly zero, so that sums over images need no mask
 PADDING_SQUARED_DISTANCE = 1e12
 
