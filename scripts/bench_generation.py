@@ -1,10 +1,13 @@
 r"""How fast are crystals generated, and what does the grammar cost?
 
 Question: crystals per second of process CPU time with batches, cache, grammar masks and one reading of each prompt,
-against sampling the same model one by one without a cache; and against the same batches without masks. Held fixed: the
-embedded generator, prompts of real compositions (MP-20 test), several samples of each, temperature 1, seed. Without
-masks the sequences are written for as many steps as the masked ones took, so both do the same work for the model. The
-bound is the time of the model alone: a forward pass per step on a full cache of that batch.
+against sampling the same model one by one without a cache. Held fixed: the embedded generator, prompts of real
+compositions (MP-20 test), several samples of each, temperature 1, seed. Beside it the same batch through `generate` of
+transformers, which is what models other than a plain Llama take.
+
+What the grammar adds is measured on the sampling alone (sequences are not decoded to structures): once with the
+grammar, once with nothing forbidden and every row ending where it ended before, so that the model does the same work.
+The bound is the time of the model alone, over the same steps of the same rows.
 
     OMP_NUM_THREADS=1 python scripts/bench_generation.py --data-dir ../shared
 
@@ -16,6 +19,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarking import Report, measure
 
@@ -56,23 +60,107 @@ def one_by_one(model: Any, tokenizer: Any, grammar: Any, prompts: list[Any], see
         tokenizer.decode_structure(sequence[0])
 
 
-def batch_steps(
-    model: Any, tokenizer: Any, ids: Any, mask: Any, processors: list[Any], seed: int, **limits: Any
-) -> Any:
-    """`generate` on one batch; nothing else, so that with and without masks can be compared."""
-    import torch
-    from transformers import LogitsProcessorList
+def samplers(model: Any, tokenizer: Any, grammar: Any, rows: int) -> tuple[Any, Any, Any]:
+    """Samplers that do not decode: with the grammar, with its record only, and with the model alone."""
+    from hf_crystal.models.generation_processor_mat2seq import CrystalLogitsProcessor
+    from hf_crystal.models.generation_sampler_mat2seq import CrystalSampler
+    from hf_crystal.models.generation_steps_mat2seq import LlamaSteps
 
-    torch.manual_seed(seed)
-    return model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        logits_processor=LogitsProcessorList(processors),
-        do_sample=True,
-        top_k=0,
-        pad_token_id=tokenizer.pad_token_id,
-        **limits,
-    )
+    record: list[list[bool]] = []
+
+    class Recording(CrystalLogitsProcessor):
+        """The grammar; writes down which rows had ended after each step."""
+
+        @property
+        def ended(self) -> list[bool]:
+            record.append(super().ended)
+            return record[-1]
+
+    class Replayed:
+        """No grammar: rows end as they did."""
+
+        def __init__(self) -> None:
+            self._record = iter(record)
+
+        @property
+        def ended(self) -> list[bool]:
+            return next(self._record)
+
+        def start(self, rows: Any) -> None: ...
+        def advance(self, token_ids: Any) -> None: ...
+        def keep(self, rows: Any) -> None: ...
+        def forbid_(self, scores: Any) -> Any:
+            return scores
+
+    class WithGrammar(CrystalSampler):
+        def _processor(self, prompts: Any) -> Any:
+            record.clear()
+            return Recording(self.tokenizer, self.grammar, [prompt.constraint for prompt in prompts])
+
+        def _decode(self, rows: Any, _likelihoods: Any) -> Any:
+            return rows
+
+    class WithoutGrammar(WithGrammar):
+        def _processor(self, _prompts: Any) -> Any:
+            return Replayed()
+
+    class ModelAlone(WithoutGrammar):
+        def _sample_by_steps(self, prompts: Any, rows: Any) -> Any:
+            import torch
+
+            steps = self._steps = self._steps or LlamaSteps(self.model)
+            distinct, of_row = self._distinct(rows)
+            tokens = self._begin(steps, [list(prompts[key].ids) for key in distinct], of_row)
+            for ended in record:
+                steps(tokens)
+                if sum(ended) * 8 >= len(ended):
+                    left = (~torch.tensor(ended)).nonzero()[:, 0]
+                    steps.keep(left)
+                    tokens = tokens[left]
+            return rows
+
+    options = {"temperature": 1.0, "top_p": 1.0, "num_beams": 1, "batch_size": rows}
+    return tuple(kind(model, tokenizer, grammar, **options) for kind in (WithGrammar, WithoutGrammar, ModelAlone))
+
+
+def compare_static_cache(report: Report, model: Any, rows: int, repeats: int) -> None:
+    """Thirty steps of one batch: ours, and the model's own with a static cache, eager and compiled."""
+    import time
+
+    import torch
+    from transformers import StaticCache
+
+    from hf_crystal.models.generation_steps_mat2seq import LlamaSteps
+
+    head, length = 20, 50
+    ids = torch.randint(3, model.config.vocab_size, (rows, length))
+
+    def by_steps() -> None:
+        steps = LlamaSteps(model)
+        steps.read(ids[:, :head], torch.ones_like(ids[:, :head]))
+        for place in range(head, length):
+            steps(ids[:, place])
+
+    def by_static_cache(forward: Any) -> None:
+        cache = StaticCache(config=model.config, max_cache_len=length)
+        model(input_ids=ids[:, :head], past_key_values=cache, use_cache=True)
+        for place in range(head, length):
+            positions = torch.full((rows, 1), place)
+            forward(input_ids=ids[:, place, None], position_ids=positions, past_key_values=cache, use_cache=True)
+
+    with torch.no_grad():
+        compiled = torch.compile(model.forward, dynamic=False)
+        begin = time.perf_counter()
+        by_static_cache(compiled)
+        report.add("compiling one batch size", time.perf_counter() - begin, "s")
+        for name, function in (
+            ("steps", by_steps),
+            ("static cache", lambda: by_static_cache(model)),
+            ("static cache, compiled", lambda: by_static_cache(compiled)),
+        ):
+            timing = measure(function, repeats)
+            scale = 1000 / (length - head)
+            report.add(f"a step of {rows} rows: {name}", scale * timing.median, "ms", spread=scale * timing.spread)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -81,7 +169,7 @@ def main(args: argparse.Namespace) -> int:
 
     from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
     from hf_crystal.checkpoints import embedded_checkpoint
-    from hf_crystal.models.generation_processor_mat2seq import CrystalLogitsProcessor
+    from hf_crystal.models import generation_sampler_mat2seq
     from hf_crystal.models.generation_prompts_mat2seq import CrystalPrompt, prepare_prompt
     from hf_crystal.models.grammar_mat2seq import CrystalGrammar
 
@@ -100,48 +188,38 @@ def main(args: argparse.Namespace) -> int:
     plain = measure(lambda: one_by_one(model, tokenizer, grammar, prompts, args.seed), args.repeats, warmup=1)
     report.add_rate("one by one, no cache, plain grammar", len(prompts), plain, "crystals/s")
     options = {"seed": args.seed, "batch_size": rows, "grammar": grammar}
-    fast = measure(
-        lambda: model.generate_crystals_for_prompts(tokenizer, asked, num_return=args.samples, **options), args.repeats
-    )
+
+    def fast_run() -> Any:
+        return model.generate_crystals_for_prompts(tokenizer, asked, num_return=args.samples, **options)
+
+    fast = measure(fast_run, args.repeats)
     slow_rate = len(prompts) / plain.median
     report.add_rate(
         "batch, cache, masks, shared prefill", rows, fast, "crystals/s", bound=20 * slow_rate, bound_name="wanted"
     )
     report.add("batch against one by one", rows / fast.median / slow_rate, "times", bound=20, bound_name="wanted")
 
-    width = max(len(prompt.ids) for prompt in prompts)
-    pads = [[0] * (width - len(prompt.ids)) for prompt in prompts]
-    ids = torch.tensor([[tokenizer.pad_token_id] * len(p) + list(q.ids) for p, q in zip(pads, prompts, strict=True)])
-    mask = torch.tensor([p + [1] * len(q.ids) for p, q in zip(pads, prompts, strict=True)])
-    ids, mask = (part.repeat_interleave(args.samples, dim=0) for part in (ids, mask))
-    constraints = [prompt.constraint for prompt in prompts]
+    with mock.patch.object(generation_sampler_mat2seq, "has_llama_steps", return_value=False):
+        stock = measure(fast_run, args.repeats)
+    report.add_rate("the same through generate of transformers", rows, stock, "crystals/s")
 
-    def masked(seed: int = args.seed) -> Any:
-        processor = CrystalLogitsProcessor(tokenizer, grammar, constraints)
-        limit = {"max_length": grammar.max_tokens + width, "eos_token_id": tokenizer.eos_token_id}
-        return batch_steps(model, tokenizer, ids, mask, [processor], seed, **limit)
+    places = dict(enumerate(prompts))
+    counts = dict.fromkeys(places, args.samples)
 
-    steps = masked().shape[1] - width
-
-    def unmasked() -> Any:
-        # no end token: exactly as many steps, rows that are done are computed to the end in both
-        return batch_steps(model, tokenizer, ids, mask, [], args.seed, max_new_tokens=steps, eos_token_id=None)
-
-    with_grammar, without = measure(masked, args.repeats), measure(unmasked, args.repeats)
-    report.add_rate("generate alone, with masks", rows, with_grammar, "crystals/s")
-    report.add_rate("generate alone, without masks, as many steps", rows, without, "crystals/s")
-    share = 1 - without.median / with_grammar.median
-    report.add("share of the grammar in generate", 100 * share, "%", bound=15, bound_name="wanted")
-
-    def model_alone() -> None:
+    def sample(sampler: Any) -> Any:
+        torch.manual_seed(args.seed)
         with torch.no_grad():
-            cache = None
-            for step in range(steps):
-                new = ids if step == 0 else ids[:, -1:]
-                cache = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+            return list(sampler.draw(places, counts))
 
-    bound = measure(model_alone, args.repeats)
-    report.add_rate("the model alone, as many steps", rows, bound, "crystals/s")
+    names = ("sampling alone, with grammar", "sampling alone, without grammar", "the model alone, the same steps")
+    timings = []
+    for name, sampler in zip(names, samplers(model, tokenizer, grammar, rows), strict=True):
+        timings.append(measure(lambda sampler=sampler: sample(sampler), args.repeats))
+        report.add_rate(name, rows, timings[-1], "crystals/s")
+    added = timings[0].median / timings[1].median - 1
+    report.add("added by the grammar", 100 * added, "%", bound=15, bound_name="wanted")
+    if args.compile:
+        compare_static_cache(report, model, rows, args.repeats)
     report.finish()
     return 0
 
@@ -155,4 +233,5 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=32, help="samples of each prompt")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="also a static cache and torch.compile (needs g++)")
     sys.exit(main(parser.parse_args()))

@@ -10,9 +10,9 @@ import typer
 from .models import DEFAULT_MODEL, check_device, check_model_type, quiet_transformers, resolve_model
 from .progress import track
 from .sources import count_crystals, find_sources, read_crystals
-from .writers import open_writer
+from .writers import Format, format_of_file, open_writer
 
-EXAMPLE = "Example: hf-crystal embed examples --output parquet --output-file table.parquet"
+EXAMPLE = "Example: hf-crystal embed examples --output-file table.parquet"
 
 
 def _vector_rows(name: str, result: Any, *, by_atom: bool, spread: bool) -> Iterator[dict[str, Any]]:
@@ -67,8 +67,10 @@ def embed(
         Literal["euclidean", "cosine"], typer.Option(help="Distance between vectors, with --nearest.")
     ] = "euclidean",
     output: Annotated[
-        Literal["table", "csv", "json", "parquet"] | None,
-        typer.Option(help="How results are written: table with --nearest, else csv."),
+        Format | None,
+        typer.Option(
+            help="How results are written; by default as --output-file ends, else table with --nearest, else csv."
+        ),
     ] = None,
     output_file: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
     batch_size: Annotated[int, typer.Option(help="Crystals per forward pass at most.")] = 16,
@@ -78,9 +80,11 @@ def embed(
 
     A crystal that cannot be read gives a row with its reason. Exit code 1 if none can be read.
     """
-    output = output or ("csv" if nearest is None else "table")
+    output = output or format_of_file(output_file) or ("csv" if nearest is None else "table")
     if output == "table" and nearest is None:
-        raise typer.BadParameter("table needs --nearest; vectors go to csv, json or parquet", param_hint="--output")
+        raise typer.BadParameter(
+            "table needs --nearest; vectors go to csv, json, jsonl or parquet", param_hint="--output"
+        )
     if output == "parquet" and output_file is None:
         raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
     if nearest is not None and level == "atom":
@@ -93,6 +97,12 @@ def embed(
     from ..embeddings import EmbeddingTable, iterate_embeddings
 
     table = None if nearest is None else EmbeddingTable.load(nearest)
+    if table is not None and table.model not in (None, model):
+        print(
+            f"hf-crystal: {nearest} was written with --model {table.model}, not {model}: distances between vectors of "
+            "two models mean nothing",
+            file=sys.stderr,
+        )
     location = resolve_model(model)
     if device is not None:
         check_device(device)
@@ -113,7 +123,7 @@ def embed(
 
     found = iterate_embeddings(crystals(), loaded, feature_extractor=extractor, level=level, batch_size=batch_size)
     failures: list[str] = []
-    with open_writer(output, output_file, columns, types) as writer:
+    with open_writer(output, output_file, columns, types, {"model": model}) as writer:
         for index, result in enumerate(track(found, total, "crystal")):
             if result.error is not None:
                 failures.append(f"{names[index]}: {result.error}")

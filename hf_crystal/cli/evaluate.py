@@ -11,8 +11,8 @@ from .models import DEFAULT_MODEL, check_model_type, quiet_transformers, resolve
 from .progress import counter
 
 EXAMPLE = (
-    "Example: hf-crystal evaluate property --model crystalformer-mp20 --data mp_20.parquet --split test "
-    "--column mb_e_form"
+    "Example: hf-crystal evaluate property --model crystalformer-mp20 --data mp_20.parquet --column mb_e_form "
+    "--column mb_band_gap_pbe"
 )
 
 GENERATION_EXAMPLE = (
@@ -27,7 +27,7 @@ def evaluate_property(
     split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",
     column: Annotated[
         list[str] | None,
-        typer.Option(help="Label column of each target, in the model's order; by default the names of the targets."),
+        typer.Option(help="Label column of each target, in the model's order; by default those of its training."),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Crystals per forward pass.")] = 64,
     output: Annotated[Literal["table", "json"], typer.Option(help="How the figures are written.")] = "table",

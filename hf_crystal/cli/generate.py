@@ -8,9 +8,9 @@ import typer
 from .models import check_device, quiet_transformers, resolve_model
 from .progress import counter
 from .structure_files import StructureFormat, write_structure
-from .writers import Format, open_writer
+from .writers import Format, format_of_file, open_writer
 
-EXAMPLE = "Example: hf-crystal generate --composition SrTiO3 --num 4 --output-dir output"
+EXAMPLE = "Example: hf-crystal generate SrTiO3 --num 4 --output-dir output"
 DEFAULT_GENERATOR = "mat2seq-mp20"
 _COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "file"]
 _TYPES = {"num_atoms": "int64", "volume": "double", "log_likelihood": "double"}
@@ -86,10 +86,20 @@ def load_generation_pipeline(name: str, device: str | None) -> Any:
     )
 
 
+def _one_composition(word: str | None, option: str | None) -> str | None:
+    """The composition, however it was given."""
+    if word is not None and option is not None and word != option:
+        raise typer.BadParameter(
+            f"{option}, and {word} without the option; give one of the two", param_hint="--composition"
+        )
+    return word if option is None else option
+
+
 def generate(
     composition: Annotated[
-        str | None, typer.Option(help="Atoms of the primitive cell, such as SrTiO3 or Ti2O4; none: any.")
+        str | None, typer.Argument(help="Atoms of the primitive cell, such as SrTiO3 or Ti2O4; none: any.")
     ] = None,
+    composition_option: Annotated[str | None, typer.Option("--composition", help="The same as an option.")] = None,
     formula_units: Annotated[
         list[str] | None,
         typer.Option(help="Take the composition as a formula unit, so many in the cell; may be repeated; or any."),
@@ -111,7 +121,9 @@ def generate(
     num: Annotated[int, typer.Option(help="Number of crystals.")] = 1,
     output_dir: Annotated[Path | None, typer.Option(help="Write one file per crystal here.")] = None,
     form: Annotated[StructureFormat, typer.Option("--format", help="Form of these files.")] = "cif",
-    output: Annotated[Format, typer.Option(help="How the list is written.")] = "table",
+    output: Annotated[
+        Format | None, typer.Option(help="How the list is written; by default as --output-file ends, else a table.")
+    ] = None,
     output_file: Annotated[Path | None, typer.Option(help="Write the list here, not to standard output.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same crystals.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 for the most probable crystal.")] = 1.0,
@@ -138,6 +150,8 @@ def generate(
     """
     if num < 1:
         raise typer.BadParameter(f"{num} is not positive", param_hint="--num")
+    composition = _one_composition(composition, composition_option)
+    output = output or format_of_file(output_file) or "table"
     if output == "parquet" and output_file is None:
         raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
     asked = {

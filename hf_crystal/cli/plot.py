@@ -1,5 +1,7 @@
 """`hf-crystal plot`: pictures in files."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,16 +24,24 @@ _FORMATS = (".png", ".pdf", ".svg")
 Crystal = Annotated[Path, typer.Argument(help="CIF, POSCAR, extended XYZ or JSON file.")]
 Model = Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")]
 Atom = Annotated[int, typer.Option(help="Atom to look at, counted from 1 in the order of the file.")]
-Output = Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")]
+Output = Annotated[
+    Path | None, typer.Option(help="Picture to write: .png, .pdf or .svg; by default SOURCE-KIND.png in this folder.")
+]
 
 app = typer.Typer(help="Draw crystals, models and results.", rich_markup_mode=None)
 
 
-def _check_output(path: Path, formats: tuple[str, ...] = _FORMATS) -> None:
-    if path.suffix.lower() not in formats:
-        raise typer.BadParameter(f"{path} must end in {', '.join(formats)}", param_hint="--output-file")
-    if not path.parent.is_dir():
-        raise ValueError(f"folder of --output-file does not exist: {path.parent}")
+@contextlib.contextmanager
+def _chosen(path: Path | None, source: Path, kind: str, formats: tuple[str, ...] = _FORMATS) -> Iterator[Path]:
+    """The file to write; if none was given, one in this folder that is named after source and kind, and printed."""
+    chosen = path or Path(f"{source.resolve().stem}-{kind}{formats[0]}")
+    if chosen.suffix.lower() not in formats:
+        raise typer.BadParameter(f"{chosen} must end in {', '.join(formats)}", param_hint="--output-file")
+    if not chosen.parent.is_dir():
+        raise ValueError(f"folder of --output-file does not exist: {chosen.parent}")
+    yield chosen
+    if path is None:
+        print(chosen)
 
 
 def _check_crystal(path: Path) -> None:
@@ -57,110 +67,113 @@ def _place(number: int | None, option: str) -> int | None:
 @app.command("attention", short_help="Attention between atoms.", epilog=ATTENTION_EXAMPLE)
 def attention(
     crystal: Crystal,
-    output_file: Output,
+    output_file: Output = None,
     model: Model = DEFAULT_MODEL,
     atom: Atom = 1,
     block: Annotated[int | None, typer.Option(help="One block, counted from 1; all by default.")] = None,
     head: Annotated[int | None, typer.Option(help="One head, counted from 1; the mean by default.")] = None,
 ) -> None:
     """Attention between the atoms of a crystal, and of one atom over shells of neighbours."""
-    _check_output(output_file)
-    _check_crystal(crystal)
-    from ..viz import plot_attention
+    with _chosen(output_file, crystal, "attention") as file:
+        _check_crystal(crystal)
+        from ..viz import plot_attention
 
-    options: dict[str, Any] = {"atom": _place(atom, "--atom"), "head": _place(head, "--head")}
-    plot_attention(crystal, _location(model), block=_place(block, "--block"), **options).savefig(output_file)
+        options: dict[str, Any] = {"atom": _place(atom, "--atom"), "head": _place(head, "--head")}
+        plot_attention(crystal, _location(model), block=_place(block, "--block"), **options).savefig(file)
 
 
 @app.command("frames", short_help="Frames of an atom, block after block.", epilog=FRAMES_EXAMPLE)
 def frames(
     crystal: Crystal,
-    output_file: Output,
+    output_file: Output = None,
     model: Model = "crystalframer-mp20",
     atom: Atom = 1,
     head: Annotated[int, typer.Option(help="Head, counted from 1.")] = 1,
 ) -> None:
     """The local frame of an atom in every block of a CrystalFramer."""
-    _check_output(output_file)
-    _check_crystal(crystal)
-    from ..viz import plot_frames
+    with _chosen(output_file, crystal, "frames") as file:
+        _check_crystal(crystal)
+        from ..viz import plot_frames
 
-    places = {"atom": _place(atom, "--atom"), "head": _place(head, "--head")}
-    plot_frames(crystal, _location(model), **places).savefig(output_file)  # type: ignore[arg-type]
+        places = {"atom": _place(atom, "--atom"), "head": _place(head, "--head")}
+        plot_frames(crystal, _location(model), **places).savefig(file)  # type: ignore[arg-type]
 
 
 @app.command("parity", short_help="Predictions against labels.", epilog=PARITY_EXAMPLE)
 def parity(
     table: Annotated[Path, typer.Argument(help="Parquet or CSV file with predictions and labels.")],
-    output_file: Output,
     prediction: Annotated[str, typer.Option(help="Column of the predictions.")],
     label: Annotated[str, typer.Option(help="Column of the labels.")],
+    output_file: Output = None,
     unit: Annotated[str, typer.Option(help="Unit of both.")] = "",
 ) -> None:
     """Predictions against labels, and the distribution of the errors."""
-    _check_output(output_file)
-    _check_crystal(table)
-    import pandas
+    with _chosen(output_file, table, "parity") as file:
+        _check_crystal(table)
+        import pandas
 
-    rows = pandas.read_parquet(table) if table.suffix == ".parquet" else pandas.read_csv(table)
-    missing = [name for name in (prediction, label) if name not in rows]
-    if missing:
-        raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(map(str, rows.columns))}")
-    from ..viz import plot_parity
+        rows = pandas.read_parquet(table) if table.suffix == ".parquet" else pandas.read_csv(table)
+        missing = [name for name in (prediction, label) if name not in rows]
+        if missing:
+            raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(map(str, rows.columns))}")
+        from ..viz import plot_parity
 
-    plot_parity(rows[prediction], rows[label], name=prediction, unit=unit).savefig(output_file)
+        plot_parity(rows[prediction], rows[label], name=prediction, unit=unit).savefig(file)
 
 
 @app.command("training", short_help="Loss and learning rate of a training.", epilog=TRAINING_EXAMPLE)
 def training(
     source: Annotated[Path, typer.Argument(help="Folder of a run, metrics.json or trainer_state.json.")],
-    output_file: Output,
+    output_file: Output = None,
 ) -> None:
     """Loss, validation error and learning rate of a training."""
-    _check_output(output_file)
-    if not source.exists():
-        raise ValueError(f"no such file or folder: {source}")
-    from ..viz import plot_training
+    with _chosen(output_file, source, "training") as file:
+        if not source.exists():
+            raise ValueError(f"no such file or folder: {source}")
+        from ..viz import plot_training
 
-    plot_training(source).savefig(output_file)
+        plot_training(source).savefig(file)
 
 
 @app.command("sequence", short_help="The sequence of a crystal.", epilog=SEQUENCE_EXAMPLE)
-def sequence(crystal: Crystal, output_file: Output) -> None:
+def sequence(crystal: Crystal, output_file: Output = None) -> None:
     """The canonical sequence of a crystal, word by word."""
-    _check_output(output_file)
-    _check_crystal(crystal)
-    from ..viz import plot_sequence
+    with _chosen(output_file, crystal, "sequence") as file:
+        _check_crystal(crystal)
+        from ..viz import plot_sequence
 
-    plot_sequence(crystal).savefig(output_file)
+        plot_sequence(crystal).savefig(file)
 
 
 @app.command("perturbation", short_help="Prediction under small displacements.", epilog=PERTURBATION_EXAMPLE)
 def perturbation(
     crystal: Crystal,
-    output_file: Output,
+    output_file: Output = None,
     model: Model = DEFAULT_MODEL,
     repeats: Annotated[int, typer.Option(help="Random directions.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the directions.")] = 0,
 ) -> None:
     """How far a prediction moves when the atoms are displaced at random."""
-    _check_output(output_file)
-    _check_crystal(crystal)
-    from ..viz import plot_perturbation
+    with _chosen(output_file, crystal, "perturbation") as file:
+        _check_crystal(crystal)
+        from ..viz import plot_perturbation
 
-    models = {model: _location(model)}
-    plot_perturbation(crystal, models, repeats=repeats, seed=seed).savefig(output_file)
+        models = {model: _location(model)}
+        plot_perturbation(crystal, models, repeats=repeats, seed=seed).savefig(file)
 
 
 @app.command("view", short_help="A crystal in 3-D, for any browser.", epilog=VIEW_EXAMPLE)
 def view(
     crystal: Crystal,
-    output_file: Annotated[Path, typer.Option(help="Page to write, .html; it needs no network.")],
+    output_file: Annotated[
+        Path | None,
+        typer.Option(help="Page to write, .html; it needs no network; by default CRYSTAL-view.html in this folder."),
+    ] = None,
     repeat: Annotated[tuple[int, int, int], typer.Option(help="Cells along the three axes.")] = (1, 1, 1),
 ) -> None:
     """The crystal in 3-D, as one page for any browser."""
-    _check_output(output_file, (".html",))
-    _check_crystal(crystal)
-    from ..viz import view_3d
+    with _chosen(output_file, crystal, "view", (".html",)) as file:
+        _check_crystal(crystal)
+        from ..viz import view_3d
 
-    view_3d(crystal, repeat=repeat).save(output_file)
+        view_3d(crystal, repeat=repeat).save(file)

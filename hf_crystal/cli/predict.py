@@ -11,10 +11,10 @@ from .models import DEFAULT_MODEL, load_property_pipeline
 from .progress import track
 from .screening import OnError, Shard, Tally, columns_of, predict_rows
 from .sources import count_crystals, find_sources, read_crystals
-from .writers import Format, open_writer
+from .writers import Format, format_of_file, open_writer
 
 EXAMPLE = (
-    "Example: hf-crystal predict examples/*.cif --output csv --output-file energies.csv\n\n"
+    "Example: hf-crystal predict examples/*.cif --output-file energies.csv\n\n"
     "A million rows, one of 8 parts, goes on after an interruption: hf-crystal predict table.parquet "
     "--output-dir results --num-shards 8 --shard-index 0"
 )
@@ -29,7 +29,10 @@ def predict(
     ],
     model: Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")] = DEFAULT_MODEL,
     output: Annotated[
-        Format | None, typer.Option(help="How results are written: table, or parquet with --output-dir.")
+        Format | None,
+        typer.Option(
+            help="How results are written; by default as --output-file ends, parquet with --output-dir, else a table."
+        ),
     ] = None,
     output_file: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
     output_dir: Annotated[
@@ -88,7 +91,7 @@ def _choose_format(output: Any, output_file: Path | None, output_dir: Path | Non
         raise typer.BadParameter("give one of --output-file and --output-dir", param_hint="--output-dir")
     if output == "parquet" and output_file is None and output_dir is None:
         raise typer.BadParameter("parquet needs --output-file or --output-dir", param_hint="--output")
-    return output or ("table" if output_dir is None else "parquet")
+    return output or format_of_file(output_file) or ("table" if output_dir is None else "parquet")
 
 
 def _report(tally: Tally) -> None:

@@ -69,7 +69,9 @@ def train_generator(
     output_dir: OutputDir,
     data: Data = None,
     tokens: Annotated[Path | None, typer.Option(help="Folder of tokenised data that several runs share.")] = None,
-    num_workers: Annotated[int, typer.Option(min=1, help="Processes that tokenise.")] = 1,
+    num_workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that tokenise; overrides the recipe.")
+    ] = None,
     max_hours: MaxHours = None,
     resume: Resume = False,
     settings: Settings = None,

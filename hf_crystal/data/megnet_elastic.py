@@ -76,6 +76,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Rebuilds plain data only."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """The class or function that the file names, where it is plain data; `UnpicklingError` for all others."""
         module = module.replace("numpy.core.", "numpy._core.")  # renamed in numpy 2
         if (module, name) not in _SAFE_GLOBALS:
             raise pickle.UnpicklingError(f"{module}.{name} is not plain data; the file is not read")

@@ -132,6 +132,7 @@ def stream_tables(streams: IterableDatasetDict, files: list[Path], split_column:
         return True
 
     def count(row: Row) -> Row:
+        """The column of numbers of atoms, which batches are built by."""
         return {"num_atoms": len(row["atomic_numbers"])}
 
     result: dict[str, IterableDataset] = {}

@@ -90,6 +90,7 @@ class _TableWriter:
         self.writers: dict[str, ArrowWriter] = {}
 
     def write(self, split: str, row: dict[str, Any]) -> None:
+        """Append a row to the file of its split; `ValueError` where the name of the split cannot be a file name."""
         if split not in self.writers:
             if not split or "/" in split or "\\" in split or split.startswith("."):
                 raise ValueError(f"split name {split!r} cannot be a file name; use a plain word")
@@ -100,6 +101,7 @@ class _TableWriter:
         self.writers[split].write({name: row.get(name) for name in self.features})
 
     def close(self) -> dict[str, int]:
+        """Write the ends of all files; number of rows by split."""
         return {split: writer.finalize()[0] for split, writer in self.writers.items()}
 
 

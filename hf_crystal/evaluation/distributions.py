@@ -271,6 +271,7 @@ def distribution_distances(
         used = [usable[index] for index in sorted(chosen)]
 
     def distance(value: Callable[[ReadCrystal], float]) -> float:
+        """Wasserstein distance of one value, in its unit; NaN where no generated crystal is used."""
         return wasserstein([value(c) for c in used], [value(c) for c in truth]) if used else math.nan
 
     drawn = "all" if num_samples is None else f"up to {num_samples}"

@@ -40,6 +40,7 @@ def rms_distances(settings: MatcherSettings, pairs: Sequence[Pair]) -> list[floa
     """
 
     def ask(pair: Pair) -> float:
+        """The RMS displacement that pymatgen finds, `stol` for none."""
         found = pymatgen_rms(settings, (plain_structure(pair[0].given), plain_structure(pair[1].given)))
         return settings.stol if found is None else found
 
@@ -56,6 +57,7 @@ def fits(settings: MatcherSettings, pairs: Sequence[Pair]) -> list[bool]:
     """
 
     def ask(pair: Pair) -> float:
+        """Below `stol` where pymatgen finds a match."""
         found = pymatgen_fit(settings, (plain_structure(pair[0].given), plain_structure(pair[1].given)))
         return 0.0 if found else settings.stol
 

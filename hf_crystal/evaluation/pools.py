@@ -75,11 +75,13 @@ class _Worker:
         self.deadline: float | None = None
 
     def give(self, index: int, job: Any, time_limit: float | None) -> None:
+        """Send job number `index`, to be answered within `time_limit` seconds; `OSError` if the process is gone."""
         self.job = index
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.pipe.send(job)
 
     def stop(self) -> None:
+        """Kill the process, whatever it does, and free what it holds."""
         self.process.kill()
         self.process.join()
         self.pipe.close()

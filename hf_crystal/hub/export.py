@@ -57,7 +57,9 @@ def export_pretrained(
     """
     out = Path(out)
     if out.exists() and not (overwrite and (out / "config.json").is_file()):
-        hint = "pass overwrite=True to replace it" if (out / "config.json").is_file() else "choose another folder"
+        hint = (
+            "overwrite=True (--overwrite) replaces it" if (out / "config.json").is_file() else "choose another folder"
+        )
         raise ValueError(f"{out} exists already; {hint}")
     source = Path(model) if isinstance(model, (str, os.PathLike)) else None
     if source is not None and not source.is_dir():

@@ -28,6 +28,7 @@ class _HidingFinder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """None for a hidden package, otherwise what the wrapped finder finds."""
         if name.partition(".")[0] in self.hidden:
             return None
         return self.finder.find_spec(name, path, target)

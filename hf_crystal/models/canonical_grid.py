@@ -252,6 +252,7 @@ def _free_values(number: int, lattice: tuple[int, ...], settings: CanonicalSetti
     return {name: value * step for name, value, step in zip(names, lattice, steps, strict=True)}
 
 
+@functools.cache
 def free_cell_parameters(number: int) -> tuple[str, ...]:
     """Names of the cell parameters that a space-group type leaves free."""
     return _FREE_PARAMETERS[space_group(number).crystal_system]

@@ -269,6 +269,7 @@ class _Reader:
 
     @property
     def next(self) -> str | None:
+        """The token at this place, None at the end; it is not taken."""
         return self.tokens[self.place] if self.place < len(self.tokens) else None
 
     def take(self, expected: str) -> str:
@@ -280,14 +281,17 @@ class _Reader:
         return token
 
     def refuse(self, token: str, expected: str) -> UnexpectedTokenError:
+        """The error for a token that was just taken."""
         return UnexpectedTokenError(f"{token!r} where {expected} is due", self.place - 1)
 
     def separator(self) -> None:
+        """Take a separator; `UnexpectedTokenError` for any other token."""
         token = self.take(f"{SEPARATOR!r}")
         if token != SEPARATOR:
             raise self.refuse(token, f"{SEPARATOR!r}")
 
     def number(self, form: NumberFormat, name: str) -> int:
+        """Take the tokens of a number: its whole steps; `UnexpectedTokenError` where they are no number."""
         tokens = [self.take(name) for _ in range(form.num_tokens)]
         steps = form.read(tokens)
         if steps is None:

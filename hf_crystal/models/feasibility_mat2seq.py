@@ -85,6 +85,7 @@ def _place(jobs: tuple[tuple[int, frozenset[int]], ...], sizes: tuple[int, ...],
         return False
 
     def use(place: int, left: int, taken: tuple[int, ...]) -> bool:
+        """Whether all jobs can be done with `left` atoms of this one still to be placed, on sizes from `place` on."""
         if place == len(sizes):
             return bool(sums[left]) and _place(
                 rest, sizes, tuple(a - t for a, t in zip(available, taken, strict=True))

@@ -70,25 +70,39 @@ class CrystalLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Set the logits of every other token to −∞.  `input_ids (B, L)`, `scores (B, V)`."""
         if self._continues(input_ids):
-            last = input_ids[:, -1].tolist()
-            self._nodes = [node.step(token_id) for node, token_id in zip(self._nodes, last, strict=True)]
+            self.advance(input_ids[:, -1].tolist())
         else:  # the first call, or beams changed places
-            rows = input_ids.tolist()
-            share = len(rows) // len(self._roots) if len(rows) >= len(self._roots) else 1
-            self._nodes = [
-                self._reader.find(self._roots[min(row // share, len(self._roots) - 1)], ids)
-                for row, ids in enumerate(rows)
-            ]
+            self.start(input_ids.tolist())
         self._ids = input_ids
         return forbid(scores, self._nodes)
 
+    def start(self, rows: Sequence[list[int]]) -> None:
+        """Begin with what is written in the rows."""
+        share = len(rows) // len(self._roots) if len(rows) >= len(self._roots) else 1
+        self._nodes = [
+            self._reader.find(self._roots[min(row // share, len(self._roots) - 1)], ids)
+            for row, ids in enumerate(rows)
+        ]
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """One more token of each row."""
+        self._nodes = [node.step(token_id) for node, token_id in zip(self._nodes, token_ids, strict=True)]
+
+    def forbid_(self, scores: torch.Tensor) -> torch.Tensor:
+        """−∞ in place for what may not come next.  `scores (B, V)`."""
+        return scores.masked_fill_(_forbidden(scores, self._nodes), -math.inf)
+
+    @property
+    def ended(self) -> list[bool]:
+        """Whether each row has ended."""
+        return [node.done for node in self._nodes]
+
     def keep(self, rows: torch.Tensor) -> None:
         """Forget all rows but these: they go on as a batch of their own, one constraint per row."""
-        if self._ids is None:
-            raise ValueError("keep is for rows that have been seen")
-        self._ids = self._ids[rows]
         self._nodes = [self._nodes[row] for row in rows.tolist()]
         self._roots = [self._roots[row] for row in rows.tolist()]
+        if self._ids is not None:
+            self._ids = self._ids[rows]
 
     def _continues(self, input_ids: torch.Tensor) -> bool:
         before = self._ids
@@ -101,11 +115,14 @@ class CrystalLogitsProcessor(LogitsProcessor):
 
 def forbid(scores: torch.Tensor, nodes: Sequence[GrammarNode]) -> torch.Tensor:
     """−∞ where a node forbids a token.  `scores (B, V)`."""
-    mask = torch.from_numpy(np.stack([node.forbidden for node in nodes])).to(scores.device)
+    return scores.masked_fill(_forbidden(scores, nodes), -math.inf)
+
+
+def _forbidden(scores: torch.Tensor, nodes: Sequence[GrammarNode]) -> torch.Tensor:
+    rows = np.concatenate([node.forbidden for node in nodes])
+    mask = torch.from_numpy(rows).view(len(nodes), -1).to(scores.device)
     extra = scores.shape[1] - mask.shape[1]  # a model may have more logits than the vocabulary has tokens
-    if extra:
-        mask = torch.nn.functional.pad(mask, (0, extra), value=True)
-    return scores.masked_fill(mask, -math.inf)
+    return torch.nn.functional.pad(mask, (0, extra), value=True) if extra else mask
 
 
 class PlainCrystalLogitsProcessor(LogitsProcessor):

@@ -66,7 +66,10 @@ def parse_composition(composition: Any) -> dict[int, int]:
         except ImportError as error:
             raise ImportError("a formula as text needs pymatgen: pip install pymatgen") from error
 
-        composition = Composition(composition)
+        try:
+            composition = Composition(composition)
+        except ValueError as error:
+            raise ValueError(f"composition is {composition!r}; accepted: a formula such as 'SrTiO3'") from error
     if not isinstance(composition, Mapping) and not hasattr(composition, "element_composition"):
         raise ValueError(f"composition is {composition!r}; accepted: a formula or a mapping of elements to counts")
     items = composition.items() if isinstance(composition, Mapping) else composition.element_composition.items()

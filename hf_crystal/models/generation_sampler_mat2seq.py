@@ -1,6 +1,11 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Sequences out of a language model: batches of different prompts, each prompt read once for all its samples."""
+"""Sequences out of a language model: batches of different prompts, each prompt read once for all its samples.
 
+Llama models take the steps of `generation_steps_mat2seq`; other models and beam search go through `generate` of
+transformers. The same seed gives the same crystals both ways, as far as rounding does not turn a draw.
+"""
+
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -16,16 +21,18 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .generation_guidance_mat2seq import ConditionGuidance
+from .generation_guidance_mat2seq import ConditionGuidance, unconditional_heads
 from .generation_processor_mat2seq import CrystalLogitsProcessor
 from .generation_prompts_mat2seq import PreparedPrompt
+from .generation_steps_mat2seq import LlamaSteps, has_llama_steps
 from .grammar_constraint_mat2seq import PromptConstraint
 from .grammar_mat2seq import CrystalGrammar
 from .tokenization_mat2seq import DecodedCrystal, Mat2SeqTokenizer
 
 __all__ = ["CrystalSampler"]
 
-_FEW_ROWS = 8  # below, a step costs the same with half the rows
+_FEW_ROWS = 8  # below, a step of `generate` costs the same with half the rows
+_ENDED_SHARE = 8  # rows that have ended leave when they are one of so many: leaving copies the cache of the others
 
 
 class CrystalSampler:
@@ -63,11 +70,12 @@ class CrystalSampler:
         self.guidance = float(guidance)
         self.batch_size = max(1, batch_size // num_beams)
         self._ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-        self._drawing: list[LogitsProcessor] = []
-        if self.temperature > 0:
-            heat = [] if self.temperature == 1 else [TemperatureLogitsWarper(self.temperature)]
-            nucleus = [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
-            self._drawing = [*heat, *nucleus, _Draw()]
+        self._warpers: list[LogitsProcessor] = []
+        if self.temperature not in (0, 1):
+            self._warpers.append(TemperatureLogitsWarper(self.temperature))
+        if self.temperature > 0 and self.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(self.top_p))
+        self._steps: LlamaSteps | None = None
 
     def draw(
         self, prompts: Mapping[int, PreparedPrompt], counts: Mapping[int, int]
@@ -131,29 +139,91 @@ class CrystalSampler:
     # --------------------------------------------------------------------------------------------------- one batch
 
     def _sample(self, prompts: Mapping[int, PreparedPrompt], rows: list[int]) -> list[DecodedCrystal]:
-        """One crystal per row, a row being the key of its prompt.
+        """One crystal per row, a row being the key of its prompt."""
+        return (self._sample_by_steps if has_llama_steps(self.model) else self._sample_by_generate)(prompts, rows)
+
+    def _sample_by_steps(self, prompts: Mapping[int, PreparedPrompt], rows: list[int]) -> list[DecodedCrystal]:
+        """`_sample_by_generate` without `generate`: rows leave soon after they have ended."""
+        distinct, of_row = self._distinct(rows)
+        asked = [prompts[key] for key in distinct]
+        steps = self._steps = self._steps or LlamaSteps(self.model)
+        tokens = self._begin(steps, [list(prompt.ids) for prompt in asked], of_row)
+        free = copy.copy(steps) if self._is_guided(asked) else None  # the same weights, rows without conditions
+        free_tokens = tokens
+        if free is not None:
+            free_tokens = self._begin(free, unconditional_heads(self.tokenizer, self.grammar, asked), of_row)
+        places = torch.arange(len(rows), device=tokens.device)
+        processor = self._processor([prompts[key] for key in rows])
+        processor.start([list(prompts[key].ids) for key in rows])
+        written = torch.full((len(rows), self.grammar.max_tokens), self.tokenizer.pad_token_id, device=places.device)
+        likelihoods = torch.zeros(len(rows), dtype=torch.float64, device=places.device)
+        lengths, ended = torch.zeros_like(places), torch.zeros_like(places, dtype=torch.bool)
+        for step in range(self.grammar.max_tokens):
+            scores = own = steps(tokens).float().log_softmax(dim=-1)
+            if free is not None:
+                scores = torch.lerp(free(free_tokens).float().log_softmax(dim=-1), own, self.guidance)
+            processor.forbid_(scores)
+            for warper in self._warpers:
+                scores = warper(written[places, :step], scores)
+            drawn = scores.argmax(dim=-1) if self.temperature == 0 else _draw(scores, _numbers(rows, places))
+            tokens = free_tokens = drawn
+            written[places, step] = tokens
+            gained = own.gather(1, tokens[:, None])[:, 0]
+            likelihoods[places] += gained.double().masked_fill(ended, 0.0)
+            lengths[places[~ended]] = step + 1
+            processor.advance(tokens.tolist())
+            ended = torch.tensor(processor.ended, device=places.device)
+            if ended.sum() * _ENDED_SHARE >= len(ended):
+                left = (~ended).nonzero()[:, 0]
+                if not len(left):
+                    break
+                steps.keep(left)
+                processor.keep(left)
+                if free is not None:
+                    free.keep(left)
+                tokens = free_tokens = tokens[left]
+                places, ended = places[left], ended[left]
+        found = zip(rows, written.tolist(), lengths.tolist(), strict=True)
+        sequences = [[*prompts[key].ids, *row[:length]] for key, row, length in found]
+        return self._decode(sequences, likelihoods.tolist())
+
+    def _begin(self, steps: LlamaSteps, heads: list[list[int]], of_row: torch.Tensor) -> torch.Tensor:
+        """Let steps read the heads, once each, and go on with the rows; the last token of each row."""
+        ids, mask = self._padded(heads, left=True)
+        steps.read(ids[:, :-1], mask[:, :-1])
+        steps.keep(of_row)
+        return ids[of_row, -1]
+
+    def _distinct(self, rows: list[int]) -> tuple[list[int], torch.Tensor]:
+        """The different keys of the rows, and which of them each row has."""
+        distinct = {key: place for place, key in enumerate(dict.fromkeys(rows))}
+        return list(distinct), torch.tensor([distinct[key] for key in rows], device=self.model.device)
+
+    def _sample_by_generate(self, prompts: Mapping[int, PreparedPrompt], rows: list[int]) -> list[DecodedCrystal]:
+        """The same by `generate`, for every model.
 
         Rows that have ended leave the batch whenever they are half of it: the longest sequence of a batch has about
         three times the mean length.
         """
-        distinct = list(dict.fromkeys(rows))
-        of_row = torch.tensor([distinct.index(key) for key in rows], device=self.model.device)
+        distinct, of_row = self._distinct(rows)
         ids, mask = self._padded([list(prompts[key].ids) for key in distinct], left=True)
+        guides = self._guides([prompts[key] for key in rows])
         options: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True}
-        if len(distinct) < len(rows) and ids.shape[1] > 1:
+        if len(ids) < len(rows) and ids.shape[1] > 1:
             options["past_key_values"] = self._prefill(ids[:, :-1], mask[:, :-1], of_row)
         ids, mask = ids[of_row], mask[of_row]
         processor = self._processor([prompts[key] for key in rows])
-        guides = self._guides([prompts[key] for key in rows])
+        leaving: list[Any] = [*guides, processor]
+        if self.temperature > 0:
+            leaving.append(_Draw(rows, ids.device))
+        processors = [*guides, processor, *self._warpers, *leaving[len(guides) + 1 :]]
         options["stopping_criteria"] = StoppingCriteriaList([_HalfEnded(self._ends)])
         places = torch.arange(len(rows))
         sequences: dict[int, list[int]] = {}
         likelihoods = torch.zeros(len(rows), dtype=torch.float64)
         limit = self.grammar.max_tokens + ids.shape[1]
         while len(places):
-            output = self._generate(
-                ids, mask, [*guides, processor, *self._drawing], limit, output_logits=True, **options
-            )
+            output = self._generate(ids, mask, processors, limit, output_logits=True, **options)
             generated = output.sequences[:, ids.shape[1] :]
             likelihoods[places] += _likelihoods(output.logits, generated, self.tokenizer.pad_token_id).cpu()
             ended = torch.isin(output.sequences[:, -1], torch.tensor(self._ends, device=ids.device))
@@ -168,9 +238,8 @@ class CrystalSampler:
             options["past_key_values"] = output.past_key_values
             if len(keep):
                 output.past_key_values.batch_select_indices(keep)
-                processor.keep(keep)
-                for guide in guides:
-                    guide.keep(keep)
+                for part in leaving:
+                    part.keep(keep)
         return self._decode([sequences[place] for place in range(len(rows))], likelihoods.tolist())
 
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, of_row: torch.Tensor) -> Any:
@@ -194,8 +263,11 @@ class CrystalSampler:
     def _processor(self, prompts: list[PreparedPrompt]) -> CrystalLogitsProcessor:
         return CrystalLogitsProcessor(self.tokenizer, self.grammar, [prompt.constraint for prompt in prompts])
 
+    def _is_guided(self, prompts: list[PreparedPrompt]) -> bool:
+        return self.guidance != 1 and any(prompt.has_conditions for prompt in prompts)
+
     def _guides(self, prompts: list[PreparedPrompt]) -> list[ConditionGuidance]:
-        if self.guidance == 1 or not any(prompt.has_conditions for prompt in prompts):
+        if not self._is_guided(prompts):
             return []
         return [ConditionGuidance(self.guidance, self.model, self.tokenizer, self.grammar, prompts)]
 
@@ -242,20 +314,37 @@ class CrystalSampler:
         ]
 
 
-class _Draw(LogitsProcessor):
-    """Draws a token of each row and leaves only this one; greedy `generate` then takes it.
+def _numbers(rows: list[int], places: torch.Tensor) -> torch.Tensor:
+    """A random number for each row that is left; what a row gets does not depend on when others have left."""
+    return torch.rand(len(rows), 1, dtype=torch.float64, device=places.device)[places]
 
-    One random number per row: `torch.multinomial` takes one per row and token, a sixth of the time of a small model.
+
+def _draw(scores: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """A token of each row, shape (B,), by one random number of [0, 1) per row.
+
+    `torch.multinomial` takes a random number per row and token, a sixth of the time of a small model.
     """
+    summed = scores.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    # The first token whose sum exceeds the number has a probability above zero.
+    chosen = torch.searchsorted(summed, numbers * summed[:, -1:], right=True)
+    return torch.where(chosen < scores.shape[1], chosen, scores.argmax(dim=-1, keepdim=True))[:, 0]
+
+
+class _Draw(LogitsProcessor):
+    """Draws a token of each row and leaves only this one; greedy `generate` then takes it."""
+
+    def __init__(self, rows: list[int], device: torch.device):
+        self._rows = rows
+        self._places = torch.arange(len(rows), device=device)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Forget all rows but these."""
+        self._places = self._places[rows]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Zero for the token drawn, −∞ for the others.  `scores (B, V)`."""
-        summed = scores.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-        number = torch.rand(len(scores), 1, dtype=torch.float64, device=scores.device) * summed[:, -1:]
-        # The first token whose sum exceeds the number has a probability above zero.
-        chosen = torch.searchsorted(summed, number, right=True)
-        chosen = torch.where(chosen < scores.shape[1], chosen, scores.argmax(dim=-1, keepdim=True))
-        return torch.full_like(scores, -math.inf).scatter_(1, chosen, 0.0)
+        chosen = _draw(scores, _numbers(self._rows, self._places))
+        return torch.full_like(scores, -math.inf).scatter_(1, chosen[:, None], 0.0)
 
 
 class _HalfEnded(StoppingCriteria):

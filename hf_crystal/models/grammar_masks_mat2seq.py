@@ -21,31 +21,57 @@ __all__ = ["GrammarMasks", "GrammarNode", "masks_of"]
 _MAX_ROWS = 20_000  # shared mask rows; one has the size of the vocabulary in bytes
 
 
+class _Digits:
+    """The numbers of one format: their token ids, and what is left of them after some tokens.
+
+    Args:
+        ids: Token ids of every number, shape (tokens of a number, steps).
+        size: Size of the vocabulary.
+    """
+
+    def __init__(self, ids: np.ndarray, size: int):
+        self.ids = ids
+        self.size = size
+        self._ranges: dict[tuple[int, int, int], _Number] = {}
+
+    def number(self, steps: np.ndarray, place: int) -> "_Number":
+        """A number of which `place` tokens are written; `steps` (increasing) are possible."""
+        first, last = int(steps[0]), int(steps[-1])
+        if last - first + 1 != len(steps):
+            return _Number(self, steps, place)
+        key = (place, first, last)  # most are ranges, and many are the same ones
+        if key not in self._ranges:
+            if len(self._ranges) >= _MAX_ROWS:
+                self._ranges.clear()
+            self._ranges[key] = _Number(self, steps, place)
+        return self._ranges[key]
+
+
 class _Number:
     """A number partly written: the grid steps still possible."""
 
-    __slots__ = ("forbidden", "following", "ids", "place", "steps")
+    __slots__ = ("digits", "following", "forbidden", "next_ids", "place", "steps")
 
-    def __init__(self, ids: np.ndarray, steps: np.ndarray, place: int, size: int):
-        self.ids = ids  # (tokens of a number, steps): token ids of every number
+    def __init__(self, digits: _Digits, steps: np.ndarray, place: int):
+        self.digits = digits
         self.steps = steps
         self.place = place
-        self.forbidden = np.ones(size, dtype=bool)
-        self.forbidden[ids[place, steps]] = False
-        self.following: dict[int, _Number] = {}
+        self.next_ids = digits.ids[place, steps]
+        self.forbidden = np.ones(digits.size, dtype=bool)
+        self.forbidden[self.next_ids] = False
+        self.following: dict[int, _Number | int] = {}
 
     def narrow(self, token_id: int) -> "_Number | int":
         """What is left after a token; the steps themselves once the number is complete."""
         known = self.following.get(token_id)
         if known is not None:
             return known
-        left = self.steps[self.ids[self.place, self.steps] == token_id]
+        left = self.steps[self.next_ids == token_id]
         if not len(left):
             raise ValueError(f"token {token_id} does not continue the number")
-        if self.place + 1 == len(self.ids):
-            return int(left[0])
-        self.following[token_id] = _Number(self.ids, left, self.place + 1, len(self.forbidden))
-        return self.following[token_id]
+        complete = self.place + 1 == len(self.digits.ids)
+        known = self.following[token_id] = int(left[0]) if complete else self.digits.number(left, self.place + 1)
+        return known
 
 
 class GrammarNode:
@@ -120,12 +146,11 @@ class GrammarMasks:
         return row
 
     @functools.cached_property
-    def coordinate_ids(self) -> np.ndarray:
-        """Token ids of every free coordinate, shape (tokens of a number, steps)."""
-        return self.number_ids(self.grammar.layout.fraction, self.grammar.steps)
+    def _coordinate_digits(self) -> _Digits:
+        return self._digits(self.grammar.layout.fraction, self.grammar.steps)
 
-    def number_ids(self, form: NumberFormat, count: int) -> np.ndarray:
-        """Token ids of the numbers 0 … count − 1, shape (tokens of a number, count)."""
+    def _digits(self, form: NumberFormat, count: int) -> _Digits:
+        """The numbers 0 … count − 1."""
         whole, rest = np.divmod(np.arange(count) * form.unit, 10**form.decimals)
         rows = []
         if form.whole:
@@ -136,19 +161,18 @@ class GrammarMasks:
             mark = "~" if rows else "."
             tokens = [self.grammar.vocabulary[f"{mark}{n:0{size}d}"] for n in range(10**size)]
             rows.append(np.array(tokens)[rest // 10**left % 10**size])
-        return np.stack(rows)
+        return _Digits(np.stack(rows), self.size)
 
     @functools.cached_property
-    def _cell_ids(self) -> dict[NumberFormat, np.ndarray]:
+    def _cell_digits(self) -> dict[NumberFormat, _Digits]:
         layout = self.grammar.layout
         largest = {layout.length: self.grammar.length_range[1], layout.angle: self.grammar.angle_range[1]}
         return {
-            form: self.number_ids(form, round(high * 10**form.decimals / form.unit) + 1)
-            for form, high in largest.items()
+            form: self._digits(form, round(high * 10**form.decimals / form.unit) + 1) for form, high in largest.items()
         }
 
     def _number(self, form: NumberFormat, low: int, high: int) -> _Number:
-        return _Number(self._cell_ids[form], np.arange(low, high + 1), 0, self.size)
+        return self._cell_digits[form].number(np.arange(low, high + 1), 0)
 
     @functools.cached_property
     def coordinate(self) -> Any:
@@ -161,7 +185,7 @@ class GrammarMasks:
 
     def free_coordinate(self, state: GrammarState, constraint: PromptConstraint, stride: int) -> _Number:
         """A coordinate about to be written."""
-        return _Number(self.coordinate_ids, self.grammar.coordinates(state, constraint, stride), 0, self.size)
+        return self._coordinate_digits.number(self.grammar.coordinates(state, constraint, stride), 0)
 
 
 _MASKS: weakref.WeakKeyDictionary[CrystalGrammar, GrammarMasks] = weakref.WeakKeyDictionary()

@@ -275,16 +275,17 @@ class Mat2SeqTokenizer(TokenizersBackend):
         """
         ids = [int(i) for i in (token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids)]
         tokens = [token if token is not None else f"<{i}>" for i, token in zip(ids, self._tokens_of(ids), strict=True)]
-        while tokens and tokens[0] == self.pad_token:
+        pad, bos, eos = self.pad_token, self.bos_token, self.eos_token  # slow attributes
+        while tokens and tokens[0] == pad:
             tokens = tokens[1:]
-        begin = 1 if tokens and tokens[0] == self.bos_token else 0
-        if self.eos_token not in tokens:
+        begin = 1 if tokens and tokens[0] == bos else 0
+        if eos not in tokens:
             # What went wrong earlier is the better reason.
             parse_tokens(tokens[begin:], self._layout)
             raise MissingEndError("the sequence does not end", len(tokens))
-        end = tokens.index(self.eos_token)
+        end = tokens.index(eos)
         # Beam search of transformers fills up with the end token where the padding token has id 0.
-        if any(token not in (self.pad_token, self.eos_token) for token in tokens[end + 1 :]):
+        if not {pad, eos}.issuperset(tokens[end + 1 :]):
             raise UnexpectedTokenError("something other than padding follows the end", end + 1)
         return parse_tokens(tokens[begin:end], self._layout)
 

@@ -34,6 +34,7 @@ def _end_with_parent() -> None:
     """Start a thread that ends this worker process when the process that started it is gone, even by `kill -9`."""
 
     def wait() -> None:
+        """Sleep until the parent is gone, then end this process."""
         parent = multiprocessing.parent_process()
         if parent is not None:
             parent.join()

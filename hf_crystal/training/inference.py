@@ -1,5 +1,6 @@
 """Evaluate a saved property model on labelled rows."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
+from hf_crystal.training.run_control import MODEL_FOLDER, RUN_NAME
 
 
 @torch.no_grad()
@@ -39,6 +41,17 @@ def predict_rows(
     return np.concatenate(predictions), np.concatenate(labels)
 
 
+def _recorded_columns(folder: str | Path) -> list[str]:
+    """Label columns that a model was trained on, from the record in or beside its folder; empty without one."""
+    folder = Path(folder)
+    beside = [folder.parent / RUN_NAME] if folder.name == MODEL_FOLDER else []
+    for file in (folder / "metrics.json", *beside):
+        if file.is_file():
+            recipe = json.loads(file.read_text(encoding="utf-8")).get("recipe") or {}
+            return [target.get("column") or target["name"] for target in recipe.get("data", {}).get("targets", [])]
+    return []
+
+
 def evaluate_property_folder(
     folder: str | Path,
     rows: Any,
@@ -53,13 +66,14 @@ def evaluate_property_folder(
     Args:
         folder: Folder (or repository) with model and feature extractor.
         rows: Data set of crystals with the label columns.
-        columns: Label column of each target; `config.target_names` by default.
+        columns: Label column of each target. By default those of the training, where its record lies in or beside
+            the folder and the rows have them, otherwise `config.target_names`.
         batch_size: Crystals per forward pass.
         num_bootstrap: See `regression_metrics`.
         progress: See `predict_rows`.
 
     Raises:
-        ValueError: If `columns` does not match the model's targets.
+        ValueError: If `columns` does not match the model's targets, or the data lacks one.
     """
     from transformers import PreTrainedConfig
 
@@ -70,9 +84,21 @@ def evaluate_property_folder(
     described, _ = PreTrainedConfig.get_config_dict(folder)
     model = property_model_class(described.get("model_type")).from_pretrained(folder)
     config = model.config
-    columns = list(config.target_names) if columns is None else columns
+    if columns is None:
+        recorded = _recorded_columns(folder)
+        known = len(recorded) == len(config.target_names) and set(recorded) <= set(rows.column_names)
+        columns = recorded if known else list(config.target_names)
     if len(columns) != len(config.target_names):
-        raise ValueError(f"columns={columns}: the model has the targets {config.target_names}")
+        raise ValueError(
+            f"{len(columns)} label columns ({', '.join(columns)}): the model has the targets "
+            f"{', '.join(config.target_names)}; give one column for each (--column)"
+        )
+    missing = [name for name in columns if name not in rows.column_names]
+    if missing:
+        raise ValueError(
+            f"no label column {', '.join(missing)}: give the one of each target of the model, "
+            f"{', '.join(config.target_names)}, in this order (--column); the data has {', '.join(rows.column_names)}"
+        )
     collator = CrystalCollator(CrystalFeatureExtractor.from_pretrained(folder), label_names=columns)
     predictions, labels = predict_rows(model, rows, collator, batch_size=batch_size, progress=progress)
     return regression_metrics(

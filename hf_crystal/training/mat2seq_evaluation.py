@@ -185,7 +185,7 @@ def _predicted(
         sampled["sampled"] = (settings.temperature, drawn)
     figures: dict[str, Any] = {}
     for name, (temperature, crystals) in sampled.items():
-        logger.info(f"matching {name}")
+        logger.info(f"matching {name}: {sum(map(len, crystals)):,} crystals")
         figures[name] = _judged_predictions(crystals, truths, prompts, settings) | {"temperature": temperature}
     return figures
 

@@ -261,6 +261,7 @@ class _EpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Tell the epoch; a resumed one begins in its middle."""
         for part in (self.trainer.train_batch_sampler, self.trainer.data_collator):
             part.set_epoch(int(state.epoch or 0))
 

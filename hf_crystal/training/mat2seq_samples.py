@@ -1,7 +1,9 @@
 """Crystals sampled for an evaluation, written to disk prompt by prompt: what was sampled is never sampled again."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,7 @@ def sample_prompts(
     path = Path(path)
     settings = {"num_return": num_return, "temperature": temperature, "seed": seed, "options": options}
     done = _read(path, settings, prompts)
+    before, start_time = len(done), time.monotonic()
     with path.open("a", encoding="utf-8") as file:
         # blocks are cut at fixed places, so that a resumed run draws what one run would have drawn
         for start in range(0, len(prompts), PROMPTS_AT_A_TIME):
@@ -71,8 +74,16 @@ def sample_prompts(
                     json.dumps({"index": index, "prompt": dict(prompts[index]), "crystals": done[index]}) + "\n"
                 )
             file.flush()
-            logger.info(f"{path.name}: {block.stop} of {len(prompts)} prompts")
+            pace = (len(done) - before) / (time.monotonic() - start_time)
+            logger.info(f"{path.name}: {_progress(len(done), len(prompts), pace, num_return)}")
     return [[_decoded(line, tokenizer) for line in done[index]] for index in range(len(prompts))]
+
+
+def _progress(done: int, total: int, pace: float, num_return: int) -> str:
+    """Crystals so far, crystals per second and time left, from numbers of prompts and prompts per second."""
+    left = timedelta(seconds=round((total - done) / pace))
+    rate = f"{pace * num_return:.3g} crystals/s"
+    return f"{done * num_return:,} of {total * num_return:,} crystals, {rate}, {left} left"
 
 
 def _as_lines(crystals: Sequence["DecodedCrystal"]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ class _CalibrationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Calibrate; does nothing for a model that is calibrated."""
         self.trainer.calibrate()
 
 
@@ -45,6 +46,7 @@ class _DataOrderCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Tell the epoch that begins or goes on."""
         self.trainer.train_batch_sampler.set_epoch(int(state.epoch or 0))
 
 

@@ -177,6 +177,7 @@ def _recorded(module: Any, name: str) -> Iterator[list[Call]]:
         return
 
     def keep(*arguments: Any) -> Any:
+        """Call the method and write the call down."""
         result = original(*arguments)
         calls.append((arguments, result))
         return result

@@ -116,6 +116,19 @@ def test_a_failed_run_leaves_no_file(command, model, table, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [table.name]
 
 
+@pytest.mark.parametrize("ending", ["csv", "json", "jsonl", "parquet"])
+def test_the_ending_of_the_file_is_its_format(command, model, tmp_path, ending):
+    words = ("predict", EXAMPLES / "Si.cif", "--model", model, "--output-file")
+    assert command(*words, tmp_path / f"ending.{ending}") == (0, "", "")
+    assert command(*words, tmp_path / "option", "--output", ending) == (0, "", "")
+    assert (tmp_path / f"ending.{ending}").read_bytes() == (tmp_path / "option").read_bytes()
+
+
+def test_a_file_with_another_ending_is_a_table(command, model, tmp_path):
+    assert command("predict", EXAMPLES / "Si.cif", "--model", model, "--output-file", tmp_path / "x.txt")[0] == 0
+    assert (tmp_path / "x.txt").read_text().startswith("source ")
+
+
 # words of a wrong call -> exit code and the one line; {model} and {tmp} are filled in
 BAD_CALLS = {
     "no_file": (["predict", "no/such.cif"], 1, "hf-crystal: error: no such file: no/such.cif"),

@@ -52,7 +52,7 @@ def test_csv_and_json_hold_the_vectors(command, model):
 def test_a_table_is_written_and_searched(command, model, tmp_path):
     path, bad = tmp_path / "table.parquet", tmp_path / "bad.cif"
     bad.write_text("data_x\n")
-    words = (EXAMPLES, bad, "--model", model, "--output", "parquet", "--output-file", path)
+    words = (EXAMPLES, bad, "--model", model, "--output-file", path)  # its ending says parquet
     code, out, err = command(*words)
     assert (code, out) == (0, "")
     assert err.startswith(f"hf-crystal: 1 of 12 crystals could not be read, the first: {bad}")
@@ -65,6 +65,18 @@ def test_a_table_is_written_and_searched(command, model, tmp_path):
     assert lines[2][1:] == ["NaCl", "1", str(EXAMPLES / "NaCl.cif"), "0.0000"]
     expected = table.nearest(embed(EXAMPLES / "NaCl.cif", model), 2)[1]
     assert lines[3][3:] == [expected.name, f"{expected.distance:.4f}"]
+
+
+def test_a_table_of_another_model_is_told(command, model, tmp_path):
+    path, other = tmp_path / "table.parquet", tmp_path / "other"
+    save_tiny_model(other)
+    assert command(EXAMPLES, "--model", model, "--output-file", path) == (0, "", "")
+    code, out, err = command(EXAMPLES / "NaCl.cif", "--nearest", path, "--model", other)
+    assert (code, out.splitlines()[2].split()[2]) == (0, "1")
+    assert err.startswith(f"hf-crystal: {path} was written with --model {model}, not {other}: ")
+    loaded = EmbeddingTable.load(path)
+    loaded.save(tmp_path / "again.parquet")
+    assert EmbeddingTable.load(tmp_path / "again.parquet").model == loaded.model == model
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ def test_a_crystal_given_in_part_by_beam_search(command, generator):
     ("words", "code", "message"),
     [
         (["--composition", "Xx2"], 1, "Xx"),
+        (["srtio3"], 1, "composition is 'srtio3'; accepted: a formula such as 'SrTiO3'"),
+        (["NaCl", "--composition", "KCl"], 2, "--composition: KCl, and NaCl without the option; give one of the two"),
         (["--composition", "NaCl", "--space-group", "Pnope"], 1, "Pnope"),
         (["--composition", "NaCl", "--space-group", "Fd-3m"], 1, "no crystal"),
         (["--composition", "NaCl", "--num", "0"], 2, "0 is not positive"),
@@ -110,6 +112,16 @@ def test_bad_input_is_one_line_and_an_exit_code(command, generator, words, code,
     assert err.startswith("hf-crystal: error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_composition_without_the_option(command, generator, tmp_path):
+    words = ("--num", 2, "--seed", 0, "--model", generator, "--output", "csv")
+    expected = command("--composition", "NaCl", *words)
+    assert expected[0] == 0
+    assert command("NaCl", *words) == expected
+    assert command("NaCl", "--composition", "NaCl", *words) == expected
+    assert command("NaCl", *words[:-2], "--output-file", tmp_path / "list.csv") == (0, "", "")  # the ending says csv
+    assert (tmp_path / "list.csv").read_text() == expected[1]
 
 
 def test_model_that_is_no_generator(command, tmp_path):

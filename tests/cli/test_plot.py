@@ -55,18 +55,26 @@ def test_every_picture_is_written(command, framer, tmp_path):
         assert path.read_bytes().startswith(starts[path.suffix])
 
 
+def test_without_a_file_name_the_picture_is_named_after_the_crystal(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("sequence", NACL) == (0, "NaCl-sequence.png\n", "")
+    assert command("view", NACL) == (0, "NaCl-view.html\n", "")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["NaCl-sequence.png", "NaCl-view.html"]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (["attention", NACL, "--output-file", "x.gif"], 2, "x.gif must end in .png, .pdf, .svg"),
         (["attention", "no.cif", "--output-file", "x.png"], 1, "no such file: no.cif"),
         (["attention", NACL, "--output-file", "no/x.png"], 1, "folder of --output-file does not exist"),
+        (["attention", "no.cif"], 1, "no such file: no.cif"),
         (["attention", NACL, "--atom", "0", "--output-file", "x.png"], 2, "--atom: 0 is not positive"),
         (["frames", NACL, "--model", "nothing", "--output-file", "x.png"], 1, "model not found: nothing"),
         (["training", "nowhere", "--output-file", "x.png"], 1, "no such file or folder: nowhere"),
         (["view", NACL, "--output-file", "x.png"], 2, "x.png must end in .html"),
     ],
-    ids=["format", "file", "folder", "atom", "model", "run", "page"],
+    ids=["format", "file", "folder", "unnamed", "atom", "model", "run", "page"],
 )
 def test_wrong_calls_end_in_one_line(command, words, code, message):
     found, out, err = command(*words)

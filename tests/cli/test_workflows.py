@@ -12,6 +12,7 @@ import yaml
 from tiny_models import IRON, NACL, SRTIO3
 
 from hf_crystal.cli.main import run
+from hf_crystal.training import mat2seq_run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPE = {
@@ -72,7 +73,7 @@ def test_official_checkpoint_is_converted_and_predicts(name, description, fixtur
     assert math.isfinite(rows[0]["e_form"])
 
 
-def test_train_evaluate_predict_export(tmp_path, call):
+def test_train_evaluate_predict_export(tmp_path, call, capfd):
     crystals = [(NACL, -2.1), (SRTIO3, -3.4), (IRON, 0.0)] * 8
     rows = [
         {**crystal, "energy": energy, "split": ("train", "train", "val", "test")[index % 4]}
@@ -85,12 +86,30 @@ def test_train_evaluate_predict_export(tmp_path, call):
     assert "\nformation_energy: test MAE " in out
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     model = tmp_path / "run" / "model"
-    measured = json.loads(
-        call("evaluate", "property", "--model", model, *data, "--column", "energy", "--output", "json")
-    )
-    assert measured["targets"][0]["mae"] == pytest.approx(record["test"]["targets"][0]["mae"], abs=1e-5)
+    for column in (["--column", "energy"], []):  # by default those of the training
+        measured = json.loads(call("evaluate", "property", "--model", model, *data, *column, "--output", "json"))
+        assert measured["targets"][0]["mae"] == pytest.approx(record["test"]["targets"][0]["mae"], abs=1e-5)
+    for columns, message in (
+        (["x"], "no label column x: give the one of each target of the model, formation_energy, in this order"),
+        (["energy", "x"], "2 label columns (energy, x): the model has the targets formation_energy; give one column"),
+    ):
+        words = [word for column in columns for word in ("--column", column)]
+        assert run(["evaluate", "property", "--model", str(model), *map(str, data), *words]) == 1
+        assert message in capfd.readouterr().err
     assert call("predict", EXAMPLES / "Si.cif", "--model", model, "--output", "csv").count("\n") == 2
     call("export", model, tmp_path / "exported", "--metrics", tmp_path / "run" / "run.json")
     card = (tmp_path / "exported" / "README.md").read_text()
     assert f"**{record['test']['targets'][0]['mae']:.4f}**" in card
     assert "| crystals per split | train 12, validation 6, test 6 |" in card
+
+
+def test_number_of_tokenising_processes_is_that_of_the_recipe_unless_given(tmp_path, monkeypatch):
+    seen: list[int] = []
+    monkeypatch.setattr(
+        mat2seq_run, "train_generator", lambda recipe, *_, **__: seen.append(recipe.data.num_workers) or {}
+    )
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"data": {"path": "table.parquet", "num_workers": 3}}))
+    words = ["train", "generator", "--config", str(tmp_path / "recipe.yaml"), "--output-dir", str(tmp_path)]
+    for options in ([], ["--num-workers", "2"], ["--set", "data.num_workers=4"]):
+        assert run([*words, *options]) == 0
+    assert seen == [3, 2, 4]

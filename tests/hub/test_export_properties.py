@@ -184,7 +184,7 @@ def test_a_code_file_that_would_not_load_from_the_hub_is_refused(tmp_path, monke
 
 
 def test_wrong_arguments_are_named(exported, tmp_path):
-    with pytest.raises(ValueError, match=r"exists already; pass overwrite=True"):
+    with pytest.raises(ValueError, match=r"exists already; overwrite=True \(--overwrite\) replaces it"):
         export_pretrained(tiny_model(), exported)
     with pytest.raises(ValueError, match=r"exists already; choose another folder"):
         export_pretrained(tiny_model(), tmp_path, overwrite=True)

@@ -1,6 +1,8 @@
 """The evaluation of generators: samples on disk, figures with their intervals, the command line."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hf_crystal.card_figures import generation_rows
 from hf_crystal.cli.main import run
 from hf_crystal.cli.models import load_property_pipeline
 from hf_crystal.evaluation.intervals import mean_interval, wilson_interval
+from hf_crystal.training import mat2seq_samples
 from hf_crystal.training.mat2seq_conditions import judge_of_pipeline, property_distances
 from hf_crystal.training.mat2seq_evaluation import GenerationSettings, evaluate_generation
 from hf_crystal.training.mat2seq_models import build_generator
@@ -103,6 +106,26 @@ def test_distance_of_a_judged_property_by_hand(tokenizer):
     (found,) = property_distances(crystals, references, judge)
     assert found["property_distance"] == pytest.approx(0.5)  # gaps 2 and 3 against 2 and 2
     assert (found["num_sampled"], found["num_references"]) == (2, 2)
+
+
+def test_sampling_tells_crystals_rate_and_time_left(model, tokenizer, tmp_path, monkeypatch):
+    clock, told = itertools.count(0, 60), []
+    monkeypatch.setattr(mat2seq_samples, "PROMPTS_AT_A_TIME", 2)
+    monkeypatch.setattr(mat2seq_samples, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(mat2seq_samples, "logger", SimpleNamespace(info=told.append))
+    prompts = [{"composition": {"Na": 1, "Cl": 1}}] * 5
+    options = {"num_return": 3, "temperature": 1.0, "seed": 0}
+    path = tmp_path / "sampled.jsonl"
+    sample_prompts(model, tokenizer, prompts, path, **options)
+    assert told == [
+        "sampled.jsonl: 6 of 15 crystals, 0.1 crystals/s, 0:01:30 left",
+        "sampled.jsonl: 12 of 15 crystals, 0.1 crystals/s, 0:00:30 left",
+        "sampled.jsonl: 15 of 15 crystals, 0.0833 crystals/s, 0:00:00 left",
+    ]
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))  # two prompts of an earlier run
+    told.clear()
+    sample_prompts(model, tokenizer, prompts, path, **options)
+    assert told[0] == "sampled.jsonl: 12 of 15 crystals, 0.1 crystals/s, 0:00:30 left"  # they count, at no time
 
 
 def test_a_stopped_evaluation_goes_on_and_gives_the_same(result, model, tokenizer, splits, tmp_path):
