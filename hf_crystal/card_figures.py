@@ -122,6 +122,9 @@ def _setting(section: Mapping[str, Any], name: str) -> str:
         protocol = {"protocol": str(protocol).partition(":")[0]}
     shown = {**protocol, **{key: section[key] for key in ("n", "temperature", "split") if key in section}}
     words = [str(value) if key == "protocol" else f"{key} {value}" for key, value in shown.items() if _is_plain(value)]
+    # said by the last word of the name already: "metre" by the protocol metre, "match 20" of n 20
+    said = name.rpartition(", ")[2]
+    words = [word for word in words if word != said and not (word.startswith("n ") and said.endswith(word[1:]))]
     return ", ".join([*([name] if name else []), *words])
 
 

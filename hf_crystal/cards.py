@@ -162,6 +162,7 @@ DEFAULT_HUB_CONFIG: dict[str, Any] = {
     "tags": [],
     "origin": "",
     "limits": "Nothing further is known about this checkpoint.",
+    "example": "Sr 1 Ti 1 O 3",  # composition that a generator's card asks for
 }
 
 
@@ -206,6 +207,14 @@ def _property_values(model: Any) -> tuple[str, list[str], dict[str, str]]:
         "citation": citation,
     }
     return "crystal-property", [config.model_type, *(name.replace(" ", "-") for name in spoken)], values
+
+
+def _example_values(example: str) -> dict[str, str]:
+    """Slots of a composition in the words of a sequence: formula, dictionary, the words themselves."""
+    words = example.split()
+    counts = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    formula = "".join(f"{element}{count if count > 1 else ''}" for element, count in counts.items())
+    return {"example_formula": formula, "example_counts": json.dumps(counts), "example_words": example}
 
 
 def _generator_values(model: Any, metrics: Mapping[str, Any] | None) -> tuple[str, list[str], dict[str, str]]:
@@ -255,6 +264,7 @@ def render_model_card(
     described["limits"] = " ".join(filter(None, (described["limits"], (metrics or {}).get("notes"))))
     values = {
         **described,
+        **_example_values(description["example"]),
         **values,
         "num_parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         "results": results_table(metrics),

@@ -172,13 +172,15 @@ class EmbeddingTable:
     Args:
         names: one per crystal.
         embeddings: array `(rows, C)`.
+        model: name of the model whose vectors these are, if it is known.
 
     Raises:
         ValueError: lengths or shape do not fit.
     """
 
-    def __init__(self, names: Sequence[str], embeddings: Any):
+    def __init__(self, names: Sequence[str], embeddings: Any, model: str | None = None):
         self.names = [str(name) for name in names]
+        self.model = model
         self.embeddings = np.asarray(embeddings, dtype=np.float32)
         if self.embeddings.ndim != 2 or len(self.embeddings) != len(self.names) or not len(self.names):
             raise ValueError(
@@ -196,6 +198,8 @@ class EmbeddingTable:
         width = self.embeddings.shape[1]
         vectors = pyarrow.FixedSizeListArray.from_arrays(self.embeddings.reshape(-1), width)
         table = pyarrow.table({"source": self.names, "embedding": vectors})
+        if self.model is not None:
+            table = table.replace_schema_metadata({"model": self.model})
         pyarrow.parquet.write_table(table, path, compression="zstd")
 
     @classmethod
@@ -222,7 +226,8 @@ class EmbeddingTable:
         if len(lengths) != 1 or not pyarrow.types.is_floating(vectors.type.value_type):
             raise ValueError(f"{path}: the embeddings are not vectors of one length; level 'atom' cannot be searched")
         flat = vectors.flatten().to_numpy(zero_copy_only=False)
-        return cls(table["source"].to_pylist(), flat.reshape(len(table), lengths.pop()))
+        model = (table.schema.metadata or {}).get(b"model")
+        return cls(table["source"].to_pylist(), flat.reshape(len(table), lengths.pop()), model and model.decode())
 
     def nearest(self, queries: Any, k: int = 5, *, metric: Metric = "euclidean") -> Any:
         """The `k` nearest entries, nearest first; equal distances in the order of the table.
@@ -241,7 +246,10 @@ class EmbeddingTable:
         given = np.asarray(queries, dtype=np.float32)
         rows = np.atleast_2d(given)
         if rows.ndim != 2 or rows.shape[1] != self.embeddings.shape[1]:
-            raise ValueError(f"queries have shape {given.shape}; the table has vectors of {self.embeddings.shape[1]}")
+            raise ValueError(
+                f"queries have shape {given.shape}; the table has vectors of {self.embeddings.shape[1]}, so it is of "
+                "another model"
+            )
         if k < 1 or metric not in ("euclidean", "cosine"):
             raise ValueError(f"k is {k}, metric {metric!r}; accepted: at least 1, 'euclidean' or 'cosine'")
         step = max(1, _ENTRIES_PER_BLOCK // len(self))

@@ -64,6 +64,7 @@ def samplers(model: Any, tokenizer: Any, grammar: Any, rows: int) -> tuple[Any, 
     """Samplers that do not decode: with the grammar, with its record only, and with the model alone."""
     from hf_crystal.models.generation_processor_mat2seq import CrystalLogitsProcessor
     from hf_crystal.models.generation_sampler_mat2seq import CrystalSampler
+    from hf_crystal.models.generation_steps_mat2seq import LlamaSteps
 
     record: list[list[bool]] = []
 
@@ -104,13 +105,12 @@ def samplers(model: Any, tokenizer: Any, grammar: Any, rows: int) -> tuple[Any, 
             return Replayed()
 
     class ModelAlone(WithoutGrammar):
-        def _sample_by_steps(self, prompts: Any, rows: Any, steps: Any) -> Any:
+        def _sample_by_steps(self, prompts: Any, rows: Any) -> Any:
             import torch
 
-            ids, mask, of_row = self._heads_of(prompts, rows)
-            steps.read(ids[:, :-1], mask[:, :-1])
-            steps.keep(of_row)
-            tokens = ids[of_row, -1]
+            steps = self._steps = self._steps or LlamaSteps(self.model)
+            distinct, of_row = self._distinct(rows)
+            tokens = self._begin(steps, [list(prompts[key].ids) for key in distinct], of_row)
             for ended in record:
                 steps(tokens)
                 if sum(ended) * 8 >= len(ended):

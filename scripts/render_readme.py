@@ -3,8 +3,8 @@
     python scripts/render_readme.py            # after a checkpoint or its metrics.json has changed
     python scripts/render_readme.py --check    # exit code 1 if a file is out of date
 
-Every number comes from hf_crystal/checkpoints/*/metrics.json: the run.json of the training, with figures of further
-evaluations.
+Errors and rates of success come from hf_crystal/checkpoints/*/metrics.json: the run.json of the training, with figures
+of further evaluations. Speeds come from docs/performance.jsonl, which scripts/bench_all.sh writes.
 """
 
 import argparse
@@ -14,7 +14,28 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- results:begin", "<!-- results:end -->"
+# what a line of the table of speeds says, and the figures that it shows: benchmark and name
+SPEEDS = {
+    "Crystalformer: forward pass, training step": [
+        ("encoders", "crystalformer forward"),
+        ("encoders", "crystalformer forward + backward"),
+    ],
+    "CrystalFramer: forward pass, training step": [
+        ("encoders", "crystalframer forward"),
+        ("encoders", "crystalframer forward + backward"),
+    ],
+    "`hf-crystal predict` from a table, reading and neighbour search included": [("feeding", "predict, Arrow rows")],
+    "reading and neighbour search alone": [("feeding", "Arrow rows → batch → neighbours")],
+    "generation, in batches; against one by one without a cache": [
+        ("generation", "batch, cache, masks, shared prefill"),
+        ("generation", "batch against one by one"),
+    ],
+    "crystal → canonical sequence, and back": [("canonical", "encoding, mp_20"), ("canonical", "decoding, mp_20")],
+    "structure matching, 20 samples; against a plain loop": [
+        ("matching", "match_rate"),
+        ("matching", "plain loop / match_rate"),
+    ],
+}
 # of a generator's figures; its card has them all
 README_FIGURES = ("match_rate", "metre", "validity", "uniqueness", "novelty", "agreement")
 
@@ -82,13 +103,31 @@ def results_section() -> str:
     return "\n\n".join(filter(None, tables)) or "None in this checkout."
 
 
+def speed_section() -> str:
+    """Table of speeds."""
+    from benchmarking import number
+
+    lines = (ROOT / "docs" / "performance.jsonl").read_text(encoding="utf-8").splitlines()
+    results = {result["benchmark"]: result for result in map(json.loads, lines)}
+    values = {
+        (name, figure["name"]): f"{number(figure['value'])} {figure['unit']}"
+        for name, result in results.items()
+        for figure in result["figures"]
+    }
+    rows = [[what, "; ".join(values[figure] for figure in figures)] for what, figures in SPEEDS.items()]
+    hardware = results["canonical"]["hardware"].split(",")[0]
+    return _table(["what", f"CPU time, {hardware}"], rows)
+
+
 def readme_text(current: str) -> str:
-    """README with the section between the markers replaced."""
-    head, begin, rest = current.partition(BEGIN)
-    comment, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md lacks the markers {BEGIN} and {END}")
-    return f"{head}{begin}{comment.splitlines()[0]}\n{results_section()}\n{end}{tail}"
+    """README with the sections between the markers replaced."""
+    for name, section in (("results", results_section), ("speed", speed_section)):
+        head, begin, rest = current.partition(f"<!-- {name}:begin")
+        comment, end, tail = rest.partition(f"<!-- {name}:end -->")
+        if not begin or not end:
+            raise ValueError(f"README.md lacks the markers of {name}")
+        current = f"{head}{begin}{comment.splitlines()[0]}\n{section()}\n{end}{tail}"
+    return current
 
 
 def rendered_files() -> dict[Path, str]:

@@ -97,6 +97,12 @@ def embed(
     from ..embeddings import EmbeddingTable, iterate_embeddings
 
     table = None if nearest is None else EmbeddingTable.load(nearest)
+    if table is not None and table.model not in (None, model):
+        print(
+            f"hf-crystal: {nearest} was written with --model {table.model}, not {model}: distances between vectors of "
+            "two models mean nothing",
+            file=sys.stderr,
+        )
     location = resolve_model(model)
     if device is not None:
         check_device(device)
@@ -117,7 +123,7 @@ def embed(
 
     found = iterate_embeddings(crystals(), loaded, feature_extractor=extractor, level=level, batch_size=batch_size)
     failures: list[str] = []
-    with open_writer(output, output_file, columns, types) as writer:
+    with open_writer(output, output_file, columns, types, {"model": model}) as writer:
         for index, result in enumerate(track(found, total, "crystal")):
             if result.error is not None:
                 failures.append(f"{names[index]}: {result.error}")

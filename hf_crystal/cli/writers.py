@@ -111,7 +111,7 @@ class _JsonLines:
 class _Parquet:
     """A parquet file in row groups of 10,000."""
 
-    def __init__(self, path: Path, columns: Sequence[str], types: dict[str, Any]):
+    def __init__(self, path: Path, columns: Sequence[str], types: dict[str, Any], notes: dict[str, str] | None):
         import pyarrow
         import pyarrow.parquet
 
@@ -119,7 +119,8 @@ class _Parquet:
             """The Arrow type of a name; a type stays what it is."""
             return pyarrow.type_for_alias(kind) if isinstance(kind, str) else kind
 
-        self.schema = pyarrow.schema([(name, type_of(types.get(name, "string"))) for name in columns])
+        fields = [(name, type_of(types.get(name, "string"))) for name in columns]
+        self.schema = pyarrow.schema(fields, metadata=notes)
         self.table = pyarrow.Table
         self.writer = pyarrow.parquet.ParquetWriter(path, self.schema, compression="zstd")
         self.rows: list[dict[str, Any]] = []
@@ -141,7 +142,13 @@ class _Parquet:
 
 
 @contextlib.contextmanager
-def open_writer(output: Format, path: Path | None, columns: Sequence[str], types: dict[str, Any]) -> Iterator[Writer]:
+def open_writer(
+    output: Format,
+    path: Path | None,
+    columns: Sequence[str],
+    types: dict[str, Any],
+    notes: dict[str, str] | None = None,
+) -> Iterator[Writer]:
     """A writer for rows with `columns`; a file appears under its name only when all rows are in it.
 
     Where the reader of standard output has gone (`| head`), the rest of the work is dropped without an error.
@@ -151,6 +158,7 @@ def open_writer(output: Format, path: Path | None, columns: Sequence[str], types
         path: file, None for standard output.
         columns: names and order of the fields.
         types: Arrow types, or their names, of the columns that are not text, for parquet.
+        notes: metadata of the file, for parquet.
 
     Raises:
         ValueError: parquet without a file, or the folder of the file does not exist.
@@ -173,7 +181,7 @@ def open_writer(output: Format, path: Path | None, columns: Sequence[str], types
     try:
         with contextlib.ExitStack() as stack:
             if output == "parquet":
-                writer = _Parquet(partial, columns, types)
+                writer = _Parquet(partial, columns, types, notes)
             else:
                 stream = stack.enter_context(partial.open("w", encoding="utf-8", newline=""))
                 writer = _text_writer(output, stream, columns)

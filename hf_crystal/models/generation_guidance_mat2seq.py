@@ -12,7 +12,15 @@ from .generation_prompts_mat2seq import PreparedPrompt
 from .grammar_mat2seq import CrystalGrammar
 from .tokenization_mat2seq import Mat2SeqTokenizer
 
-__all__ = ["ConditionGuidance"]
+__all__ = ["ConditionGuidance", "unconditional_heads"]
+
+
+def unconditional_heads(
+    tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar, prompts: Sequence[PreparedPrompt]
+) -> list[list[int]]:
+    """Ids of the prompts without their conditions."""
+    reader = SequenceReader(tokenizer, grammar)
+    return [[tokenizer.bos_token_id, *reader.written(list(prompt.ids))] for prompt in prompts]
 
 
 class ConditionGuidance(UnbatchedClassifierFreeGuidanceLogitsProcessor):
@@ -38,8 +46,7 @@ class ConditionGuidance(UnbatchedClassifierFreeGuidanceLogitsProcessor):
         grammar: CrystalGrammar,
         prompts: Sequence[PreparedPrompt],
     ):
-        reader = SequenceReader(tokenizer, grammar)
-        rows = [[tokenizer.bos_token_id, *reader.written(list(prompt.ids))] for prompt in prompts]
+        rows = unconditional_heads(tokenizer, grammar, prompts)
         width = max(map(len, rows))
         padded: Any = [[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]
         mask: Any = [[0] * (width - len(row)) + [1] * len(row) for row in rows]

@@ -1,10 +1,11 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Sequences out of a language model: batches of different prompts, each prompt read once for all its samples.
 
-Llama models take the steps of `generation_steps_mat2seq`; other models, guidance and beam search go through `generate`
-of transformers. The same seed gives the same crystals both ways, as far as rounding does not turn a draw.
+Llama models take the steps of `generation_steps_mat2seq`; other models and beam search go through `generate` of
+transformers. The same seed gives the same crystals both ways, as far as rounding does not turn a draw.
 """
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .generation_guidance_mat2seq import ConditionGuidance
+from .generation_guidance_mat2seq import ConditionGuidance, unconditional_heads
 from .generation_processor_mat2seq import CrystalLogitsProcessor
 from .generation_prompts_mat2seq import PreparedPrompt
 from .generation_steps_mat2seq import LlamaSteps, has_llama_steps
@@ -139,57 +140,74 @@ class CrystalSampler:
 
     def _sample(self, prompts: Mapping[int, PreparedPrompt], rows: list[int]) -> list[DecodedCrystal]:
         """One crystal per row, a row being the key of its prompt."""
-        guides = self._guides([prompts[key] for key in rows])
-        if guides or not has_llama_steps(self.model):
-            return self._sample_by_generate(prompts, rows, guides)
-        self._steps = self._steps or LlamaSteps(self.model)
-        return self._sample_by_steps(prompts, rows, self._steps)
+        return (self._sample_by_steps if has_llama_steps(self.model) else self._sample_by_generate)(prompts, rows)
 
-    def _sample_by_steps(
-        self, prompts: Mapping[int, PreparedPrompt], rows: list[int], steps: LlamaSteps
-    ) -> list[DecodedCrystal]:
+    def _sample_by_steps(self, prompts: Mapping[int, PreparedPrompt], rows: list[int]) -> list[DecodedCrystal]:
         """`_sample_by_generate` without `generate`: rows leave soon after they have ended."""
-        ids, mask, of_row = self._heads_of(prompts, rows)
-        steps.read(ids[:, :-1], mask[:, :-1])
-        steps.keep(of_row)
-        tokens, places = ids[of_row, -1], torch.arange(len(rows), device=ids.device)
+        distinct, of_row = self._distinct(rows)
+        asked = [prompts[key] for key in distinct]
+        steps = self._steps = self._steps or LlamaSteps(self.model)
+        tokens = self._begin(steps, [list(prompt.ids) for prompt in asked], of_row)
+        free = copy.copy(steps) if self._is_guided(asked) else None  # the same weights, rows without conditions
+        free_tokens = tokens
+        if free is not None:
+            free_tokens = self._begin(free, unconditional_heads(self.tokenizer, self.grammar, asked), of_row)
+        places = torch.arange(len(rows), device=tokens.device)
         processor = self._processor([prompts[key] for key in rows])
-        processor.start(ids[of_row].tolist())
-        written = torch.full((len(rows), self.grammar.max_tokens), self.tokenizer.pad_token_id, device=ids.device)
-        likelihoods = torch.zeros(len(rows), dtype=torch.float64, device=ids.device)
+        processor.start([list(prompts[key].ids) for key in rows])
+        written = torch.full((len(rows), self.grammar.max_tokens), self.tokenizer.pad_token_id, device=places.device)
+        likelihoods = torch.zeros(len(rows), dtype=torch.float64, device=places.device)
         lengths, ended = torch.zeros_like(places), torch.zeros_like(places, dtype=torch.bool)
         for step in range(self.grammar.max_tokens):
-            allowed = processor.forbid_(steps(tokens).float().log_softmax(dim=-1))
-            scores = allowed
+            scores = own = steps(tokens).float().log_softmax(dim=-1)
+            if free is not None:
+                scores = torch.lerp(free(free_tokens).float().log_softmax(dim=-1), own, self.guidance)
+            processor.forbid_(scores)
             for warper in self._warpers:
                 scores = warper(written[places, :step], scores)
-            tokens = scores.argmax(dim=-1) if self.temperature == 0 else _draw(scores, _numbers(rows, places))
+            drawn = scores.argmax(dim=-1) if self.temperature == 0 else _draw(scores, _numbers(rows, places))
+            tokens = free_tokens = drawn
             written[places, step] = tokens
-            gained = allowed.gather(1, tokens[:, None])[:, 0]
+            gained = own.gather(1, tokens[:, None])[:, 0]
             likelihoods[places] += gained.double().masked_fill(ended, 0.0)
             lengths[places[~ended]] = step + 1
             processor.advance(tokens.tolist())
-            ended = torch.tensor(processor.ended, device=ids.device)
+            ended = torch.tensor(processor.ended, device=places.device)
             if ended.sum() * _ENDED_SHARE >= len(ended):
                 left = (~ended).nonzero()[:, 0]
                 if not len(left):
                     break
                 steps.keep(left)
                 processor.keep(left)
-                tokens, places, ended = tokens[left], places[left], ended[left]
+                if free is not None:
+                    free.keep(left)
+                tokens = free_tokens = tokens[left]
+                places, ended = places[left], ended[left]
         found = zip(rows, written.tolist(), lengths.tolist(), strict=True)
         sequences = [[*prompts[key].ids, *row[:length]] for key, row, length in found]
         return self._decode(sequences, likelihoods.tolist())
 
-    def _sample_by_generate(
-        self, prompts: Mapping[int, PreparedPrompt], rows: list[int], guides: list[ConditionGuidance]
-    ) -> list[DecodedCrystal]:
+    def _begin(self, steps: LlamaSteps, heads: list[list[int]], of_row: torch.Tensor) -> torch.Tensor:
+        """Let steps read the heads, once each, and go on with the rows; the last token of each row."""
+        ids, mask = self._padded(heads, left=True)
+        steps.read(ids[:, :-1], mask[:, :-1])
+        steps.keep(of_row)
+        return ids[of_row, -1]
+
+    def _distinct(self, rows: list[int]) -> tuple[list[int], torch.Tensor]:
+        """The different keys of the rows, and which of them each row has."""
+        distinct = {key: place for place, key in enumerate(dict.fromkeys(rows))}
+        return list(distinct), torch.tensor([distinct[key] for key in rows], device=self.model.device)
+
+    def _sample_by_generate(self, prompts: Mapping[int, PreparedPrompt], rows: list[int]) -> list[DecodedCrystal]:
         """The same by `generate`, for every model.
 
         Rows that have ended leave the batch whenever they are half of it: the longest sequence of a batch has about
         three times the mean length.
         """
-        ids, mask, of_row = self._heads_of(prompts, rows)
+        distinct, of_row = self._distinct(rows)
+        ids, mask = self._padded([list(prompts[key].ids) for key in distinct], left=True)
+        guides = self._guides([prompts[key] for key in rows])
         options: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True}
         if len(ids) < len(rows) and ids.shape[1] > 1:
             options["past_key_values"] = self._prefill(ids[:, :-1], mask[:, :-1], of_row)
@@ -224,14 +242,6 @@ class CrystalSampler:
                     part.keep(keep)
         return self._decode([sequences[place] for place in range(len(rows))], likelihoods.tolist())
 
-    def _heads_of(
-        self, prompts: Mapping[int, PreparedPrompt], rows: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids and attention mask of the different prompts, and the prompt of each row."""
-        distinct = {key: place for place, key in enumerate(dict.fromkeys(rows))}
-        of_row = torch.tensor([distinct[key] for key in rows], device=self.model.device)
-        return *self._padded([list(prompts[key].ids) for key in distinct], left=True), of_row
-
     def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, of_row: torch.Tensor) -> Any:
         """Keys and values of the prompts, read once each and handed to all rows."""
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -253,8 +263,11 @@ class CrystalSampler:
     def _processor(self, prompts: list[PreparedPrompt]) -> CrystalLogitsProcessor:
         return CrystalLogitsProcessor(self.tokenizer, self.grammar, [prompt.constraint for prompt in prompts])
 
+    def _is_guided(self, prompts: list[PreparedPrompt]) -> bool:
+        return self.guidance != 1 and any(prompt.has_conditions for prompt in prompts)
+
     def _guides(self, prompts: list[PreparedPrompt]) -> list[ConditionGuidance]:
-        if self.guidance == 1 or not any(prompt.has_conditions for prompt in prompts):
+        if not self._is_guided(prompts):
             return []
         return [ConditionGuidance(self.guidance, self.model, self.tokenizer, self.grammar, prompts)]
 

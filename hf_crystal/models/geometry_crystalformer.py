@@ -8,7 +8,7 @@ from .configuration_crystalformer import CrystalformerConfig
 from .kernels_choice import runs_triton
 from .kernels_edges import SortedEdges, sorted_edges
 from .ops_frame_features import FrameAxes
-from .ops_periodic_attention import radial_basis
+from .ops_periodic_attention import RadialBasis, radial_basis
 from .ops_periodic_geometry import (
     NeighborLayout,
     PackedAtoms,
@@ -32,14 +32,14 @@ class ImageBlock:
 
     Attributes:
         layout (`NeighborLayout`): the images; T below is its number of rows.
-        radial (`torch.Tensor` of shape `(T, M, k)`, *optional*): radial basis of every image, without the last
-            functions if no image reaches them.
+        radial (`torch.Tensor` of shape `(T, M, k)` or `RadialBasis`, *optional*): radial basis of every image, without
+            the last functions if no image reaches them, or how to form it.
         unit_vectors (`torch.Tensor` of shape `(T, M, 3)`, *optional*): directions of images (CrystalFramer).
         static_axes (`FrameAxes`, *optional*): frames that depend on the geometry alone (CrystalFramer).
     """
 
     layout: NeighborLayout
-    radial: torch.Tensor | None = None
+    radial: torch.Tensor | RadialBasis | None = None
     unit_vectors: torch.Tensor | None = None
     static_axes: FrameAxes | None = None
 
@@ -117,17 +117,17 @@ def build_geometry(
     return geometry
 
 
-def _radial(config: CrystalformerConfig, layout: NeighborLayout) -> torch.Tensor | None:
+def _radial(config: CrystalformerConfig, layout: NeighborLayout) -> torch.Tensor | RadialBasis | None:
     """Radial basis of every image; none in the simplified model."""
     if not config.num_radial_basis:
         return None
-    # sqrt has no gradient at the atom itself; the lower bound is far below any distance
-    distances = layout.squared_distances.clamp_min(1e-24).sqrt()
-    cutoff, width_scale = float(config.radial_cutoff), float(config.radial_width_scale)
-    shape = (config.num_radial_basis, cutoff, width_scale)
+    squared = layout.squared_distances
+    shape = (config.num_radial_basis, float(config.radial_cutoff), float(config.radial_width_scale))
     if config.truncates_bases or config.image_selection == "cells" or config.attention_kernel == "reference":
-        return radial_basis(distances, *shape, truncate=config.truncates_bases)
-    return radial_basis(distances, *shape, radius=float(config.cutoff_sigmas) * config.largest_real_sigma)
+        return radial_basis(squared.clamp_min(1e-24).sqrt(), *shape, truncate=config.truncates_bases)
+    basis = RadialBasis(*shape, radius=float(config.cutoff_sigmas) * config.largest_real_sigma)
+    # In training the table of all images would be the largest tensor: blocks form it for some atoms at a time.
+    return basis if torch.is_grad_enabled() and not squared.requires_grad else basis(squared)
 
 
 def box_extents(config: CrystalformerConfig, sigma: torch.Tensor, box_unit: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,8 @@ images n and r_ijn = p_j - p_i + n·cell:
 
 `periodic_attention_reference` is this text, term by term. `periodic_attention` is the same function arranged well:
 exp(alpha_ij) cancels, so the weight of an image is one softmax over all images of all keys, and W^E is applied once
-per atom instead of once per pair. Its backward is written out, so that a block keeps one number per image and head.
+per atom instead of once per pair. Its backward is written out and forms the weights of images, and the radial basis
+where it is given as a `RadialBasis`, once more: a block keeps nothing of the size of the images.
 Both take the same arguments; a test compares values and gradients.
 
 Axis letters as in `ops_periodic_geometry`; d is the width of a head, K the number of radial basis functions.
@@ -17,8 +18,9 @@ Everything here is dtype-preserving; callers keep geometry in at least float32.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -27,6 +29,7 @@ from .ops_periodic_geometry import NeighborLayout, PackedAtoms
 
 __all__ = [
     "PeriodicAttentionOutput",
+    "RadialBasis",
     "gaussian_widths",
     "mix_values",
     "pair_attention_matrix",
@@ -36,6 +39,9 @@ __all__ = [
     "radial_basis",
     "segment_logsumexp",
 ]
+
+# Tables of the radial basis that are formed and dropped have about this many numbers: what fits into a core's cache.
+MAX_TABLE_ENTRIES = 500_000
 
 
 @dataclass
@@ -128,6 +134,22 @@ def radial_basis(
     return basis
 
 
+@dataclass(frozen=True)
+class RadialBasis:
+    """How to form the radial basis of images; the fields are arguments of `radial_basis`."""
+
+    num_basis: int
+    cutoff: float
+    width_scale: float
+    radius: float | None = None
+
+    def __call__(self, squared_distances: torch.Tensor) -> torch.Tensor:
+        """The table `(..., k)` of squared distances `(...)`, Å²."""
+        # sqrt has no gradient at the atom itself; the lower bound is far below any distance
+        distances = squared_distances.clamp_min(1e-24).sqrt()
+        return radial_basis(distances, self.num_basis, self.cutoff, self.width_scale, radius=self.radius)
+
+
 def _rows_of_keys(values: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
     """values[pair_key]; unlike that of indexing, its gradient is summed in a fixed order, also on several cores."""
     return values.index_select(0, pair_key.flatten()).view(*pair_key.shape, *values.shape[1:])
@@ -204,7 +226,7 @@ def periodic_attention_reference(
     inverse_variance: torch.Tensor,
     layout: NeighborLayout,
     edge_mask: torch.Tensor | None = None,
-    radial: torch.Tensor | None = None,
+    radial: torch.Tensor | RadialBasis | None = None,
     radial_weight: torch.Tensor | None = None,
 ) -> PeriodicAttentionOutput:
     """Real-space attention exactly as written in the paper (module docstring), one tensor per symbol.
@@ -215,9 +237,12 @@ def periodic_attention_reference(
         inverse_variance (`torch.Tensor` of shape `(T, H)`): 1/sigma_i², Å⁻².
         layout (`NeighborLayout`): the images of the rows.
         edge_mask (`torch.Tensor` of shape `(T, M, H)`, *optional*): the images that count; none: all of the layout.
-        radial (`torch.Tensor` of shape `(T, M, K)`, *optional*): b(|r|) of every image; none: beta = 0.
+        radial (`torch.Tensor` of shape `(T, M, K)` or `RadialBasis`, *optional*): b(|r|) of every image, or how to
+            form it; none: beta = 0.
         radial_weight (`torch.Tensor` of shape `(H, d, K)`, *optional*): W^E of each head.
     """
+    if isinstance(radial, RadialBasis):
+        radial = radial(layout.squared_distances)
     num_pairs = layout.pair_key.shape[1]
     phi = -0.5 * layout.squared_distances[..., None] * inverse_variance[:, None, :]
     phi = phi.masked_fill(~(layout.edge_mask[..., None] if edge_mask is None else edge_mask), -torch.inf)
@@ -239,6 +264,33 @@ def periodic_attention_reference(
     return PeriodicAttentionOutput(output, edge_weights, attention, logits, alpha, beta)
 
 
+def _image_logits(
+    scores: torch.Tensor,
+    inverse_variance: torch.Tensor,
+    squared_distances: torch.Tensor,
+    edge_pair: torch.Tensor,
+    edge_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Logits (T, H, M) of images from the scores (T, H, P) of their pairs."""
+    logits = scores.gather(2, edge_pair[:, None, :].expand(-1, scores.shape[1], -1))
+    logits.addcmul_(inverse_variance[:, :, None], squared_distances[:, None, :], value=-0.5)
+    return logits if edge_mask is None else logits.masked_fill_(~edge_mask.transpose(1, 2), -torch.inf)
+
+
+def _radial_tables(
+    radial: torch.Tensor | None, basis: RadialBasis | None, squared_distances: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Rows and their tables (rows, M, k): the given table of all rows, or formed for a few rows at a time."""
+    if basis is None:
+        yield slice(None), cast(torch.Tensor, radial)
+        return
+    num_rows, width = squared_distances.shape
+    step = max(1, MAX_TABLE_ENTRIES // (width * basis.num_basis))
+    for start in range(0, num_rows, step):
+        rows = slice(start, start + step)
+        yield rows, basis(squared_distances[rows])
+
+
 class _ImageAttention(torch.autograd.Function):
     """`periodic_attention` with images along the last axis, (T, H, M), where sums over them are contiguous."""
 
@@ -252,27 +304,26 @@ class _ImageAttention(torch.autograd.Function):
         squared_distances: torch.Tensor,
         radial: torch.Tensor | None,
         radial_weight: torch.Tensor | None,
+        basis: RadialBasis | None,
         edge_pair: torch.Tensor,
         pair_key: torch.Tensor,
         edge_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         scores = pair_scores(query, key, pair_key).transpose(1, 2).contiguous()
-        pair_of_image = edge_pair[:, None, :].expand(-1, query.shape[1], -1)
-        logits = scores.gather(2, pair_of_image)
-        logits.addcmul_(inverse_variance[:, :, None], squared_distances[:, None, :], value=-0.5)
-        if edge_mask is not None:
-            logits.masked_fill_(~edge_mask.transpose(1, 2), -torch.inf)
+        logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask)
         weights = torch.softmax(logits, dim=-1)
+        pair_of_image = edge_pair[:, None, :].expand_as(weights)
         pair_weights = torch.zeros_like(scores).scatter_add_(2, pair_of_image, weights)
         output = mix_values(pair_weights.transpose(1, 2), value, pair_key)
-        expected = None
-        if radial is not None and radial_weight is not None:
-            expected = torch.bmm(weights, radial)  # (T, H, K)
-            output += torch.einsum("thk,hdk->thd", expected, radial_weight)
+        if (radial is not None or basis is not None) and radial_weight is not None:
+            tables = _radial_tables(radial, basis, squared_distances)
+            expected = torch.cat([torch.bmm(weights[rows], table) for rows, table in tables])  # (T, H, k)
+            output += torch.einsum("thk,hdk->thd", expected, radial_weight[..., : expected.shape[-1]])
         ctx.mark_non_differentiable(logits)
         ctx.set_materialize_grads(False)
-        inputs = (query, key, value, inverse_variance, squared_distances, radial, radial_weight, edge_pair, pair_key)
-        ctx.save_for_backward(*inputs, weights, pair_weights, expected)
+        ctx.basis = basis
+        inputs = (query, key, value, inverse_variance, squared_distances, radial, radial_weight)
+        ctx.save_for_backward(*inputs, edge_pair, pair_key, edge_mask, scores, pair_weights)
         return output, weights, pair_weights, logits
 
     @staticmethod
@@ -286,26 +337,34 @@ class _ImageAttention(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
         query, key, value, inverse_variance, squared_distances, radial, radial_weight = saved[:7]
-        edge_pair, pair_key, weights, pair_weights, expected = saved[7:]
+        edge_pair, pair_key, edge_mask, scores, pair_weights = saved[7:]
+        # one number per image and head and block would be most of the memory of a training step
+        logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask)
+        weights = torch.softmax(logits, dim=-1)
         pair_of_image = edge_pair[:, None, :].expand_as(weights)
         if grad_output is None:
             grad_output = torch.zeros_like(query)
 
         # output = sum_j A_ij v_j + W^E expected
-        grad_pairs = (_rows_of_keys(value, pair_key) * grad_output[:, None]).sum(-1).transpose(1, 2)  # (T, H, P)
+        grad_pairs = _rows_of_keys(value, pair_key).mul_(grad_output[:, None]).sum(-1).transpose(1, 2)  # (T, H, P)
         if grad_pair_weights is not None:
             grad_pairs = grad_pairs + grad_pair_weights
-        grad_value = _sum_to_keys(pair_weights.transpose(1, 2)[..., None] * grad_output[:, None], pair_key, value)
+        by_pair = pair_weights.transpose(1, 2).contiguous()[..., None]
+        grad_value = _sum_to_keys(by_pair * grad_output[:, None], pair_key, value)
         grad_edges = grad_pairs.contiguous().gather(2, pair_of_image)
         if grad_weights is not None:
             grad_edges += grad_weights
         grad_radial = grad_radial_weight = None
-        if expected is not None:
-            grad_expected = torch.einsum("thd,hdk->thk", grad_output, radial_weight)
-            grad_radial_weight = torch.einsum("thd,thk->hdk", grad_output, expected)
-            grad_edges.baddbmm_(grad_expected, radial.transpose(1, 2))
-            if ctx.needs_input_grad[5]:
-                grad_radial = torch.bmm(weights.transpose(1, 2), grad_expected)
+        if (radial is not None or ctx.basis is not None) and radial_weight is not None:
+            grad_radial_weight = torch.zeros_like(radial_weight)
+            for rows, table in _radial_tables(radial, ctx.basis, squared_distances):
+                used = slice(table.shape[-1])
+                grad_expected = torch.einsum("thd,hdk->thk", grad_output[rows], radial_weight[..., used])
+                expected = torch.bmm(weights[rows], table)
+                grad_radial_weight[..., used] += torch.einsum("thd,thk->hdk", grad_output[rows], expected)
+                grad_edges[rows].baddbmm_(grad_expected, table.transpose(1, 2))
+                if ctx.needs_input_grad[5]:  # a given table, of all rows
+                    grad_radial = torch.bmm(weights.transpose(1, 2), grad_expected)
 
         # softmax, then logits = q_i·k_j / sqrt d - |r|² / 2 sigma_i²
         mean = torch.linalg.vecdot(weights, grad_edges)
@@ -315,11 +374,11 @@ class _ImageAttention(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             grad_squared = -0.5 * torch.bmm(inverse_variance[:, None, :], grad_logits)[:, 0]
         grad_scores = torch.zeros_like(pair_weights).scatter_add_(2, pair_of_image, grad_logits)
-        grad_scores = grad_scores.transpose(1, 2)[..., None] / math.sqrt(query.shape[-1])  # (T, P, H, 1)
-        grad_query = (_rows_of_keys(key, pair_key) * grad_scores).sum(1)
+        grad_scores = grad_scores.transpose(1, 2).contiguous()[..., None] / math.sqrt(query.shape[-1])  # (T, P, H, 1)
+        grad_query = _rows_of_keys(key, pair_key).mul_(grad_scores).sum(1)
         grad_key = _sum_to_keys(query[:, None] * grad_scores, pair_key, key)
         gradients = (grad_query, grad_key, grad_value, grad_variance, grad_squared, grad_radial, grad_radial_weight)
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None
 
 
 def periodic_attention(
@@ -329,17 +388,22 @@ def periodic_attention(
     inverse_variance: torch.Tensor,
     layout: NeighborLayout,
     edge_mask: torch.Tensor | None = None,
-    radial: torch.Tensor | None = None,
+    radial: torch.Tensor | RadialBasis | None = None,
     radial_weight: torch.Tensor | None = None,
 ) -> PeriodicAttentionOutput:
     """Same function and arguments as `periodic_attention_reference`, as one softmax over images.
 
     A_ij exp(phi_ijn - alpha_ij) = softmax_{j,n}(q_i·k_j / sqrt d + phi_ijn), and
     sum_j A_ij beta_ij = W^E [ sum_{j,n} (that weight) b(|r_ijn|) ]: no tensor of size pairs x images x K is made.
-    Differentiable once; edge logits are returned without gradient. `radial` may lack the last functions of W^E.
+    Differentiable once; edge logits are returned without gradient. `radial` may lack the last functions of W^E. A
+    `RadialBasis` is evaluated in forward and backward: slower than a table that all blocks share, but nothing is kept.
     """
-    if radial is not None and radial_weight is not None:
-        radial_weight = radial_weight[..., : radial.shape[-1]]
+    basis = None
+    if isinstance(radial, RadialBasis):
+        if layout.squared_distances.requires_grad:
+            radial = radial(layout.squared_distances)
+        else:
+            basis, radial = radial, None
     output, weights, pair_weights, logits = _ImageAttention.apply(
         query,
         key,
@@ -348,6 +412,7 @@ def periodic_attention(
         layout.squared_distances,
         radial,
         radial_weight,
+        basis,
         layout.edge_pair,
         layout.pair_key,
         edge_mask,

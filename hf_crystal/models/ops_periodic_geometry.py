@@ -32,11 +32,11 @@ __all__ = [
 LINKED_CELL_MIN_ATOMS = 128
 # All-pairs search of a group of crystals is cut so that no distance table has more entries than this.
 MAX_DISTANCE_ENTRIES = 8_000_000
-# Atoms are dealt into at most this many layouts, each of at least so many rows.
+# Atoms are dealt into at most this many layouts, unless images are many, each of at least so many rows on average.
 MAX_LAYOUTS = 6
 MIN_LAYOUT_ROWS = 64
-# On a CPU layouts of more rows would fall out of cache, and their temporaries set the peak memory.
-MAX_LAYOUT_ROWS = 256
+# On a CPU layouts of more images would fall out of cache, and their temporaries set the peak memory.
+MAX_LAYOUT_IMAGES = 30_000
 # Å²; where a row of images is padded: far enough for a weight of exactly zero, so that sums over images need no mask
 PADDING_SQUARED_DISTANCE = 1e12
 
@@ -183,8 +183,8 @@ def build_layouts(edges: EdgeList, num_atoms: int, images: torch.Tensor | None =
 
     num_layouts = max(1, min(MAX_LAYOUTS, num_atoms // MIN_LAYOUT_ROWS))
     if device.type == "cpu":
-        num_layouts = max(num_layouts, math.ceil(num_atoms / MAX_LAYOUT_ROWS))
-    layout_rows = torch.tensor_split(torch.argsort(counts, stable=True), num_layouts)
+        num_layouts = min(num_atoms, max(num_layouts, math.ceil(num_edges / MAX_LAYOUT_IMAGES)))
+    layout_rows = _deal_rows(counts, num_layouts)
     edge_base, edge_widths = _row_starts(layout_rows, counts)
     pair_base, pair_widths = _row_starts(layout_rows, pair_counts)
     pair_column = torch.arange(num_pairs, device=device) - first_pair[edges.pair_query]
@@ -202,7 +202,7 @@ def build_layouts(edges: EdgeList, num_atoms: int, images: torch.Tensor | None =
     pair_sizes = [rows.shape[0] * width for rows, width in zip(layout_rows, pair_widths, strict=True)]
     edge_vectors = padded(place, edges.vectors, sum(sizes)).split(sizes)
     edge_pair = padded(place, column, sum(sizes)).split(sizes)
-    edge_images = [None] * num_layouts if images is None else padded(place, images, sum(sizes)).split(sizes)
+    edge_images = [None] * len(layout_rows) if images is None else padded(place, images, sum(sizes)).split(sizes)
     pair_key = padded(pair_place, edges.pair_key, sum(pair_sizes)).split(pair_sizes)
     layouts = []
     for part, rows in enumerate(layout_rows):
@@ -222,6 +222,14 @@ def build_layouts(edges: EdgeList, num_atoms: int, images: torch.Tensor | None =
             )
         )
     return layouts
+
+
+def _deal_rows(counts: torch.Tensor, num_layouts: int) -> tuple[torch.Tensor, ...]:
+    """Atoms in order of their numbers of images, cut into parts of about equally many images, none empty."""
+    order = torch.argsort(counts, stable=True)
+    total = torch.cumsum(counts[order], 0)
+    ends = torch.searchsorted(total, total[-1] * torch.arange(1, num_layouts, device=counts.device) // num_layouts)
+    return tuple(part for part in torch.tensor_split(order, ends.cpu()) if part.numel())
 
 
 def _row_starts(layout_rows: tuple[torch.Tensor, ...], counts: torch.Tensor) -> tuple[torch.Tensor, list[int]]:

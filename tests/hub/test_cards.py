@@ -110,8 +110,15 @@ def test_results_of_the_evaluation_package_are_understood():
         ("validity", 1.0, 1), ("structure_validity", 1.0, 1), ("uniqueness", 1.0, 1),
     }  # fmt: skip
     assert {row["setting"] for row in rows} == {
-        "match, diffcsp-match, n 1", "metre, metre", "valid, cdvae-validity", "unique, uniqueness",
+        "match, diffcsp-match, n 1", "metre", "valid, cdvae-validity", "unique, uniqueness",
     }  # fmt: skip
+
+
+def test_a_generator_is_asked_for_what_it_knows():
+    card = render_model_card(tiny_generator()[0], hub_config={"example": "Ti 2 O 4"})
+    for text in ("generate Ti2O4 --num", 'pipe("Ti2O4"', 'composition={"Ti": 2, "O": 4},', '"<bos> Ti 2 O 4 |"'):
+        assert text in card
+    assert "Sr" not in card
 
 
 def test_notes_of_the_evaluation_file_are_limits_of_this_checkpoint():

@@ -62,13 +62,21 @@ def test_a_prompt_of_one_token_needs_no_reading():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0}, {"temperature": 1.3, "top_p": 0.7}, {"batch_size": 5}, {"unique": True}],
+    [
+        {},
+        {"temperature": 0},
+        {"temperature": 1.3, "top_p": 0.7},
+        {"batch_size": 5},
+        {"unique": True},
+        {"guidance": 1.7},
+    ],
     ids=str,
 )
 def test_the_same_seed_writes_what_generate_writes(tokenizer, monkeypatch, options):
     torch.manual_seed(0)
     model = Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer, max_position_embeddings=400)).eval()
     prompts = [{"composition": "SrTiO3"}, {"composition": "Zn2S2", "space_group": 186}, {"chemical_system": "Li-O"}]
+    prompts.append({"properties": {"band_gap": 1.0}})
 
     def write():
         return generate_crystals_for_prompts(model, tokenizer, prompts, num_return=4, seed=1, **options)

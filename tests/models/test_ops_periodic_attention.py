@@ -65,13 +65,17 @@ def test_paper_equations_by_explicit_loops():
     assert i == int(layout.rows[row])
 
 
+@pytest.mark.parametrize("forms_basis", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_fast_path_has_the_values_and_gradients_of_the_reference(dtype):
+def test_fast_path_has_the_values_and_gradients_of_the_reference(dtype, forms_basis, monkeypatch):
     _, _, layout, inputs, radial, weight = setting(dtype=dtype)
+    monkeypatch.setattr(ops, "MAX_TABLE_ENTRIES", 2 * BASIS * layout.edge_mask.shape[1])  # three rows in two parts
     results, gradients = [], []
     for kernel in (ops.periodic_attention_reference, ops.periodic_attention):
         leaves = [tensor.clone().requires_grad_() for tensor in (*inputs, weight)]
-        output = kernel(*leaves[:4], layout, None, radial, leaves[4])
+        is_fast = kernel is ops.periodic_attention
+        given = ops.RadialBasis(BASIS, 5.0, 1.0) if is_fast and forms_basis else radial
+        output = kernel(*leaves[:4], layout, None, given, leaves[4])
         loss = (output.output * torch.arange(output.output.numel(), dtype=dtype).view_as(output.output).sin()).sum()
         gradients.append(torch.autograd.grad(loss, leaves))
         results.append(output)
@@ -94,15 +98,16 @@ def test_real_space_gradients_by_finite_differences(kernel):
     assert torch.autograd.gradcheck(function, leaves)
 
 
-def test_gradient_with_respect_to_positions_by_finite_differences():
+@pytest.mark.parametrize("forms_basis", [False, True])
+def test_gradient_with_respect_to_positions_by_finite_differences(forms_basis):
     batch = collate(CRYSTALS)
     atoms = pack_atoms(batch["attention_mask"])
     _, _, _, (query, key, value, inverse_variance), _, weight = setting()
 
     def function(positions, cell):
         (layout,) = radius_layouts(positions, cell, atoms, 5.0)
-        distances = layout.squared_distances.clamp_min(1e-24).sqrt()
-        radial = ops.radial_basis(distances, BASIS, 5.0, 1.0)
+        basis = ops.RadialBasis(BASIS, 5.0, 1.0)
+        radial = basis if forms_basis else basis(layout.squared_distances)
         return ops.periodic_attention(query, key, value, inverse_variance, layout, None, radial, weight).output
 
     positions = batch["positions"][atoms.crystal, atoms.slot].requires_grad_()
@@ -189,6 +194,19 @@ def test_radial_functions_that_are_left_out_are_below_rounding(radius, width_sca
     assert near.shape == (200, kept)
     assert torch.equal(near, every[:, :kept])
     assert not (every[:, kept:] > torch.finfo(torch.float64).eps).any()
+
+
+def test_attention_leaves_out_the_functions_that_no_image_reaches():
+    _, _, layout, inputs, _, _ = setting()
+    weight = torch.randn(HEADS, WIDTH, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    results = []
+    for radius in (None, 5.0):
+        leaf = weight.clone().requires_grad_()
+        basis = ops.RadialBasis(64, 14.0, 1.0, radius)
+        output = ops.periodic_attention(*inputs, layout, None, basis, leaf).output
+        results.append((output, *torch.autograd.grad(output.square().sum(), leaf)))
+    for every, near in zip(*results, strict=True):
+        assert (every - near).abs().max() <= KERNEL * every.abs().max()
 
 
 def test_float32_radial_basis_holds_no_denormal_numbers():

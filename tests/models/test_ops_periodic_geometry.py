@@ -140,6 +140,19 @@ def test_rows_are_sorted_by_width_and_padded_far_away(monkeypatch):
         assert (layout.squared_distances[~layout.edge_mask] == geometry.PADDING_SQUARED_DISTANCE).all()
 
 
+def test_layouts_hold_about_equally_many_images(monkeypatch):
+    crystals = random_crystals(12)
+    (whole,) = layouts_of(crystals)[0]
+    counts = whole.edge_mask.sum(1)
+    monkeypatch.setattr(geometry, "MAX_LAYOUT_IMAGES", 8 * int(counts.max()))
+    layouts, _, _ = layouts_of(crystals)
+    images = [int(layout.edge_mask.sum()) for layout in layouts]
+    assert len(layouts) > 2
+    assert sum(images) == int(counts.sum())
+    assert max(images) - min(images) <= 2 * int(counts.max())  # cut between atoms
+    assert torch.equal(torch.cat([layout.rows for layout in layouts]).sort()[0], torch.arange(len(counts)))
+
+
 def test_gradients_reach_positions_and_cell():
     crystals = [TRICLINIC, supercell(NEEDLE, (4, 5, 4))]
     batch = collate(crystals)

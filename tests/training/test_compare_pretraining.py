@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from script_runs import run_forked
 
 from hf_crystal.training import TargetArguments, load_recipe
 from hf_crystal.training.property_models import build_property_model
@@ -41,7 +44,9 @@ def test_difference_is_paired_over_crystals_and_averaged_over_seeds(script):
 
 
 @pytest.mark.slow
-def test_runs_are_of_equal_budget_and_not_repeated(script, recipe_file, tmp_path, capsys):
+def test_runs_are_of_equal_budget_and_not_repeated(script, recipe_file, tmp_path, capsys, monkeypatch):
+    run = {"run": lambda command, check: run_forked(*command[1:])}
+    monkeypatch.setattr(script, "subprocess", SimpleNamespace(**{**vars(subprocess), **run}))
     build_property_model(load_recipe(recipe_file), TargetScaling((0.0, 0.0), (1.0, 1.0), (9, 9))).save_pretrained(
         tmp_path / "start"
     )

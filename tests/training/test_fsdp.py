@@ -10,7 +10,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
-from script_runs import SCRIPTS, losses, run, train
+from script_runs import SCRIPTS, losses, run_forked, train
 from transformers import Trainer
 
 from hf_crystal import Mat2SeqForCausalLM
@@ -35,7 +35,7 @@ def fsdp(monkeypatch):
 def train_sharded(recipe, folder, *options):
     words = [word for setting in SETTINGS for word in ("--set", setting)]
     wrapper = Path(__file__).with_name("fsdp_on_cpu.py")
-    run(wrapper, SCRIPTS / "train_mat2seq.py", recipe, "--output-dir", folder, *words, *options, processes=2)
+    run_forked(wrapper, SCRIPTS / "train_mat2seq.py", recipe, "--output-dir", folder, *words, *options, processes=2)
     return json.loads((folder / "run.json").read_text())
 
 

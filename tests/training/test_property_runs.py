@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def reference(recipe_file, tmp_path_factory):
     """One uninterrupted run on one process: 4 epochs of 5 steps, the last averaged."""
     folder = tmp_path_factory.mktemp("reference")
-    return folder, train(recipe_file, folder)
+    return folder, train(recipe_file, folder, runner=run)
 
 
 def test_record_says_what_was_done(reference, recipe_file):
@@ -62,7 +62,8 @@ def test_killed_run_resumes_to_the_same_weights(reference, recipe_file, tmp_path
 
 def test_two_processes_give_the_curve_of_one(reference, recipe_file, tmp_path):
     _, one = reference
-    two = train(recipe_file, tmp_path / "two", "training.eval_steps=3", "training.keep_checkpoints=9", processes=2)
+    settings = ["training.eval_steps=3", "training.keep_checkpoints=9"]
+    two = train(recipe_file, tmp_path / "two", *settings, processes=2, runner=run)
     assert two["num_processes"] == 2
     # the order of float32 sums differs between one and two processes, and training amplifies it a little
     np.testing.assert_allclose(losses(two), losses(one), rtol=2e-5)
@@ -75,14 +76,7 @@ def test_two_processes_give_the_curve_of_one(reference, recipe_file, tmp_path):
         if int(checkpoint.name.split("-")[1]) > 12:
             (checkpoint / COMPLETE_MARKER_NAME).unlink()
     (tmp_path / "two" / "model").rename(tmp_path / "two" / "first")
-    resumed = train(
-        recipe_file,
-        tmp_path / "two",
-        "training.eval_steps=3",
-        "training.keep_checkpoints=9",
-        processes=2,
-        options=["--resume"],
-    )
+    resumed = train(recipe_file, tmp_path / "two", *settings, processes=2, options=["--resume"])
     assert losses(resumed) == losses(two)
     first = load_file(tmp_path / "two" / "first" / "model.safetensors")
     second = load_file(tmp_path / "two" / "model" / "model.safetensors")
