@@ -190,6 +190,10 @@ def main(args: argparse.Namespace) -> int:
         forward = torch.no_grad()(lambda model=model: model(**batch))
         model.eval()
         note(f"{name} forward", forward, 1)
+        if name == "crystalformer":
+            model.config.attention_kernel = "reference"
+            note(f"{name} forward, the paper's equations term by term", forward, 1)
+            model.config.attention_kernel = "fast"
         model.train()
         if name == "crystalframer":
             note(f"{name} forward, one random frame", forward, 1)
