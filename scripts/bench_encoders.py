@@ -201,9 +201,8 @@ def main(args: argparse.Namespace) -> int:
     memory = []
     for name in ("crystalformer", "crystalframer"):
         peaks = measure_memory(name, path, args.threads)
-        report.add(
-            f"{name} training step, peak memory", peaks["after"], "MiB", bound=WANTED_PEAK_MIB, bound_name="wanted"
-        )
+        limit = {"bound": WANTED_PEAK_MIB, "bound_name": "wanted"} if name == "crystalformer" else {}
+        report.add(f"{name} training step, peak memory", peaks["after"], "MiB", **limit)
         imports, before, after = (peaks[key] for key in ("imports", "before", "after"))
         parts = {"imports": imports, "batch and model": before - imports, "the step": after - before}
         for part, mib in parts.items():

@@ -35,8 +35,9 @@ MAX_DISTANCE_ENTRIES = 8_000_000
 # Atoms are dealt into at most this many layouts, unless images are many, each of at least so many rows on average.
 MAX_LAYOUTS = 6
 MIN_LAYOUT_ROWS = 64
-# On a CPU layouts of more images would fall out of cache, and their temporaries set the peak memory.
-MAX_LAYOUT_IMAGES = 30_000
+# On a CPU layouts of more images would fall out of cache; with gradients their temporaries set the peak memory.
+MAX_LAYOUT_IMAGES = 60_000
+MAX_LAYOUT_IMAGES_TRAINING = 15_000
 # Å²; where a row of images is padded: far enough for a weight of exactly zero, so that sums over images need no mask
 PADDING_SQUARED_DISTANCE = 1e12
 
@@ -183,7 +184,8 @@ def build_layouts(edges: EdgeList, num_atoms: int, images: torch.Tensor | None =
 
     num_layouts = max(1, min(MAX_LAYOUTS, num_atoms // MIN_LAYOUT_ROWS))
     if device.type == "cpu":
-        num_layouts = min(num_atoms, max(num_layouts, math.ceil(num_edges / MAX_LAYOUT_IMAGES)))
+        limit = MAX_LAYOUT_IMAGES_TRAINING if torch.is_grad_enabled() else MAX_LAYOUT_IMAGES
+        num_layouts = min(num_atoms, max(num_layouts, math.ceil(num_edges / limit)))
     layout_rows = _deal_rows(counts, num_layouts)
     edge_base, edge_widths = _row_starts(layout_rows, counts)
     pair_base, pair_widths = _row_starts(layout_rows, pair_counts)

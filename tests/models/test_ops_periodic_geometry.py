@@ -144,7 +144,8 @@ def test_layouts_hold_about_equally_many_images(monkeypatch):
     crystals = random_crystals(12)
     (whole,) = layouts_of(crystals)[0]
     counts = whole.edge_mask.sum(1)
-    monkeypatch.setattr(geometry, "MAX_LAYOUT_IMAGES", 8 * int(counts.max()))
+    for name in ("MAX_LAYOUT_IMAGES", "MAX_LAYOUT_IMAGES_TRAINING"):
+        monkeypatch.setattr(geometry, name, 8 * int(counts.max()))
     layouts, _, _ = layouts_of(crystals)
     images = [int(layout.edge_mask.sum()) for layout in layouts]
     assert len(layouts) > 2
