@@ -10,6 +10,7 @@ from .kernels_edges import SortedEdges, sorted_edges
 from .ops_frame_features import FrameAxes
 from .ops_periodic_attention import RadialBasis, radial_basis
 from .ops_periodic_geometry import (
+    MAX_LAYOUT_IMAGES,
     NeighborLayout,
     PackedAtoms,
     cells_layouts,
@@ -102,7 +103,10 @@ def build_geometry(
     elif config.domain != "reciprocal":
         if config.image_selection == "radius":
             radius = float(config.cutoff_sigmas) * config.largest_real_sigma
-            layouts = radius_layouts(packed, cell, atoms, radius)
+            # In training the temporaries of layouts set the peak memory; frames cost time for each layout.
+            is_small = torch.is_grad_enabled() and config.model_type == "crystalformer"
+            max_images = MAX_LAYOUT_IMAGES // 4 if is_small else MAX_LAYOUT_IMAGES
+            layouts = radius_layouts(packed, cell, atoms, radius, max_images)
         else:
             geometry.box_unit = 1.0 / plane_spacings(cell)
             largest = torch.full_like(cell[:, 0, 0], config.largest_real_sigma)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 __all__ = [
+    "MAX_LAYOUT_IMAGES",
     "PADDING_SQUARED_DISTANCE",
     "EdgeList",
     "NeighborLayout",
@@ -35,9 +36,8 @@ MAX_DISTANCE_ENTRIES = 8_000_000
 # Atoms are dealt into at most this many layouts, unless images are many, each of at least so many rows on average.
 MAX_LAYOUTS = 6
 MIN_LAYOUT_ROWS = 64
-# On a CPU layouts of more images would fall out of cache; with gradients their temporaries set the peak memory.
+# On a CPU layouts of more images would fall out of cache.
 MAX_LAYOUT_IMAGES = 60_000
-MAX_LAYOUT_IMAGES_TRAINING = 15_000
 # Å²; where a row of images is padded: far enough for a weight of exactly zero, so that sums over images need no mask
 PADDING_SQUARED_DISTANCE = 1e12
 
@@ -161,7 +161,9 @@ class EdgeList:
     vectors: torch.Tensor
 
 
-def build_layouts(edges: EdgeList, num_atoms: int, images: torch.Tensor | None = None) -> list[NeighborLayout]:
+def build_layouts(
+    edges: EdgeList, num_atoms: int, images: torch.Tensor | None = None, max_images: int = MAX_LAYOUT_IMAGES
+) -> list[NeighborLayout]:
     """Padded rows of a flat list of edges, in layouts of similar width.
 
     All layouts are slices of one buffer, so that the edges are moved once.
@@ -170,6 +172,7 @@ def build_layouts(edges: EdgeList, num_atoms: int, images: torch.Tensor | None =
         edges (`EdgeList`): every atom is a query.
         num_atoms (`int`): number of packed atoms.
         images (`torch.Tensor` of shape `(E, 3)`, *optional*): lattice integers of the edges.
+        max_images (`int`): of a layout, on a CPU.
     """
     device = edges.pair_query.device
     num_pairs, num_edges = edges.pair_query.shape[0], edges.vectors.shape[0]
@@ -184,8 +187,7 @@ def build_layouts(edges: EdgeList, num_atoms: int, images: torch.Tensor | None =
 
     num_layouts = max(1, min(MAX_LAYOUTS, num_atoms // MIN_LAYOUT_ROWS))
     if device.type == "cpu":
-        limit = MAX_LAYOUT_IMAGES_TRAINING if torch.is_grad_enabled() else MAX_LAYOUT_IMAGES
-        num_layouts = min(num_atoms, max(num_layouts, math.ceil(num_edges / limit)))
+        num_layouts = min(num_atoms, max(num_layouts, math.ceil(num_edges / max_images)))
     layout_rows = _deal_rows(counts, num_layouts)
     edge_base, edge_widths = _row_starts(layout_rows, counts)
     pair_base, pair_widths = _row_starts(layout_rows, pair_counts)
@@ -263,7 +265,11 @@ def dense_pair_layout(atoms: PackedAtoms) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def radius_layouts(
-    positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms, radius: float
+    positions: torch.Tensor,
+    cell: torch.Tensor,
+    atoms: PackedAtoms,
+    radius: float,
+    max_images: int = MAX_LAYOUT_IMAGES,
 ) -> list[NeighborLayout]:
     """All images within `radius` of each atom, itself included (the `radius` rule).
 
@@ -274,8 +280,9 @@ def radius_layouts(
         cell (`torch.Tensor` of shape `(B, 3, 3)`): lattice vectors as rows, Å.
         atoms (`PackedAtoms`): from `pack_atoms`.
         radius (`float`): cut-off, Å.
+        max_images (`int`): of a layout, on a CPU.
     """
-    return build_layouts(radius_edges(positions, cell, atoms, radius), positions.shape[0])
+    return build_layouts(radius_edges(positions, cell, atoms, radius), positions.shape[0], max_images=max_images)
 
 
 @torch.compiler.disable  # sizes depend on the data: a graph break is right here, and only here

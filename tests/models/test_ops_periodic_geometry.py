@@ -16,11 +16,11 @@ TRICLINIC = Crystal(
 NEEDLE = Crystal(np.array([29, 29]), np.array([[0.0, 0, 0], [1.2, 1.1, 14.0]]), np.diag([2.5, 2.6, 28.0]))
 
 
-def layouts_of(crystals, radius=RADIUS):
+def layouts_of(crystals, radius=RADIUS, **options):
     batch = collate(crystals)
     atoms = geometry.pack_atoms(batch["attention_mask"])
     packed = batch["positions"][atoms.crystal, atoms.slot]
-    return geometry.radius_layouts(packed, batch["cell"], atoms, radius), atoms, packed
+    return geometry.radius_layouts(packed, batch["cell"], atoms, radius, **options), atoms, packed
 
 
 def distances_by_atom(layouts) -> dict[int, np.ndarray]:
@@ -140,13 +140,11 @@ def test_rows_are_sorted_by_width_and_padded_far_away(monkeypatch):
         assert (layout.squared_distances[~layout.edge_mask] == geometry.PADDING_SQUARED_DISTANCE).all()
 
 
-def test_layouts_hold_about_equally_many_images(monkeypatch):
+def test_layouts_hold_about_equally_many_images():
     crystals = random_crystals(12)
     (whole,) = layouts_of(crystals)[0]
     counts = whole.edge_mask.sum(1)
-    for name in ("MAX_LAYOUT_IMAGES", "MAX_LAYOUT_IMAGES_TRAINING"):
-        monkeypatch.setattr(geometry, name, 8 * int(counts.max()))
-    layouts, _, _ = layouts_of(crystals)
+    layouts, _, _ = layouts_of(crystals, max_images=8 * int(counts.max()))
     images = [int(layout.edge_mask.sum()) for layout in layouts]
     assert len(layouts) > 2
     assert sum(images) == int(counts.sum())
