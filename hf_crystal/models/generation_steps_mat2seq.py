@@ -45,7 +45,7 @@ def _pairs_together(rows: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 class _Layer:
-    """Weights of one layer, and the keys and values of its rows."""
+    """Weights of one layer; those that multiply the same states are one matrix."""
 
     def __init__(self, layer: Any, heads: int, key_heads: int):
         attention, mlp = layer.self_attn, layer.mlp
