@@ -111,9 +111,9 @@ def samplers(model: Any, tokenizer: Any, grammar: Any, rows: int) -> tuple[Any, 
             steps = self._steps = self._steps or LlamaSteps(self.model)
             distinct, of_row = self._distinct(rows)
             tokens = self._begin(steps, [list(prompts[key].ids) for key in distinct], of_row)
-            for ended in record:
+            for ended, following in zip(record, record[1:] + record[-1:], strict=True):
                 steps(tokens)
-                if sum(ended) * 8 >= len(ended):
+                if len(following) < len(ended):
                     left = (~torch.tensor(ended)).nonzero()[:, 0]
                     steps.keep(left)
                     tokens = tokens[left]

@@ -14,7 +14,7 @@ import numpy as np
 
 from .canonical_grid import quantise
 
-__all__ = ["REDUCTION_SLACK", "lengths_and_angles", "on_grid", "reduced_bases"]
+__all__ = ["REDUCTION_SLACK", "lengths_and_angles", "on_grid", "reduced_bases", "smallest_row"]
 
 REDUCTION_SLACK = 4  # length steps by which a basis on the grid may be longer than the shortest one
 _ON_GRID = 1e-4  # of a step
@@ -84,9 +84,14 @@ def reduced_bases(
     right = quantise(90.0, angle_step)
     angle_class = np.where((rounded <= right).all(axis=1), 0, np.where((rounded >= right).all(axis=1), 1, 2))
     keys = np.concatenate([quantise(lengths, length_step)[triples], angle_class[:, None], rounded], axis=1)
-    best = keys[np.lexsort(keys.T[::-1])[0]]
-    tied = (keys == best).all(axis=1)
+    best, tied = smallest_row(keys)
     return short[triples[tied]], best[[0, 1, 2, 4, 5, 6]]
+
+
+def smallest_row(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lexicographically smallest row of `keys`, and which rows are equal to it."""
+    best = keys[np.lexsort(keys.T[::-1])[0]]
+    return best, (keys == best).all(axis=1)
 
 
 def _selling_superbase(cell: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from .canonical_grid import (
     free_cell_parameters,
     quantise,
 )
-from .canonical_lattice import REDUCTION_SLACK, lengths_and_angles, on_grid, reduced_bases
+from .canonical_lattice import REDUCTION_SLACK, lengths_and_angles, on_grid, reduced_bases, smallest_row
 from .canonical_symmetry import SymmetricCrystal
 from .symmetry_crystal import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
@@ -141,8 +141,7 @@ def smallest_cells(
         near = near[on_grid(metrics[near], settings.length_step, settings.angle_step)]
         if len(near):
             candidates, keys = near, keys[near]
-    best = keys[np.lexsort(keys.T[::-1])[0]]
-    tied = candidates[(keys == best).all(axis=1)]
+    tied = candidates[smallest_row(keys)[1]]
     return tuple(parameters[tied[0]].tolist()), tuple(tied.tolist())
 
 

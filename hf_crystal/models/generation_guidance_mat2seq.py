@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from .generation_processor_mat2seq import SequenceReader
+from .generation_processor_mat2seq import SequenceReader, pad_rows
 from .generation_prompts_mat2seq import PreparedPrompt
 from .grammar_mat2seq import CrystalGrammar
 from .tokenization_mat2seq import Mat2SeqTokenizer
@@ -47,11 +47,8 @@ class ConditionGuidance(UnbatchedClassifierFreeGuidanceLogitsProcessor):
         prompts: Sequence[PreparedPrompt],
     ):
         rows = unconditional_heads(tokenizer, grammar, prompts)
-        width = max(map(len, rows))
-        padded: Any = [[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]
-        mask: Any = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        padded, mask = (torch.tensor(part, device=model.device) for part in (padded, mask))
-        super().__init__(scale, model, padded, mask)
+        padded: Any = pad_rows(rows, tokenizer.pad_token_id, model.device, left=True)
+        super().__init__(scale, model, *padded)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Forget all rows but these."""

@@ -281,6 +281,7 @@ def _filter(min_distance: float | None, smact: bool) -> Callable[[DecodedCrystal
         return None
 
     def keeps(item: DecodedCrystal) -> bool:
+        """Whether a crystal passes the filters."""
         if min_distance is not None and not atoms_are_apart(item.structure, min_distance):
             return False
         return not smact or smact_accepts(tuple(sorted(item.canonical.composition.items())))  # type: ignore[union-attr]

@@ -13,7 +13,18 @@ from .grammar_masks_mat2seq import GrammarNode, masks_of
 from .grammar_mat2seq import CrystalGrammar, GrammarState
 from .tokenization_mat2seq import Mat2SeqTokenizer
 
-__all__ = ["CrystalLogitsProcessor", "PlainCrystalLogitsProcessor", "SequenceReader", "forbid"]
+__all__ = ["CrystalLogitsProcessor", "PlainCrystalLogitsProcessor", "SequenceReader", "forbid", "pad_rows"]
+
+
+def pad_rows(
+    rows: Sequence[list[int]], fill: int, device: torch.device, *, left: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask `(B, L)` of rows of different lengths, padded in front or behind."""
+    width = max(map(len, rows))
+    pads = [[0] * (width - len(row)) for row in rows]
+    ids = [[fill] * len(p) + row if left else row + [fill] * len(p) for p, row in zip(pads, rows, strict=True)]
+    mask = [p + [1] * len(row) if left else [1] * len(row) + p for p, row in zip(pads, rows, strict=True)]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 class SequenceReader:

@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from .generation_guidance_mat2seq import ConditionGuidance, unconditional_heads
-from .generation_processor_mat2seq import CrystalLogitsProcessor
+from .generation_processor_mat2seq import CrystalLogitsProcessor, pad_rows
 from .generation_prompts_mat2seq import PreparedPrompt
-from .generation_steps_mat2seq import LlamaSteps, has_llama_steps
+from .generation_steps_mat2seq import LlamaSteps, has_llama_steps, read_prompts
 from .grammar_constraint_mat2seq import PromptConstraint
 from .grammar_mat2seq import CrystalGrammar
 from .tokenization_mat2seq import DecodedCrystal, Mat2SeqTokenizer
@@ -210,13 +210,13 @@ class CrystalSampler:
         guides = self._guides([prompts[key] for key in rows])
         options: dict[str, Any] = {"do_sample": False, "return_dict_in_generate": True}
         if len(ids) < len(rows) and ids.shape[1] > 1:
-            options["past_key_values"] = self._prefill(ids[:, :-1], mask[:, :-1], of_row)
+            options["past_key_values"] = read_prompts(self.model, ids[:, :-1], mask[:, :-1])
+            options["past_key_values"].batch_select_indices(of_row)
         ids, mask = ids[of_row], mask[of_row]
         processor = self._processor([prompts[key] for key in rows])
-        leaving: list[Any] = [*guides, processor]
-        if self.temperature > 0:
-            leaving.append(_Draw(rows, ids.device))
-        processors = [*guides, processor, *self._warpers, *leaving[len(guides) + 1 :]]
+        drawing = [_Draw(rows, ids.device)] if self.temperature > 0 else []
+        processors = [*guides, processor, *self._warpers, *drawing]
+        leaving: list[Any] = [*guides, processor, *drawing]
         options["stopping_criteria"] = StoppingCriteriaList([_HalfEnded(self._ends)])
         places = torch.arange(len(rows))
         sequences: dict[int, list[int]] = {}
@@ -241,14 +241,6 @@ class CrystalSampler:
                 for part in leaving:
                     part.keep(keep)
         return self._decode([sequences[place] for place in range(len(rows))], likelihoods.tolist())
-
-    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, of_row: torch.Tensor) -> Any:
-        """Keys and values of the prompts, read once each and handed to all rows."""
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
-        cache = output.past_key_values
-        cache.batch_select_indices(of_row)
-        return cache
 
     def _search(self, prompts: list[PreparedPrompt], returned: int) -> list[DecodedCrystal]:
         """The best beams of each prompt."""
@@ -286,12 +278,7 @@ class CrystalSampler:
 
     def _padded(self, rows: list[list[int]], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and attention mask of rows of different lengths."""
-        width = max(map(len, rows))
-        pad = [[0] * (width - len(row)) for row in rows]
-        fill = self.tokenizer.pad_token_id
-        ids = [[fill] * len(p) + row if left else row + [fill] * len(p) for p, row in zip(pad, rows, strict=True)]
-        mask = [p + [1] * len(row) if left else [1] * len(row) + p for p, row in zip(pad, rows, strict=True)]
-        return torch.tensor(ids, device=self.model.device), torch.tensor(mask, device=self.model.device)
+        return pad_rows(rows, self.tokenizer.pad_token_id, self.model.device, left=left)
 
     def _stripped(self, ids: list[int]) -> list[int]:
         """Ids without padding in front and behind."""

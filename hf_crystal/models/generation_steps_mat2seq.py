@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaModel, LlamaRMSNorm
 
-__all__ = ["LlamaSteps", "has_llama_steps"]
+__all__ = ["LlamaSteps", "has_llama_steps", "read_prompts"]
 
 _ROOM = 8  # tokens that the cache grows by
 
@@ -34,6 +34,12 @@ def has_llama_steps(model: Any) -> bool:
         and not any(m._forward_hooks or m._forward_pre_hooks or hasattr(m, "_hf_hook") for m in model.modules())
         and not model.training
     )
+
+
+def read_prompts(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+    """Cache of a causal language model after prompts that are padded in front, `ids` and `mask` `(n, L)`."""
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True).past_key_values
 
 
 def _pairs_together(rows: torch.Tensor, heads: int) -> torch.Tensor:
@@ -93,9 +99,7 @@ class LlamaSteps:
         if padding.any():
             self._bias = torch.zeros_like(padding, dtype=empty.dtype).masked_fill_(padding, -torch.inf)
         if self._length:
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-            cache = self._model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
-            layers = cache.past_key_values.layers
+            layers = read_prompts(self._model, ids, mask).layers
             self._keys = [layer.keys.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2) for layer in layers]
             self._values = [layer.values for layer in layers]
 

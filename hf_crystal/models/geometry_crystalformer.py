@@ -8,7 +8,7 @@ from .configuration_crystalformer import CrystalformerConfig
 from .kernels_choice import runs_triton
 from .kernels_edges import SortedEdges, sorted_edges
 from .ops_frame_features import FrameAxes
-from .ops_periodic_attention import RadialBasis, radial_basis
+from .ops_periodic_attention import RadialBasis
 from .ops_periodic_geometry import (
     MAX_LAYOUT_IMAGES,
     NeighborLayout,
@@ -128,7 +128,7 @@ def _radial(config: CrystalformerConfig, layout: NeighborLayout) -> torch.Tensor
     squared = layout.squared_distances
     shape = (config.num_radial_basis, float(config.radial_cutoff), float(config.radial_width_scale))
     if config.truncates_bases or config.image_selection == "cells" or config.attention_kernel == "reference":
-        return radial_basis(squared.clamp_min(1e-24).sqrt(), *shape, truncate=config.truncates_bases)
+        return RadialBasis(*shape, truncate=config.truncates_bases)(squared)
     basis = RadialBasis(*shape, radius=float(config.cutoff_sigmas) * config.largest_real_sigma)
     # In training the table of all images would be the largest tensor: blocks form it for some atoms at a time.
     return basis if torch.is_grad_enabled() and not squared.requires_grad else basis(squared)

@@ -44,6 +44,7 @@ def sum_in_float32(name: str) -> None:
         """The operator with float32 arguments, autocast being off."""
 
         def in_float32(*arguments: Any) -> Any:
+            """The operator of arguments that are not in half precision."""
             with torch.autocast(device, enabled=False):
                 is_half = [isinstance(a, torch.Tensor) and a.dtype in halves for a in arguments]
                 return operator(*(a.float() if half else a for a, half in zip(arguments, is_half, strict=True)))

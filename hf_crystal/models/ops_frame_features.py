@@ -80,6 +80,7 @@ def merge_axes(axes: FrameAxes) -> FrameAxes:
     count = int(line.max()) + 1 if line.numel() else 0
 
     def summed(values: torch.Tensor) -> torch.Tensor:
+        """Sums (L, ...) over equal lines."""
         return values.new_zeros((count, *values.shape[1:])).index_add_(0, line, values)
 
     # the weighted mean of the merged directions does not depend on their order
@@ -259,6 +260,7 @@ class _SeriesSums(torch.autograd.Function):
         signed: torch.Tensor,
         series: AngularSeries,
     ) -> torch.Tensor:
+        """The sums of weights (T, H, M), unit vectors (T, M, 3) and lines (L, 3) with shares (L, H, 2, 3)."""
         half = series.order + 1
         columns, num_images = _images_that_count(weights)
         groups = _line_groups(atom, num_images, 2 * half)
@@ -280,6 +282,7 @@ class _SeriesSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradient of the weights alone: frames are constants."""
         units, direction, signed, columns = ctx.saved_tensors
         grad_total = grad_outputs[0].unflatten(2, (2, -1))
         num_atoms, num_heads = grad_total.shape[:2]

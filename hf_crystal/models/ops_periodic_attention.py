@@ -142,12 +142,14 @@ class RadialBasis:
     cutoff: float
     width_scale: float
     radius: float | None = None
+    truncate: bool = False
 
     def __call__(self, squared_distances: torch.Tensor) -> torch.Tensor:
         """The table `(..., k)` of squared distances `(...)`, Å²."""
         # sqrt has no gradient at the atom itself; the lower bound is far below any distance
         distances = squared_distances.clamp_min(1e-24).sqrt()
-        return radial_basis(distances, self.num_basis, self.cutoff, self.width_scale, radius=self.radius)
+        shape = (self.num_basis, self.cutoff, self.width_scale)
+        return radial_basis(distances, *shape, truncate=self.truncate, radius=self.radius)
 
 
 def _rows_of_keys(values: torch.Tensor, pair_key: torch.Tensor) -> torch.Tensor:
@@ -309,6 +311,7 @@ class _ImageAttention(torch.autograd.Function):
         pair_key: torch.Tensor,
         edge_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Output (T, H, d), weights (T, H, M), pair weights (T, H, P) and logits (T, H, M)."""
         scores = pair_scores(query, key, pair_key).transpose(1, 2).contiguous()
         logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask)
         weights = torch.softmax(logits, dim=-1)
@@ -335,6 +338,7 @@ class _ImageAttention(torch.autograd.Function):
         grad_pair_weights: torch.Tensor | None,
         *_: Any,
     ) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of the first seven arguments, where they are asked for."""
         saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
         query, key, value, inverse_variance, squared_distances, radial, radial_weight = saved[:7]
         edge_pair, pair_key, edge_mask, scores, pair_weights = saved[7:]

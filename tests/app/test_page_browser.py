@@ -241,6 +241,7 @@ def test_a_large_cell_and_two_users_at_once(browser, address, tmp_path):
     second.page.click("#predict-button")
     first.page.wait_for_selector("#predict-table td :text-is('512 atoms')")
     second.page.wait_for_selector("#predict-table td:text-is('SrTiO3')")
+    assert not first.page.is_visible("#predict-table td:text-is('SrTiO3')")  # nobody sees the crystals of the other
     for visit in (first, second):
         visit.draws(visit.canvas("#predict-view"))
         visit.check()

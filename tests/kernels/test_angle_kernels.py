@@ -129,8 +129,10 @@ def test_factors_stay_in_range_for_any_basis():
 def test_operators_are_seen_by_autograd_and_compile():
     edges = random_edges([3, 12], DEVICE, torch.float32)
     logits = random_logits(edges).float()
-    torch.library.opcheck(max_edge_frames, (logits, edges.units, edges.row_start, seed_tensor(1), 0.01))
+    found = torch.library.opcheck(max_edge_frames, (logits, edges.units, edges.row_start, seed_tensor(1), 0.01))
+    assert set(found.values()) == {"SUCCESS"}
     entry_start, direction, share, opposite = listed_directions(2 * HEADS * 3, True)
     lists = (entry_start, direction.float(), share.float(), opposite.float())
     weights = logits.exp().requires_grad_()
-    torch.library.opcheck(angular_edge_sums, (weights, edges.units, edges.row_start, *lists, 16, 1.0))
+    found = torch.library.opcheck(angular_edge_sums, (weights, edges.units, edges.row_start, *lists, 16, 1.0))
+    assert set(found.values()) == {"SUCCESS"}
