@@ -1,0 +1,124 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf_crystal"]
+# ///
+"""Training table of the `-mp` property models: Materials Project crystals without anything that a benchmark tests on.
+
+    python scripts/prepare_materials_project.py DATA_FOLDER materials_project_training.parquet
+
+Train: rows of `materials_project.parquet` with a label and at most `--max-atoms` atoms, and the training rows of
+`mp_20.parquet`, whose geometry is the PBE one that the labels belong to (the release holds r2SCAN geometries for about
+half of its entries). Left out: every id of a validation or test part of the MEGNet split and of MP-20 and of the test
+part of MPTS-52, and every crystal with the reduced formula and the space group (0.1 Å) of such a row.
+Val: validation parts of the MEGNet split and of MP-20 (`part` says which). Test: the test part of the MEGNet split.
+
+Formation energy and gap are the matbench v0.1 labels, where these are missing those of the MEGNet release (both are
+Materials Project 2018; they agree within 0.0011 eV/atom and 0.019 eV). Prints the counts as JSON.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+LABELS = {
+    "formation_energy": ("mb_e_form", "e_form_megnet2018"),
+    "band_gap": ("mb_band_gap_pbe", "band_gap_megnet2018"),
+    "log10_bulk_modulus": ("mb_log10_K_VRH", None),
+    "log10_shear_modulus": ("mb_log10_G_VRH", None),
+}
+_STRUCTURE = ["material_id", "lattice", "frac_coords", "atomic_numbers", "num_atoms"]
+_HELD_PARTS = ("val", "test")
+
+
+def with_labels(rows: Any) -> Any:
+    """Rows with one column per target of `LABELS` and `num_atoms`."""
+    import numpy as np
+
+    rows = rows.assign(
+        num_atoms=[len(numbers) for numbers in rows.atomic_numbers],
+        lattice=[np.asarray(values, dtype=np.float64) for values in rows.lattice],
+        frac_coords=[np.asarray(values, dtype=np.float64) for values in rows.frac_coords],
+        atomic_numbers=[np.asarray(numbers, dtype=np.int16) for numbers in rows.atomic_numbers],
+    )
+    for name, (column, substitute) in LABELS.items():
+        values = rows[column].astype(np.float64)
+        rows[name] = values if substitute is None else values.fillna(rows[substitute].astype(np.float64))
+    return rows
+
+
+def crystal_kind(numbers: Any, space_group: int) -> str:
+    """Reduced element counts and space group as one key; the tables write formulas in different orders."""
+    import numpy as np
+
+    elements, counts = np.unique(numbers, return_counts=True)
+    reduced = counts // np.gcd.reduce(counts)
+    return " ".join(f"{element}:{count}" for element, count in zip(elements, reduced, strict=True)) + f" {space_group}"
+
+
+def kinds_of(rows: Any) -> list[str]:
+    """`crystal_kind` of every row."""
+    return [crystal_kind(*pair) for pair in zip(rows.atomic_numbers, rows.spacegroup_symprec0p1, strict=True)]
+
+
+def held_out(project: Any, mp20: Any, mpts52: Any) -> tuple[set[str], set[str]]:
+    """Ids of the rows that benchmarks choose or test on, and the kinds of their crystals."""
+    chosen = project[["split_megnet", "mp20_split"]].isin(_HELD_PARTS).any(axis=1) | (project.mpts52_split == "test")
+    frames = [project[chosen], mp20[mp20.split.isin(_HELD_PARTS)], mpts52[mpts52.split == "test"]]
+    ids = {name for frame in frames for name in frame.material_id}
+    return ids, {kind for frame in frames for kind in kinds_of(frame)}
+
+
+def training_table(folder: Path, max_atoms: int) -> tuple[Any, dict[str, int]]:
+    """The table with its `split` and `part` columns, and the counts of what was left out."""
+    import pandas as pd
+
+    project = with_labels(pd.read_parquet(folder / "materials_project.parquet"))
+    mp20 = with_labels(pd.read_parquet(folder / "mp_20.parquet"))
+    identity = ["material_id", "split", "atomic_numbers", "spacegroup_symprec0p1"]
+    mpts52 = pd.read_parquet(folder / "mpts_52.parquet", columns=identity)
+    ids, kinds = held_out(project, mp20, mpts52)
+
+    def is_held(frame: Any) -> Any:
+        return frame.material_id.isin(ids) | pd.Series(kinds_of(frame), index=frame.index).isin(kinds)
+
+    labelled = project[project[list(LABELS)].notna().any(axis=1)]
+    small = labelled[labelled.num_atoms <= max_atoms]
+    free = small[~is_held(small)]
+    mp20_train = mp20[(mp20.split == "train") & mp20[list(LABELS)].notna().any(axis=1)]
+    mp20_free = mp20_train[~is_held(mp20_train)]
+    tables = [
+        free.assign(split="train", part="materials_project"),
+        mp20_free.assign(split="train", part="mp20"),
+        project[project.split_megnet == "val"].assign(split="val", part="megnet"),
+        mp20[mp20.split == "val"].assign(split="val", part="mp20"),
+        project[project.split_megnet == "test"].assign(split="test", part="megnet"),
+    ]
+    columns = [*_STRUCTURE, *LABELS, "split", "part"]
+    table = pd.concat([frame[columns] for frame in tables], ignore_index=True)
+    table = table[table[list(LABELS)].notna().any(axis=1)]
+    counts = {
+        "labelled": len(labelled),
+        f"at most {max_atoms} atoms": len(small),
+        "held out by id or by formula and space group": len(small) - len(free),
+        "materials_project train": len(free),
+        "mp20 train": len(mp20_free),
+        **{f"{split} {part}": int(count) for (split, part), count in table.groupby(["split", "part"]).size().items()},
+        "train atoms": int(table[table.split == "train"].num_atoms.sum()),
+    }
+    return table, counts
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the table and print its counts."""
+    table, counts = training_table(args.data, args.max_atoms)
+    table.to_parquet(args.output, compression="zstd", index=False)
+    print(json.dumps(counts, indent=2))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with materials_project, mp_20 and mpts_52 .parquet")
+    parser.add_argument("output", type=Path, help="parquet file to write")
+    parser.add_argument("--max-atoms", type=int, default=64, help="largest cell in training (default: 64)")
+    main(parser.parse_args())
