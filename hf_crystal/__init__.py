@@ -15,25 +15,29 @@ if TYPE_CHECKING:
     from .auto_model import AutoModelForCrystalGeneration as AutoModelForCrystalGeneration
     from .auto_model import AutoModelForCrystalPropertyPrediction as AutoModelForCrystalPropertyPrediction
     from .checkpoints import embedded_checkpoint as embedded_checkpoint
+    from .crystals.reading import CrystalInputError as CrystalInputError
     from .data import CrystalCollator as CrystalCollator
     from .data import load_crystal_dataset as load_crystal_dataset
     from .embeddings import embed as embed
+    from .encoders.configuration_crystalformer import CrystalformerConfig as CrystalformerConfig
+    from .encoders.configuration_crystalframer import CrystalFramerConfig as CrystalFramerConfig
+    from .encoders.feature_extraction_crystal import CrystalFeatureExtractor as CrystalFeatureExtractor
+    from .encoders.modeling_crystalformer import (
+        CrystalformerForPropertyPrediction as CrystalformerForPropertyPrediction,
+    )
+    from .encoders.modeling_crystalformer import CrystalformerModel as CrystalformerModel
+    from .encoders.modeling_crystalframer import (
+        CrystalFramerForPropertyPrediction as CrystalFramerForPropertyPrediction,
+    )
+    from .encoders.modeling_crystalframer import CrystalFramerModel as CrystalFramerModel
     from .hub import export_pretrained as export_pretrained
     from .hub import render_model_card as render_model_card
-    from .models.canonical_crystal import CanonicalCrystal as CanonicalCrystal
-    from .models.canonical_crystal import canonicalize as canonicalize
-    from .models.configuration_crystalformer import CrystalformerConfig as CrystalformerConfig
-    from .models.configuration_crystalframer import CrystalFramerConfig as CrystalFramerConfig
-    from .models.feature_extraction_crystal import CrystalFeatureExtractor as CrystalFeatureExtractor
-    from .models.generation_mat2seq import Mat2SeqForCausalLM as Mat2SeqForCausalLM
-    from .models.generation_prompts_mat2seq import CrystalPrompt as CrystalPrompt
-    from .models.modeling_crystalformer import CrystalformerForPropertyPrediction as CrystalformerForPropertyPrediction
-    from .models.modeling_crystalformer import CrystalformerModel as CrystalformerModel
-    from .models.modeling_crystalframer import CrystalFramerForPropertyPrediction as CrystalFramerForPropertyPrediction
-    from .models.modeling_crystalframer import CrystalFramerModel as CrystalFramerModel
-    from .models.structures_crystal import CrystalInputError as CrystalInputError
-    from .models.tokenization_mat2seq import DecodedCrystal as DecodedCrystal
-    from .models.tokenization_mat2seq import Mat2SeqTokenizer as Mat2SeqTokenizer
+    from .mat2seq.canonicalize import CanonicalCrystal as CanonicalCrystal
+    from .mat2seq.canonicalize import canonicalize as canonicalize
+    from .mat2seq.modeling_mat2seq import Mat2SeqForCausalLM as Mat2SeqForCausalLM
+    from .mat2seq.prompts import CrystalPrompt as CrystalPrompt
+    from .mat2seq.tokenization_mat2seq import DecodedCrystal as DecodedCrystal
+    from .mat2seq.tokenization_mat2seq import Mat2SeqTokenizer as Mat2SeqTokenizer
     from .pipelines.pipeline_crystal_generation import CrystalGenerationPipeline as CrystalGenerationPipeline
     from .pipelines.pipeline_crystal_property import CrystalPropertyPipeline as CrystalPropertyPipeline
     from .training import CrystalTrainer as CrystalTrainer
@@ -44,24 +48,24 @@ __version__ = "0.1.0"
 _NAMES = {
     "AutoModelForCrystalGeneration": "auto_model",
     "AutoModelForCrystalPropertyPrediction": "auto_model",
-    "CanonicalCrystal": "models.canonical_crystal",
+    "CanonicalCrystal": "mat2seq.canonicalize",
     "CrystalCollator": "data",
-    "CrystalFeatureExtractor": "models.feature_extraction_crystal",
-    "CrystalFramerConfig": "models.configuration_crystalframer",
-    "CrystalFramerForPropertyPrediction": "models.modeling_crystalframer",
-    "CrystalFramerModel": "models.modeling_crystalframer",
+    "CrystalFeatureExtractor": "encoders.feature_extraction_crystal",
+    "CrystalFramerConfig": "encoders.configuration_crystalframer",
+    "CrystalFramerForPropertyPrediction": "encoders.modeling_crystalframer",
+    "CrystalFramerModel": "encoders.modeling_crystalframer",
     "CrystalGenerationPipeline": "pipelines.pipeline_crystal_generation",
-    "CrystalInputError": "models.structures_crystal",
-    "CrystalPrompt": "models.generation_prompts_mat2seq",
+    "CrystalInputError": "crystals.reading",
+    "CrystalPrompt": "mat2seq.prompts",
     "CrystalPropertyPipeline": "pipelines.pipeline_crystal_property",
     "CrystalTrainer": "training",
-    "CrystalformerConfig": "models.configuration_crystalformer",
-    "CrystalformerForPropertyPrediction": "models.modeling_crystalformer",
-    "CrystalformerModel": "models.modeling_crystalformer",
-    "DecodedCrystal": "models.tokenization_mat2seq",
-    "Mat2SeqForCausalLM": "models.generation_mat2seq",
-    "Mat2SeqTokenizer": "models.tokenization_mat2seq",
-    "canonicalize": "models.canonical_crystal",
+    "CrystalformerConfig": "encoders.configuration_crystalformer",
+    "CrystalformerForPropertyPrediction": "encoders.modeling_crystalformer",
+    "CrystalformerModel": "encoders.modeling_crystalformer",
+    "DecodedCrystal": "mat2seq.tokenization_mat2seq",
+    "Mat2SeqForCausalLM": "mat2seq.modeling_mat2seq",
+    "Mat2SeqTokenizer": "mat2seq.tokenization_mat2seq",
+    "canonicalize": "mat2seq.canonicalize",
     "embed": "embeddings",
     "embedded_checkpoint": "checkpoints",
     "export_pretrained": "hub",

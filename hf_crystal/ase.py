@@ -25,8 +25,8 @@ try:
 except ImportError as error:
     raise ImportError("hf_crystal.ase needs ASE: pip install hf_crystal[ase]") from error
 
+from .crystals.reading import as_structure, record_to_structure
 from .loading import load_property_model
-from .models.structures_crystal import as_structure, record_to_structure
 
 __all__ = ["CrystalCalculator", "RelaxedCrystal", "relax"]
 

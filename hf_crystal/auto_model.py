@@ -7,11 +7,11 @@ from transformers import LlamaConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from .models.configuration_crystalformer import CrystalformerConfig
-from .models.configuration_crystalframer import CrystalFramerConfig
-from .models.generation_mat2seq import Mat2SeqForCausalLM
-from .models.modeling_crystalformer import CrystalformerForPropertyPrediction
-from .models.modeling_crystalframer import CrystalFramerForPropertyPrediction
+from .encoders.configuration_crystalformer import CrystalformerConfig
+from .encoders.configuration_crystalframer import CrystalFramerConfig
+from .encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
+from .encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction
+from .mat2seq.modeling_mat2seq import Mat2SeqForCausalLM
 
 MODEL_FOR_CRYSTAL_PROPERTY_PREDICTION_MAPPING = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 

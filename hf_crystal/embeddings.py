@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .crystals.formula import reduced_formula
+from .crystals.record import CrystalInputError
 from .loading import load_property_model
-from .models.records_crystal import CrystalInputError
-from .pipelines.formula_crystal import reduced_formula
 
 __all__ = ["EmbeddedCrystal", "EmbeddingTable", "Neighbor", "embed", "iterate_embeddings"]
 

@@ -25,7 +25,7 @@ def load_property_model(model: Any = None, feature_extractor: Any = None, device
     """
     from .auto_model import AutoModelForCrystalPropertyPrediction
     from .checkpoints import checkpoint_folder, embedded_checkpoint, embedded_checkpoints
-    from .models.feature_extraction_crystal import CrystalFeatureExtractor
+    from .encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
     if model is None:
         model = embedded_checkpoint()

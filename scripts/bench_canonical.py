@@ -21,15 +21,15 @@ import numpy as np
 from benchmarking import Report, measure
 from report_canonical import SETS, read_records
 
-from hf_crystal.models.canonical_crystal import (
+from hf_crystal.mat2seq.canonical_crystal import coordinate_strides, rounding_displacements
+from hf_crystal.mat2seq.canonical_start import canonical_start, primitive_cell
+from hf_crystal.mat2seq.canonicalize import (
     CanonicalCrystal,
     CanonicalSettings,
     canonicalize,
     canonicalize_plainly,
 )
-from hf_crystal.models.canonical_grid import coordinate_strides, rounding_displacements
-from hf_crystal.models.canonical_start import canonical_start, primitive_cell
-from hf_crystal.models.canonical_text import SequenceLayout, parse_tokens, write_tokens
+from hf_crystal.mat2seq.sequence_text import SequenceLayout, parse_tokens, write_tokens
 
 
 def symmetry_searches(records: list[dict], settings: CanonicalSettings) -> Callable[[], object]:

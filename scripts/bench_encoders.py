@@ -67,8 +67,8 @@ def make_model(name: str, batch: dict[str, Any]) -> Any:
     import torch
 
     from hf_crystal import CrystalformerConfig, CrystalFramerConfig
-    from hf_crystal.models.modeling_crystalformer import CrystalformerForPropertyPrediction
-    from hf_crystal.models.modeling_crystalframer import CrystalFramerForPropertyPrediction
+    from hf_crystal.encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
+    from hf_crystal.encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction
 
     torch.manual_seed(0)
     if name == "crystalformer":

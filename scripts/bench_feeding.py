@@ -38,7 +38,7 @@ def batches_of(items: list[Any], size: int = BATCH) -> list[list[Any]]:
 
 def neighbour_search(config: Any, batch: Any) -> None:
     """The edge list that the encoder starts with: all periodic images within its cut-off."""
-    from hf_crystal.models.ops_periodic_geometry import pack_atoms, radius_edges
+    from hf_crystal.encoders.ops_periodic_geometry import pack_atoms, radius_edges
 
     atoms = pack_atoms(batch["attention_mask"])
     positions = batch["positions"][atoms.crystal, atoms.slot]
@@ -169,7 +169,7 @@ def main(args: argparse.Namespace) -> int:
 
     from hf_crystal import AutoModelForCrystalPropertyPrediction, CrystalFeatureExtractor
     from hf_crystal.checkpoints import checkpoint_folder
-    from hf_crystal.models.structures_crystal import record_to_structure
+    from hf_crystal.crystals.reading import record_to_structure
 
     table = pq.read_table(args.data_dir / "data" / "mp_20.parquet", columns=COLUMNS)
     chosen = np.random.default_rng(args.seed).choice(len(table), args.num_rows, replace=False)

@@ -40,7 +40,7 @@ def one_by_one(model: Any, tokenizer: Any, grammar: Any, prompts: list[Any], see
     import torch
     from transformers import LogitsProcessorList
 
-    from hf_crystal.models.generation_processor_mat2seq import PlainCrystalLogitsProcessor
+    from hf_crystal.mat2seq.logits_processor import PlainCrystalLogitsProcessor
 
     torch.manual_seed(seed)
     for prompt in prompts:
@@ -62,9 +62,9 @@ def one_by_one(model: Any, tokenizer: Any, grammar: Any, prompts: list[Any], see
 
 def samplers(model: Any, tokenizer: Any, grammar: Any, rows: int) -> tuple[Any, Any, Any]:
     """Samplers that do not decode: with the grammar, with its record only, and with the model alone."""
-    from hf_crystal.models.generation_processor_mat2seq import CrystalLogitsProcessor
-    from hf_crystal.models.generation_sampler_mat2seq import CrystalSampler
-    from hf_crystal.models.generation_steps_mat2seq import LlamaSteps
+    from hf_crystal.mat2seq.generation_steps import LlamaSteps
+    from hf_crystal.mat2seq.logits_processor import CrystalLogitsProcessor
+    from hf_crystal.mat2seq.sampler import CrystalSampler
 
     record: list[list[bool]] = []
 
@@ -130,7 +130,7 @@ def compare_static_cache(report: Report, model: Any, rows: int, repeats: int) ->
     import torch
     from transformers import StaticCache
 
-    from hf_crystal.models.generation_steps_mat2seq import LlamaSteps
+    from hf_crystal.mat2seq.generation_steps import LlamaSteps
 
     head, length = 20, 50
     ids = torch.randint(3, model.config.vocab_size, (rows, length))
@@ -170,9 +170,9 @@ def main(args: argparse.Namespace) -> int:
 
     from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
     from hf_crystal.checkpoints import embedded_checkpoint
-    from hf_crystal.models import generation_sampler_mat2seq
-    from hf_crystal.models.generation_prompts_mat2seq import CrystalPrompt, prepare_prompt
-    from hf_crystal.models.grammar_mat2seq import CrystalGrammar
+    from hf_crystal.mat2seq import sampler as generation_sampler_mat2seq
+    from hf_crystal.mat2seq.grammar import CrystalGrammar
+    from hf_crystal.mat2seq.prompts import CrystalPrompt, prepare_prompt
 
     folder = args.model or embedded_checkpoint("mat2seq-mp20")
     tokenizer = Mat2SeqTokenizer.from_pretrained(folder)

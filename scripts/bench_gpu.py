@@ -179,8 +179,8 @@ def kernel_calls(config: Any, edges: Any, dtype: Any) -> dict[str, Callable[[], 
     """Every operator on the edges of the batch, by the names of `kernel_bytes`."""
     import torch
 
-    from hf_crystal.models.kernels_angles import angular_edge_sums, max_edge_frames
-    from hf_crystal.models.kernels_attention import edge_attention
+    from hf_crystal.encoders.kernels_angles import angular_edge_sums, max_edge_frames
+    from hf_crystal.encoders.kernels_attention import edge_attention
 
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     num_atoms, device = edges.row_start.shape[0] - 1, edges.squared.device
@@ -243,7 +243,7 @@ def main(args: argparse.Namespace) -> int:
     import torch
     import triton
 
-    from hf_crystal.models.geometry_crystalformer import build_geometry
+    from hf_crystal.encoders.geometry import build_geometry
 
     device = "cuda"
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -24,7 +24,7 @@ def make_samples(table: str, model_name: str, items: int, samples: int) -> tuple
     from hf_crystal import canonicalize, load_crystal_dataset
     from hf_crystal.cli.generate import load_generation_pipeline
     from hf_crystal.evaluation.results import read_crystal
-    from hf_crystal.models.generation_mat2seq import generate_crystals_for_prompts
+    from hf_crystal.mat2seq.modeling_mat2seq import generate_crystals_for_prompts
 
     rows = load_crystal_dataset(table, split_column="split")["test"]
     chosen = np.random.default_rng(0).permutation(len(rows))[:items]

@@ -23,7 +23,7 @@ WEIGHT_DECAY = 0.05
 
 def rows_with_digits(rows: Any, tokenizer: Any, other: Any) -> Any:
     """Token rows in the spelling of another tokenizer."""
-    from hf_crystal.models.canonical_text import split_text
+    from hf_crystal.mat2seq.sequence_text import split_text
 
     def rewrite(row: dict[str, Any]) -> dict[str, Any]:
         tokens = split_text(tokenizer.decode(row["input_ids"]), other.layout)
@@ -75,8 +75,8 @@ def greedy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], size: int = 5
     """The most probable crystal of each row's composition, within the grammar."""
     from transformers import LogitsProcessorList
 
-    from hf_crystal.models.generation_mat2seq import CrystalLogitsProcessor
-    from hf_crystal.models.grammar_mat2seq import CrystalGrammar, PromptConstraint
+    from hf_crystal.mat2seq.grammar import CrystalGrammar, PromptConstraint
+    from hf_crystal.mat2seq.modeling_mat2seq import CrystalLogitsProcessor
 
     made: list[Any] = []
     grammar = CrystalGrammar(tokenizer, max_tokens=300)
@@ -106,7 +106,7 @@ def measure(digits: int, folder: str, args: argparse.Namespace) -> dict[str, Any
 
     from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
     from hf_crystal.evaluation import match_rate
-    from hf_crystal.models.generation_mat2seq import mat2seq_config
+    from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
     from hf_crystal.training.mat2seq_data import Mat2SeqCollator
     from hf_crystal.training.mat2seq_validity import answer_loss
 

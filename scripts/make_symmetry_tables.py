@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Write `hf_crystal/models/symmetry_tables_crystal.py`: what the 230 space-group types are, one line each.
+"""Write `hf_crystal/mat2seq/space_group_tables.py`: what the 230 space-group types are, one line each.
 
 Symbols and operations come from moyopy (ITA standard setting: unique axis b, hexagonal axes for R lattices, origin
 choice 2). Generators of the orientation-preserving affine normaliser are found here by search. The first coordinate
@@ -19,7 +19,7 @@ import moyopy
 import numpy as np
 
 GRID = 24  # every translation of a standard setting is a multiple of 1/24
-TARGET = Path(__file__).resolve().parents[1] / "hf_crystal" / "models" / "symmetry_tables_crystal.py"
+TARGET = Path(__file__).resolve().parents[1] / "hf_crystal" / "models" / "mat2seq/space_group_tables.py"
 HEADER = '''# ruff: noqa: E501
 """The 230 space-group types in their ITA standard settings. Written by `scripts/make_symmetry_tables.py`.
 

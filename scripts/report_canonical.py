@@ -30,10 +30,10 @@ import numpy as np
 import pandas
 
 from hf_crystal.evaluation.descriptions import alternative_setting, random_description
-from hf_crystal.models.canonical_crystal import CanonicalCrystal, CanonicalSettings, canonicalize
-from hf_crystal.models.canonical_start import primitive_cell
-from hf_crystal.models.canonical_text import write_tokens
-from hf_crystal.models.symmetry_crystal import space_group
+from hf_crystal.mat2seq.canonical_start import primitive_cell
+from hf_crystal.mat2seq.canonicalize import CanonicalCrystal, CanonicalSettings, canonicalize
+from hf_crystal.mat2seq.sequence_text import write_tokens
+from hf_crystal.mat2seq.space_groups import space_group
 
 if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher

@@ -16,10 +16,10 @@ import sys
 
 def make_models(hidden_size: int):
     """One random model per domain and frame method, by name."""
-    from hf_crystal.models.configuration_crystalformer import CrystalformerConfig
-    from hf_crystal.models.configuration_crystalframer import CrystalFramerConfig
-    from hf_crystal.models.modeling_crystalformer import CrystalformerForPropertyPrediction
-    from hf_crystal.models.modeling_crystalframer import CrystalFramerForPropertyPrediction
+    from hf_crystal.encoders.configuration_crystalformer import CrystalformerConfig
+    from hf_crystal.encoders.configuration_crystalframer import CrystalFramerConfig
+    from hf_crystal.encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
+    from hf_crystal.encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction
 
     size = {
         "hidden_size": hidden_size,

@@ -75,7 +75,7 @@ def exponent(points: list[dict[str, float]], cost: str) -> float:
 def main(args: argparse.Namespace) -> int:
     """Print a markdown table; the last line is JSON."""
     path = args.data_dir / "fixtures" / "bench_crystals.npz"
-    import hf_crystal.models.modeling_crystalframer  # noqa: F401  # once, before the processes are forked
+    import hf_crystal.encoders.modeling_crystalframer  # noqa: F401  # once, before the processes are forked
 
     processes = multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1)
     kept = [repeats for repeats in REPEATS if UNIT_CELL_ATOMS * repeats[0] * repeats[1] * repeats[2] <= args.max_atoms]

@@ -13,8 +13,8 @@ from ase.calculators.lj import LennardJones
 from tiny_models import NACL, OVERLAPPING, save_tiny_model, tiny_model
 
 from hf_crystal.ase import CrystalCalculator, relax
+from hf_crystal.crystals.record import CrystalInputError
 from hf_crystal.loading import load_property_model
-from hf_crystal.models.records_crystal import CrystalInputError
 from hf_crystal.pipelines.pipeline_crystal_property import CrystalPropertyPipeline
 
 

@@ -11,8 +11,8 @@ from scipy.spatial.distance import cdist
 from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, save_tiny_model, tiny_model
 
 import hf_crystal
+from hf_crystal.crystals.record import CrystalInputError, CrystalRecord
 from hf_crystal.embeddings import EmbeddingTable, embed, iterate_embeddings
-from hf_crystal.models.records_crystal import CrystalInputError, CrystalRecord
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -39,7 +39,7 @@ def test_crystal_vectors_are_what_the_head_sees_and_atom_vectors_their_parts(mod
 
 def test_one_crystal_gives_one_vector_whatever_its_form(model):
     path = EXAMPLES / "NaCl.cif"
-    structure = hf_crystal.models.structures_crystal.record_to_structure(path)
+    structure = hf_crystal.crystals.reading.record_to_structure(path)
     record = CrystalRecord(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
     for given in (path, str(path), path.read_text(), structure, structure.to_ase_atoms(), record):
         vector = embed(given, model)

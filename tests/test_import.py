@@ -36,7 +36,7 @@ def run_python(code: str) -> str:
         "import hf_crystal",
         "import transformers.pipelines, hf_crystal",
         "from hf_crystal import AutoModelForCrystalPropertyPrediction",
-        "import hf_crystal.models.modeling_crystalframer",
+        "import hf_crystal.encoders.modeling_crystalframer",
         "import hf_crystal.pipelines.pipeline_crystal_property",
         "from hf_crystal import *",
         # modules of transformers that import the Auto classes half way, and that a modeling file needs

@@ -6,7 +6,7 @@ import torch
 from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, tiny_model
 
 import hf_crystal
-from hf_crystal.models.records_crystal import CrystalInputError
+from hf_crystal.crystals.record import CrystalInputError
 from hf_crystal.uncertainty import ErrorModel, fit_error_model, measure_calibration, predict_ensemble
 from hf_crystal.viz.calibration import plot_calibration
 

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from ..models.records_crystal import CrystalInputError
+from ..crystals.record import CrystalInputError
 from .cards import (
     crystal_cards,
     insight_table,
@@ -175,7 +175,7 @@ def _show(name: str, crystals: dict[str, Any]) -> str:
 
 
 def _generate_tab(gradio: Any, service: Service) -> None:
-    from ..models.symmetry_crystal import space_group_symbols
+    from ..mat2seq.space_groups import space_group_symbols
 
     conditions = service.conditions()
     with gradio.Row():

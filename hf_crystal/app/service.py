@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
+from ..crystals.reading import as_structure
+from ..crystals.record import CrystalInputError, CrystalRecord
 from ..loading import load_property_model
-from ..models.records_crystal import CrystalInputError, CrystalRecord
-from ..models.structures_crystal import as_structure
 
 __all__ = [
     "DEFAULT_GENERATOR",
@@ -131,7 +131,7 @@ class Service:
     def generation_pipeline(self) -> Any:
         """The pipeline "crystal-generation", loaded on first use."""
         from ..auto_model import AutoModelForCrystalGeneration
-        from ..models.tokenization_mat2seq import Mat2SeqTokenizer
+        from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
         from ..pipelines.pipeline_crystal_generation import CrystalGenerationPipeline
 
         with self._lock:
@@ -181,7 +181,7 @@ class Service:
         """Rows of one crystal, one per target."""
         import torch
 
-        from ..pipelines.formula_crystal import reduced_formula
+        from ..crystals.formula import reduced_formula
 
         loaded, extractor = self.property_model(model)
         arrays = extractor.extract(crystal)
@@ -252,7 +252,7 @@ class Service:
 
     def _judge(self, result: dict[str, Any], model: str) -> GeneratedCrystal:
         from ..evaluation.valid_crystals import structure_is_valid
-        from ..models.validity_crystal import smact_accepts
+        from ..mat2seq.validity import smact_accepts
 
         structure = result["structure"]
         counts = {element.Z: int(count) for element, count in structure.composition.items()}
@@ -308,8 +308,8 @@ class Service:
         Raises:
             ValueError: the crystal cannot be written as a sequence.
         """
-        from ..models.canonical_crystal import canonicalize
-        from ..models.canonical_text import write_text
+        from ..mat2seq.canonicalize import canonicalize
+        from ..mat2seq.sequence_text import write_text
         from ..testing import DESCRIPTIONS, Crystal
 
         if change is not None:

@@ -15,8 +15,8 @@ def _parse_settings(settings: list[str]) -> dict[str, Any]:
     """`field=value` texts, values in YAML."""
     import yaml
 
-    from ..models.configuration_crystalformer import CrystalformerConfig
-    from ..models.configuration_crystalframer import CrystalFramerConfig
+    from ..encoders.configuration_crystalformer import CrystalformerConfig
+    from ..encoders.configuration_crystalframer import CrystalFramerConfig
 
     known = {field.name for cls in (CrystalformerConfig, CrystalFramerConfig) for field in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def convert(
     quiet_transformers()
     values = _parse_settings(settings or [])
     from ..conversion import convert_official_checkpoint
-    from ..models.feature_extraction_crystal import CrystalFeatureExtractor
+    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
     convert_official_checkpoint(official_checkpoint, out, **values)
     from transformers import AutoConfig

@@ -75,7 +75,7 @@ def load_generation_pipeline(name: str, device: str | None) -> Any:
     if Path(location).is_dir() and not (Path(location) / "tokenizer_config.json").is_file():
         raise ValueError(f"{name} has no tokenizer, so it is no generator; embedded are {embedded_generators()}")
     from ..auto_model import AutoModelForCrystalGeneration
-    from ..models.tokenization_mat2seq import Mat2SeqTokenizer
+    from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
     from ..pipelines.pipeline_crystal_generation import CrystalGenerationPipeline
 
     return CrystalGenerationPipeline(

@@ -86,7 +86,7 @@ def load_property_pipeline(name: str, device: str | None) -> Any:
     quiet_transformers()
     check_model_type(location)
     from ..auto_model import AutoModelForCrystalPropertyPrediction
-    from ..models.feature_extraction_crystal import CrystalFeatureExtractor
+    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
     from ..pipelines.pipeline_crystal_property import CrystalPropertyPipeline
 
     return CrystalPropertyPipeline(

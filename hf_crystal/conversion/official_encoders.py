@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_crystal.models.configuration_crystalformer import CrystalformerConfig
-from hf_crystal.models.configuration_crystalframer import CrystalFramerConfig
-from hf_crystal.models.modeling_crystalformer import CrystalformerForPropertyPrediction
-from hf_crystal.models.modeling_crystalframer import CrystalFramerForPropertyPrediction
+from hf_crystal.encoders.configuration_crystalformer import CrystalformerConfig
+from hf_crystal.encoders.configuration_crystalframer import CrystalFramerConfig
+from hf_crystal.encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
+from hf_crystal.encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction
 
 __all__ = ["convert_official_checkpoint", "convert_state_dict", "infer_config", "read_official_checkpoint"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_crystal.models.feature_extraction_crystal import CrystalFeatureExtractor
+from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 __all__ = ["CrystalCollator"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Features, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from hf_crystal.models.structures_crystal import CrystalInputError, structure_to_record
+from hf_crystal.crystals.reading import CrystalInputError, structure_to_record
 
 from .records import crystal_features
 from .sources import STRUCTURE_COLUMN

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from hf_crystal.models.feature_extraction_crystal import CrystalFeatureExtractor
-from hf_crystal.models.structures_crystal import CrystalInputError
+from hf_crystal.crystals.reading import CrystalInputError
+from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 from .conversion import MISSING, Row
 from .tables import CrystalDatasetDict

@@ -4,7 +4,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_crystal.models.structures_crystal import structure_to_record
+from hf_crystal.crystals.reading import structure_to_record
 
 if TYPE_CHECKING:
     from datasets import Features

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_crystal.models.canonical_start import primitive_cell
-from hf_crystal.models.canonical_symmetry import load_moyopy
+from hf_crystal.mat2seq.canonical_start import primitive_cell
+from hf_crystal.mat2seq.canonical_symmetry import load_moyopy
 
 __all__ = ["alternative_setting", "random_description"]
 

@@ -19,7 +19,7 @@ from hf_crystal.evaluation.results import (
     read_crystals,
     read_references,
 )
-from hf_crystal.models.symmetry_crystal import space_group_number
+from hf_crystal.mat2seq.space_groups import space_group_number
 
 SYMPREC = 0.1  # Å; what CrystaLLM and the Materials Project use for crystals that are not exact
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
 
-from hf_crystal.models.canonical_symmetry import load_moyopy
-from hf_crystal.models.records_crystal import CrystalRecord
-from hf_crystal.models.structures_crystal import CHEMICAL_SYMBOLS, CrystalInputError, as_structure
+from hf_crystal.crystals.reading import CHEMICAL_SYMBOLS, CrystalInputError, as_structure
+from hf_crystal.crystals.record import CrystalRecord
+from hf_crystal.mat2seq.canonical_symmetry import load_moyopy
 
 
 class PlainResult:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hf_crystal.evaluation.results import PlainResult, ReadCrystal, read_crystals
-from hf_crystal.models.validity_crystal import SMACT_STATES, load_smact, smact_accepts
+from hf_crystal.mat2seq.validity import SMACT_STATES, load_smact, smact_accepts
 
 MIN_DISTANCE = 0.5  # Å
 MIN_VOLUME = 0.1  # Å³, of the cell

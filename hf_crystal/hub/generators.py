@@ -36,7 +36,7 @@ def load(model: Any, tokenizer: Any) -> tuple[Any, Any]:
     from transformers import PreTrainedConfig
 
     from ..auto_model import AutoModelForCrystalGeneration
-    from ..models.tokenization_mat2seq import Mat2SeqTokenizer
+    from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
     if isinstance(model, (str, os.PathLike)):
         model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")

@@ -40,7 +40,7 @@ def load(model: Any, feature_extractor: Any) -> tuple[Any, Any]:
         TypeError: the model has no property head.
     """
     from ..auto_model import AutoModelForCrystalPropertyPrediction
-    from ..models.feature_extraction_crystal import CrystalFeatureExtractor
+    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
     if isinstance(model, (str, os.PathLike)):
         folder = Path(model)

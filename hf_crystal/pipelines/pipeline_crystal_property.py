@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from .formula_crystal import reduced_formula
+from ..crystals.formula import reduced_formula
 
 __all__ = ["CrystalPropertyPipeline"]
 

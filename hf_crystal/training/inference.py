@@ -78,7 +78,7 @@ def evaluate_property_folder(
     from transformers import PreTrainedConfig
 
     from hf_crystal.data import CrystalCollator
-    from hf_crystal.models.feature_extraction_crystal import CrystalFeatureExtractor
+    from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
     from hf_crystal.training.property_models import property_model_class
 
     described, _ = PreTrainedConfig.get_config_dict(folder)

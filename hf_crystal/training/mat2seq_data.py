@@ -16,13 +16,13 @@ import torch
 from transformers.utils import logging
 
 from hf_crystal.data.tables import build_tables
-from hf_crystal.models.canonical_crystal import CanonicalCrystal, CanonicalSettings, canonicalize
-from hf_crystal.models.canonical_text import SEPARATOR
+from hf_crystal.mat2seq.canonicalize import CanonicalCrystal, CanonicalSettings, canonicalize
+from hf_crystal.mat2seq.sequence_text import SEPARATOR
 
 if TYPE_CHECKING:
     import datasets
 
-    from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
+    from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
     from hf_crystal.training.mat2seq_recipe import GeneratorDataArguments
 
 logger = logging.get_logger(__name__)

@@ -151,8 +151,8 @@ def _share(name: str, successes: int, total: int) -> dict[str, Any]:
 
 def _prompts(rows: "datasets.Dataset", tokenizer: Any) -> list[dict[str, Any]]:
     """Composition of the primitive cell of each crystal."""
-    from hf_crystal.models.canonical_crystal import canonicalize
-    from hf_crystal.models.records_crystal import CHEMICAL_SYMBOLS
+    from hf_crystal.crystals.record import CHEMICAL_SYMBOLS
+    from hf_crystal.mat2seq.canonicalize import canonicalize
 
     compositions = (canonicalize(dict(row), settings=tokenizer.settings).composition for row in rows)
     return [{"composition": {CHEMICAL_SYMBOLS[e]: n for e, n in found.items()}} for found in compositions]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
+    from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
 MEANING = 0.8  # length of the part that follows from the meaning, in units of the initialisation's standard deviation
 OWN = 0.6  # length of the random part that keeps tokens apart
@@ -41,9 +41,9 @@ def _waves(value: float, frequencies: int) -> list[float]:
 
 def token_features(tokenizer: "Mat2SeqTokenizer") -> dict[int, tuple[str, list[float]]]:
     """What a token means, as (kind, numbers); tokens of one kind have equally many numbers, others have no entry."""
-    from hf_crystal.models.canonical_text import AXIS_TOKENS
-    from hf_crystal.models.elements_crystal import FORMULA_RANK
-    from hf_crystal.models.records_crystal import CHEMICAL_SYMBOLS
+    from hf_crystal.crystals.elements import FORMULA_RANK
+    from hf_crystal.crystals.record import CHEMICAL_SYMBOLS
+    from hf_crystal.mat2seq.sequence_text import AXIS_TOKENS
 
     symbols = {CHEMICAL_SYMBOLS[number] for number in FORMULA_RANK}
     features: dict[int, tuple[str, list[float]]] = {}

@@ -22,7 +22,7 @@ def build_generator(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
 
 
 def _llama(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
-    from hf_crystal.models.generation_mat2seq import Mat2SeqForCausalLM, mat2seq_config
+    from hf_crystal.mat2seq.modeling_mat2seq import Mat2SeqForCausalLM, mat2seq_config
 
     model = Mat2SeqForCausalLM(
         mat2seq_config(

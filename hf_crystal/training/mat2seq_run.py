@@ -61,7 +61,7 @@ def prepare_generator_task(recipe: GeneratorRecipe, tokens_folder: str | Path) -
     Raises:
         ValueError: For data that do not fit the recipe, and sequences longer than the model's context.
     """
-    from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
+    from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
     set_seed(recipe.training.seed)
     tokenizer = Mat2SeqTokenizer(model_max_length=recipe.model.max_position_embeddings)

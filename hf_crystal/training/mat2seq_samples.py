@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 if TYPE_CHECKING:
-    from hf_crystal.models.tokenization_mat2seq import DecodedCrystal, Mat2SeqTokenizer
+    from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal, Mat2SeqTokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -43,7 +43,7 @@ def sample_prompts(
     Raises:
         ValueError: If the file holds samples of other settings or prompts.
     """
-    from hf_crystal.models.generation_mat2seq import generate_crystals_for_prompts
+    from hf_crystal.mat2seq.modeling_mat2seq import generate_crystals_for_prompts
 
     path = Path(path)
     settings = {"num_return": num_return, "temperature": temperature, "seed": seed, "options": options}
@@ -100,8 +100,8 @@ def _as_lines(crystals: Sequence["DecodedCrystal"]) -> list[dict[str, Any]]:
 def _decoded(line: Mapping[str, Any], tokenizer: "Mat2SeqTokenizer") -> "DecodedCrystal":
     import dataclasses
 
-    from hf_crystal.models.canonical_text import SequenceError
-    from hf_crystal.models.tokenization_mat2seq import DecodedCrystal
+    from hf_crystal.mat2seq.sequence_text import SequenceError
+    from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
 
     if line["error"] is not None:
         return DecodedCrystal(None, SequenceError(line["error"]), line["sequence"], line["log_likelihood"])

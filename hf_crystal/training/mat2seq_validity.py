@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_crystal.training.mat2seq_data import Mat2SeqCollator
 
 if TYPE_CHECKING:
-    from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
+    from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
 
 def answer_loss(

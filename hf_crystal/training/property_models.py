@@ -27,10 +27,10 @@ def property_config_class(model_type: Any) -> Any:
     """
     _check_model_type(model_type)
     if model_type == "crystalframer":
-        from hf_crystal.models.configuration_crystalframer import CrystalFramerConfig
+        from hf_crystal.encoders.configuration_crystalframer import CrystalFramerConfig
 
         return CrystalFramerConfig
-    from hf_crystal.models.configuration_crystalformer import CrystalformerConfig
+    from hf_crystal.encoders.configuration_crystalformer import CrystalformerConfig
 
     return CrystalformerConfig
 
@@ -43,10 +43,10 @@ def property_model_class(model_type: Any) -> Any:
     """
     _check_model_type(model_type)
     if model_type == "crystalframer":
-        from hf_crystal.models.modeling_crystalframer import CrystalFramerForPropertyPrediction
+        from hf_crystal.encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction
 
         return CrystalFramerForPropertyPrediction
-    from hf_crystal.models.modeling_crystalformer import CrystalformerForPropertyPrediction
+    from hf_crystal.encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
 
     return CrystalformerForPropertyPrediction
 

@@ -47,7 +47,7 @@ class PropertyTask:
 def prepare_property_task(recipe: TrainingRecipe) -> PropertyTask:
     """Load the data and build the model of a recipe; the recipe's seed is set first."""
     from hf_crystal.data import CrystalCollator
-    from hf_crystal.models.feature_extraction_crystal import CrystalFeatureExtractor
+    from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
     set_seed(recipe.training.seed)
     splits = load_property_data(recipe.data, recipe.training.seed)

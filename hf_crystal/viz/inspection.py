@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..crystals.formula import reduced_formula
+from ..crystals.record import CHEMICAL_SYMBOLS
 from ..loading import load_property_model
-from ..models.records_crystal import CHEMICAL_SYMBOLS
-from ..pipelines.formula_crystal import reduced_formula
 
 __all__ = ["AtomView", "BlockView", "EncoderView", "inspect_encoder"]
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..models.canonical_crystal import CanonicalCrystal, canonicalize
-from ..models.canonical_text import SEPARATOR, write_text
-from ..models.elements_crystal import FORMULA_RANK
-from ..models.records_crystal import CHEMICAL_SYMBOLS
-from ..models.symmetry_crystal import space_group, space_group_number
+from ..crystals.elements import FORMULA_RANK
+from ..crystals.record import CHEMICAL_SYMBOLS
+from ..mat2seq.canonicalize import CanonicalCrystal, canonicalize
+from ..mat2seq.sequence_text import SEPARATOR, write_text
+from ..mat2seq.space_groups import space_group, space_group_number
 from .style import PALETTE, new_figure
 
 __all__ = ["SequenceWord", "explain_sequence", "plot_sequence"]

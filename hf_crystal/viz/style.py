@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..models.elements_crystal import FORMULA_RANK
-from ..models.records_crystal import CHEMICAL_SYMBOLS
+from ..crystals.elements import FORMULA_RANK
+from ..crystals.record import CHEMICAL_SYMBOLS
 
 __all__ = ["PALETTE", "SEQUENTIAL", "clean", "element_colors", "new_figure"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..models.structures_crystal import as_structure
+from ..crystals.reading import as_structure
 from .inspection import EncoderView
 from .style import PALETTE, element_colors
 
@@ -137,7 +137,7 @@ def view_3d(
 
 
 def _symbol(number: int) -> str:
-    from ..models.records_crystal import CHEMICAL_SYMBOLS
+    from ..crystals.record import CHEMICAL_SYMBOLS
 
     return CHEMICAL_SYMBOLS[int(number)]
 

@@ -20,8 +20,8 @@ from hf_crystal.app.cards import crystal_cards, insight_table, message, predicti
 from hf_crystal.app.code import generation_code, inside_code, prediction_code
 from hf_crystal.app.service import MAX_ATOMS, Service, example_files, measured_errors
 from hf_crystal.checkpoints import embedded_checkpoints
-from hf_crystal.models.generation_mat2seq import mat2seq_config
-from hf_crystal.models.structures_crystal import record_to_structure
+from hf_crystal.crystals.reading import record_to_structure
+from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 from hf_crystal.testing import DESCRIPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer, canonicalize
 from hf_crystal.cli.main import run
-from hf_crystal.models.generation_mat2seq import mat2seq_config
+from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 
 
 @pytest.fixture(scope="module")

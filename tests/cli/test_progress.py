@@ -19,7 +19,7 @@ from hf_crystal import (
     Mat2SeqTokenizer,
 )
 from hf_crystal.cli import evaluate, progress
-from hf_crystal.models.generation_mat2seq import mat2seq_config
+from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 from hf_crystal.training.inference import predict_rows
 
 

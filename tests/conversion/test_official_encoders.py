@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from hf_crystal.conversion import convert_official_checkpoint, convert_state_dict, infer_config
-from hf_crystal.models.configuration_crystalframer import CrystalFramerConfig
-from hf_crystal.models.modeling_crystalformer import CrystalformerForPropertyPrediction
-from hf_crystal.models.modeling_crystalframer import CrystalFramerForPropertyPrediction
+from hf_crystal.encoders.configuration_crystalframer import CrystalFramerConfig
+from hf_crystal.encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
+from hf_crystal.encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction
 from hf_crystal.testing import Crystal, collate
 
 HIDDEN, HEADS, BLOCKS, BASIS, ANGLES, ELEMENTS = 8, 2, 2, 5, 6, 98

@@ -162,7 +162,7 @@ def test_split_by_listed_ids(jarvis_file, tmp_path):
 
 
 def test_materials_project_in_both_schemas(tmp_path):
-    from hf_crystal.models.structures_crystal import record_to_structure
+    from hf_crystal.crystals.reading import record_to_structure
 
     po = {"cell": np.eye(3) * 3.35, "frac_coords": [[0, 0, 0]], "atomic_numbers": [84]}
     cif = record_to_structure(po).to(fmt="cif")

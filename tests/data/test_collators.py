@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from hf_crystal.crystals.reading import CrystalInputError
 from hf_crystal.data import CrystalCollator, crystal_features, record_row
-from hf_crystal.models.feature_extraction_crystal import CrystalFeatureExtractor
-from hf_crystal.models.structures_crystal import CrystalInputError
+from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 IRON = {
     "lattice": [2.87, 0, 0, 0, 2.87, 0, 0, 0, 2.87],

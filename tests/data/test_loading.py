@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDatasetDict
 
+from hf_crystal.crystals.reading import CrystalInputError, as_structure, record_to_structure
 from hf_crystal.data import CrystalCollator, conversion, load_crystal_dataset
 from hf_crystal.data import loading as loading_module
 from hf_crystal.data.sources import iter_json
 from hf_crystal.data.tables import CrystalDatasetDict
-from hf_crystal.models.structures_crystal import CrystalInputError, as_structure, record_to_structure
 
 CRYSTALS = {
     "iron": {"cell": np.eye(3) * 2.87, "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]], "atomic_numbers": [26, 26]},

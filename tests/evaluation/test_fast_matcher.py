@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from hf_crystal.crystals.reading import as_structure
 from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, fast_matcher
 from hf_crystal.evaluation.fast_matcher import fits, rms_distances
 from hf_crystal.evaluation.near_lattices import lll_mappings, near_lattices
 from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings, pymatgen_fit, pymatgen_rms
 from hf_crystal.evaluation.reduced_crystals import reduce_crystal
-from hf_crystal.models.structures_crystal import as_structure
 
 FCC = Lattice.from_parameters(4, 4, 4, 60, 60, 60)
 PROTOTYPES = [

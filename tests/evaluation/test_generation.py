@@ -115,7 +115,7 @@ def test_a_crystal_without_space_group_is_counted():
 
 
 def test_decoded_sequences_are_judged_as_they_come():
-    from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
+    from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
     tokenizer = Mat2SeqTokenizer()
     ids = tokenizer([rocksalt(), off_centre()])["input_ids"]

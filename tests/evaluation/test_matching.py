@@ -6,8 +6,8 @@ import pytest
 from crystals_for_metrics import Decoded, caesium_chloride, chain, misbehaving_pairs, rocksalt
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
+from hf_crystal.crystals.reading import CrystalInputError, record_to_structure, structure_to_record
 from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, MatcherSettings, match_rate, matching, metre
-from hf_crystal.models.structures_crystal import CrystalInputError, record_to_structure, structure_to_record
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pymatgen.core import Lattice, Structure
 
 from hf_crystal.evaluation import match_rate, validity
 from hf_crystal.evaluation.results import reduced_formula
-from hf_crystal.models import validity_crystal
+from hf_crystal.mat2seq import validity as validity_crystal
 
 
 def pair_at(distance: float) -> Structure:

@@ -54,7 +54,7 @@ GENERATOR_METRICS = {
 def tiny_generator(seed: int = 0):
     """Random Llama of width 16 and its tokenizer."""
     from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
-    from hf_crystal.models.generation_mat2seq import mat2seq_config
+    from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 
     torch.manual_seed(seed)
     tokenizer = Mat2SeqTokenizer()

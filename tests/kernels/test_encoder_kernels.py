@@ -9,7 +9,7 @@ from kernel_cases import kernel_device, relative_error
 from tiny_models import IRON, NACL, SRTIO3, tiny_model
 
 import hf_crystal
-from hf_crystal.models.kernels_choice import runs_triton
+from hf_crystal.encoders.kernels_choice import runs_triton
 
 DEVICE = kernel_device()
 # a ragged batch: symmetric sites (tied frames), one atom per cell (its own images only), two, five

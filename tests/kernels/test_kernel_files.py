@@ -10,8 +10,8 @@ import pytest
 import torch
 from kernel_cases import INTERPRETS, random_edges, random_inputs
 
-from hf_crystal.models import kernels_attention, modeling_crystalframer
-from hf_crystal.models.kernels_choice import runs_triton
+from hf_crystal.encoders import kernels_attention, modeling_crystalframer
+from hf_crystal.encoders.kernels_choice import runs_triton
 
 
 def test_a_copy_with_remote_code_loads_without_triton_and_has_its_own_operators(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer
+from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_crystal.models.canonical_grid import CanonicalCrystal, CanonicalSettings, CanonicalSite
-from hf_crystal.models.symmetry_crystal import space_group
+from hf_crystal.mat2seq.canonical_crystal import CanonicalCrystal, CanonicalSettings, CanonicalSite
+from hf_crystal.mat2seq.space_groups import space_group
 
 DATASETS = (
     ("mp_20", "test"),

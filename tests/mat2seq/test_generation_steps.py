@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_crystal.models import generation_sampler_mat2seq
-from hf_crystal.models.generation_mat2seq import Mat2SeqForCausalLM, generate_crystals_for_prompts, mat2seq_config
-from hf_crystal.models.generation_steps_mat2seq import LlamaSteps, has_llama_steps
+from hf_crystal.mat2seq import sampler as generation_sampler_mat2seq
+from hf_crystal.mat2seq.generation_steps import LlamaSteps, has_llama_steps
+from hf_crystal.mat2seq.modeling_mat2seq import Mat2SeqForCausalLM, generate_crystals_for_prompts, mat2seq_config
 
 
 def llama(dtype=torch.float32, **changes):

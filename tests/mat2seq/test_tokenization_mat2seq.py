@@ -20,8 +20,10 @@ from mat2seq_crystals import (
     rutile,
 )
 
-from hf_crystal.models.canonical_crystal import CanonicalSettings, canonicalize
-from hf_crystal.models.canonical_text import (
+from hf_crystal.crystals.elements import ELEMENT_ORDER
+from hf_crystal.crystals.record import CHEMICAL_SYMBOLS, CrystalInputError
+from hf_crystal.mat2seq.canonicalize import CanonicalSettings, canonicalize
+from hf_crystal.mat2seq.sequence_text import (
     CoincidingAtomsError,
     CompositionMismatchError,
     ImpossibleLatticeError,
@@ -37,10 +39,8 @@ from hf_crystal.models.canonical_text import (
     split_text,
     write_tokens,
 )
-from hf_crystal.models.elements_crystal import ELEMENT_ORDER
-from hf_crystal.models.records_crystal import CHEMICAL_SYMBOLS, CrystalInputError
-from hf_crystal.models.tokenization_mat2seq import Mat2SeqTokenizer, register_mat2seq_tokenizer
-from hf_crystal.models.vocabulary_mat2seq import PropertyBins
+from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer, register_mat2seq_tokenizer
+from hf_crystal.mat2seq.vocabulary import PropertyBins
 
 CRYSTALS = [quartz, rutile, rock_salt, perovskite, baddeleyite, lopsided]
 RUTILE = "Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a O 4f .3050"

@@ -10,8 +10,8 @@ import torch
 from tolerances import BIN_EDGE_PARITY, BIN_EDGE_PARITY_OF_PREDICTIONS, PARITY
 
 from hf_crystal.conversion import build_model, infer_config
-from hf_crystal.models.modeling_crystalframer import CrystalFramerAttention, CrystalFramerModel
-from hf_crystal.models.ops_frame_features import axes_of_frames
+from hf_crystal.encoders.modeling_crystalframer import CrystalFramerAttention, CrystalFramerModel
+from hf_crystal.encoders.ops_frame_features import axes_of_frames
 from hf_crystal.testing import Crystal, collate
 
 OPTIONS = {
@@ -184,8 +184,8 @@ def test_published_model_has_the_published_number_of_parameters(fixtures_dir):
 def test_initialisation_has_the_official_statistics(fixtures_dir):
     import json
 
-    from hf_crystal.models.configuration_crystalframer import CrystalFramerConfig
-    from hf_crystal.models.modeling_crystalframer import CrystalFramerForPropertyPrediction
+    from hf_crystal.encoders.configuration_crystalframer import CrystalFramerConfig
+    from hf_crystal.encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction
 
     stats = json.loads((fixtures_dir / "init_stats.json").read_text())["cfr_f_max"]
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, pipeline
 
 from hf_crystal import CrystalGenerationPipeline, Mat2SeqForCausalLM, Mat2SeqTokenizer
 from hf_crystal.checkpoints import embedded_checkpoint
-from hf_crystal.models.generation_mat2seq import mat2seq_config
+from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 
 TASK = "crystal-generation"
 

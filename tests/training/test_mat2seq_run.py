@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
-from hf_crystal.models.generation_mat2seq import generate_crystals
+from hf_crystal.mat2seq.modeling_mat2seq import generate_crystals
 from hf_crystal.training.mat2seq_data import IGNORED_LABEL, Mat2SeqCollator, tokenize_splits
 from hf_crystal.training.mat2seq_models import build_generator
 from hf_crystal.training.mat2seq_recipe import (

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hf_crystal.models.configuration_crystalformer import CrystalformerConfig
-from hf_crystal.models.modeling_crystalformer import CrystalformerForPropertyPrediction
+from hf_crystal.encoders.configuration_crystalformer import CrystalformerConfig
+from hf_crystal.encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
 from hf_crystal.training import RELEASE_BIAS_WEIGHT_DECAY, build_adamw, build_optimizer, parameter_groups
 
 

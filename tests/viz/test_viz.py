@@ -13,7 +13,7 @@ from tiny_models import NACL, SRTIO3, tiny_model
 
 import hf_crystal
 from hf_crystal import viz
-from hf_crystal.models.canonical_text import write_text
+from hf_crystal.mat2seq.sequence_text import write_text
 from hf_crystal.viz.curves import read_training_curve
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -209,7 +209,7 @@ def test_view_in_three_dimensions_is_one_page_without_addresses(framer, tmp_path
 
 
 def test_a_large_cell_is_drawn_without_bonds():
-    from hf_crystal.models.structures_crystal import record_to_structure
+    from hf_crystal.crystals.reading import record_to_structure
 
     large = record_to_structure(NACL)
     large.make_supercell([12, 12, 12])

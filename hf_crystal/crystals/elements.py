@@ -1,0 +1,18 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""The order in which a composition lists its elements."""
+
+from .record import CHEMICAL_SYMBOLS
+
+__all__ = ["ELEMENT_ORDER", "FORMULA_RANK"]
+
+# Formulas are written from electropositive to electronegative: the element sequence of IUPAC's Nomenclature of
+# Inorganic Chemistry (2005), table VI, read backwards; so SrTiO3, NH3, H2O come out as usual.
+_ORDER = """
+Og Rn Xe Kr Ar Ne He Fr Cs Rb K Na Li Ra Ba Sr Ca Mg Be Lr No Md Fm Es Cf Bk Cm Am Pu Np U Pa Th Ac Lu Yb Tm Er Ho Dy
+Tb Gd Eu Sm Pm Nd Pr Ce La Y Sc Rf Hf Zr Ti Db Ta Nb V Sg W Mo Cr Bh Re Tc Mn Hs Os Ru Fe Mt Ir Rh Co Ds Pt Pd Ni Rg
+Au Ag Cu Cn Hg Cd Zn Nh Tl In Ga Al B Fl Pb Sn Ge Si C Mc Bi Sb As P N H Lv Po Te Se S O Ts At I Br Cl F
+"""
+ELEMENT_ORDER = tuple(_ORDER.split())
+
+# Atomic number → place in a formula.
+FORMULA_RANK = {CHEMICAL_SYMBOLS.index(symbol): rank for rank, symbol in enumerate(ELEMENT_ORDER)}

@@ -1,0 +1,228 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""Readers of POSCAR, extended XYZ and JSON text, and what tells one format from another; needs numpy only.
+
+Each reader takes text and returns a `CrystalRecord` that has not been checked for overlaps and the like; each fault
+of the text is a `CrystalInputError`. CIF has a file of its own, `formats_cif`.
+"""
+
+import json
+import re
+import shlex
+from typing import Any
+
+import numpy as np
+
+from .record import CrystalInputError, CrystalRecord, atomic_number_of
+
+__all__ = [
+    "CIF_MARKS",
+    "decode_text",
+    "detect_format",
+    "one_line",
+    "parse_extxyz",
+    "parse_json_text",
+    "parse_poscar",
+]
+
+CIF_MARKS = re.compile(r"^\s*(data_|_cell_length_a|loop_\s*$|_atom_site_)", re.IGNORECASE | re.MULTILINE)
+
+
+def one_line(message: str, limit: int = 200) -> str:
+    """Text without line breaks, cut at `limit` characters."""
+    message = " ".join(message.split())
+    return message if len(message) <= limit else message[: limit - 1] + "…"
+
+
+def decode_text(data: bytes) -> str:
+    """Text of a file: UTF-8 with or without mark, UTF-16 with mark, else Latin-1."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _floats(words: list[str]) -> list[float] | None:
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        return None
+
+
+def _looks_like_poscar(lines: list[str]) -> bool:
+    if len(lines) < 7 or not lines[1].split():
+        return False
+    rows = [_floats(line.split()[:3]) for line in lines[2:5]]
+    return _floats(lines[1].split()[:1]) is not None and all(row is not None and len(row) == 3 for row in rows)
+
+
+def detect_format(text: str) -> str | None:
+    """`"json"`, `"cif"`, `"poscar"`, `"extxyz"` or None, from the text itself."""
+    stripped = text.lstrip("\ufeff \t\r\n")
+    if stripped[:1] in ("{", "["):
+        return "json"
+    lines = stripped.splitlines()
+    if _looks_like_poscar(text.splitlines()):
+        return "poscar"
+    if len(lines) > 2 and lines[0].strip().isdigit() and len(lines[2].split()) >= 4:
+        return "extxyz"
+    if CIF_MARKS.search(text):
+        return "cif"
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------- POSCAR
+
+
+def _poscar_cell(lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Cell of shape (3, 3) in Å and the scale(s) that also apply to Cartesian coordinates."""
+    scales = _floats(lines[1].split()[:3]) or _floats(lines[1].split()[:1])
+    rows = [_floats(line.split()[:3]) for line in lines[2:5]]
+    if scales is None or not scales:
+        raise CrystalInputError(f"POSCAR line 2 is {lines[1]!r}; a scale factor is expected")
+    if any(row is None or len(row) != 3 for row in rows):
+        raise CrystalInputError(f"POSCAR lines 3 to 5 are {lines[2:5]}; three lattice vectors are expected")
+    cell = np.array(rows, dtype=np.float64)
+    if len(scales) == 3 and min(scales) > 0:
+        return cell * np.array(scales), np.array(scales)
+    scale = scales[0]
+    if scale < 0:  # VASP: a negative scale is minus the wanted volume
+        volume = abs(np.linalg.det(cell))
+        if volume == 0:
+            raise CrystalInputError("POSCAR cell is flat or singular (volume 0)")
+        scale = float((-scale / volume) ** (1.0 / 3.0))
+    return cell * scale, np.full(3, scale)
+
+
+def _poscar_species(lines: list[str], start: int) -> tuple[list[str] | None, list[int], int]:
+    """Symbols (None where the file does not say), counts, and the index of the line after the counts."""
+    words = lines[start].split("!")[0].split("#")[0].split() if start < len(lines) else []
+    symbols: list[str] | None = None
+    if words and not words[0].isdigit():
+        symbols = [word.split("/")[0].split("_")[0] for word in words]  # VASP 6 writes "Sr/hash", POTCARs "Sr_sv"
+        start += 1
+        words = lines[start].split("!")[0].split("#")[0].split() if start < len(lines) else []
+    if not words or not all(word.isdigit() for word in words):
+        raise CrystalInputError(f"POSCAR atom counts are {' '.join(words)!r}; whole numbers are expected")
+    counts = [int(word) for word in words]
+    if symbols is not None and len(symbols) != len(counts):
+        raise CrystalInputError(f"POSCAR names {len(symbols)} elements {symbols} but {len(counts)} counts {counts}")
+    return symbols, counts, start + 1
+
+
+def _site_symbols(lines: list[str], counts: list[int], title: str) -> list[str]:
+    """Symbols of a VASP 4 file, which has no line for them: after each coordinate, or in the title."""
+    trailing = [re.match(r"[A-Za-z]+", word) for line in lines for word in line.replace("#", " ").split()[3:][-1:]]
+    if len(trailing) == sum(counts) and all(trailing):
+        symbols = [match.group() for match in trailing if match]
+        if not all(symbol in ("T", "F") for symbol in symbols):  # selective dynamics flags, not symbols
+            return symbols
+    words = title.split()
+    if len(words) == len(counts) and all(re.fullmatch(r"[A-Z][a-z]?", word) for word in words):
+        return [word for word, count in zip(words, counts, strict=True) for _ in range(count)]
+    raise CrystalInputError(
+        "POSCAR names no elements (VASP 4 form): add a line with the element symbols before the atom counts"
+    )
+
+
+def parse_poscar(text: str) -> CrystalRecord:
+    """Read POSCAR / CONTCAR text of VASP 4 (symbols in the title or beside the coordinates), 5 or 6.
+
+    Args:
+        text: file content; selective dynamics, Cartesian or direct coordinates, negative scale (volume).
+
+    Returns:
+        `CrystalRecord`, unchecked.
+
+    Raises:
+        CrystalInputError: malformed text, missing symbols or too few coordinates.
+    """
+    lines = text.lstrip("\ufeff").splitlines()
+    if len(lines) < 7:
+        raise CrystalInputError(f"POSCAR has {len(lines)} lines; a title, scale, cell, counts and atoms are expected")
+    cell, scale = _poscar_cell(lines)
+    symbols, counts, start = _poscar_species(lines, 5)
+    if start < len(lines) and lines[start].strip()[:1].lower() == "s":  # selective dynamics
+        start += 1
+    if start >= len(lines):
+        raise CrystalInputError("POSCAR ends before the coordinates")
+    cartesian = lines[start].strip()[:1].lower() in ("c", "k")
+    total = sum(counts)
+    site_lines = lines[start + 1 : start + 1 + total]
+    coordinates = [_floats(line.split()[:3]) for line in site_lines]
+    good = [row for row in coordinates if row is not None and len(row) == 3]
+    if len(good) != total:
+        raise CrystalInputError(f"POSCAR counts {total} atoms {counts} but {len(good)} coordinate lines were read")
+    if symbols is None:
+        site_symbols = _site_symbols(site_lines, counts, lines[0])
+    else:
+        site_symbols = [symbol for symbol, count in zip(symbols, counts, strict=True) for _ in range(count)]
+    points = np.array(good, dtype=np.float64).reshape(-1, 3)
+    frac = _to_fractional(points * scale, cell) if cartesian else points
+    return CrystalRecord(np.array([atomic_number_of(symbol) for symbol in site_symbols], dtype=np.int64), frac, cell)
+
+
+def _to_fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Fractional coordinates of Cartesian positions (Å), with a plain reason for a singular cell."""
+    try:
+        return np.linalg.solve(cell.T, positions.T).T
+    except np.linalg.LinAlgError as error:
+        raise CrystalInputError(f"flat or singular cell {cell.tolist()}: its volume is 0") from error
+
+
+# ------------------------------------------------------------------------------------------------------------ XYZ
+
+
+def parse_extxyz(text: str) -> CrystalRecord:
+    """Read one frame of extended XYZ: `Lattice="..."` and `Properties=species:S:1:pos:R:3...` on the second line.
+
+    Returns:
+        `CrystalRecord`, unchecked.
+
+    Raises:
+        CrystalInputError: no lattice, wrong counts, or more than one frame.
+    """
+    lines = text.lstrip("\ufeff").strip().splitlines()
+    if len(lines) < 3 or not lines[0].strip().isdigit():
+        raise CrystalInputError("XYZ text starts with neither an atom count nor a comment line")
+    total = int(lines[0])
+    try:
+        words = shlex.split(lines[1])
+    except ValueError as error:
+        raise CrystalInputError(f"XYZ comment line {one_line(lines[1])!r} cannot be read: {error}") from error
+    fields = {key.lower(): value for key, _, value in (word.partition("=") for word in words)}
+    lattice = _floats(fields.get("lattice", "").split())
+    if lattice is None or len(lattice) != 9:
+        raise CrystalInputError('XYZ has no Lattice="9 numbers"; a molecule without a cell is not a crystal')
+    if len(lines) > 2 + total and lines[2 + total].strip():
+        raise CrystalInputError(
+            f"XYZ holds more than one frame (first frame: {total} atoms); give one frame at a time"
+        )
+    columns = fields.get("properties", "species:S:1:pos:R:3").split(":")
+    starts: dict[str, int] = {}
+    place = 0
+    for name, _, width in zip(columns[0::3], columns[1::3], columns[2::3], strict=False):
+        starts[name.lower()] = place
+        place += int(width) if width.isdigit() else 1
+    if "pos" not in starts or "species" not in starts:
+        raise CrystalInputError(f"XYZ Properties are {fields.get('properties')!r}; species and pos are needed")
+    rows = [line.split() for line in lines[2 : 2 + total]]
+    points = [_floats(row[starts["pos"] : starts["pos"] + 3]) for row in rows]
+    good = [row for row in points if row is not None and len(row) == 3]
+    if len(good) != total:
+        raise CrystalInputError(f"XYZ counts {total} atoms but {len(good)} coordinate lines were read")
+    cell = np.array(lattice, dtype=np.float64).reshape(3, 3)
+    numbers = np.array([atomic_number_of(row[starts["species"]]) for row in rows], dtype=np.int64)
+    return CrystalRecord(numbers, _to_fractional(np.array(good, dtype=np.float64), cell), cell)
+
+
+# ------------------------------------------------------------------------------------------------------------ JSON
+
+
+def parse_json_text(text: str) -> Any:
+    """Decode JSON text; a fault is a `CrystalInputError` with its place."""
+    try:
+        return json.loads(text.lstrip("\ufeff"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CrystalInputError(f"not readable as JSON: {error}") from error

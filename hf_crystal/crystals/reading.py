@@ -1,0 +1,432 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""`as_structure`: any accepted form of a crystal to one plain numpy record, or a reason why not.
+
+Dictionaries, JSON, POSCAR and extended XYZ need numpy only; pymatgen is imported for CIF text and for its own objects.
+"""
+
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+from .cif import parse_cif, record_from_pymatgen
+from .formats import decode_text, detect_format, parse_extxyz, parse_json_text, parse_poscar
+from .record import (
+    CHEMICAL_SYMBOLS,
+    CrystalInputError,
+    CrystalRecord,
+    atomic_number_of,
+    cell_from_parameters,
+    check_record,
+)
+
+__all__ = [
+    "ACCEPTED_FORMS",
+    "CHEMICAL_SYMBOLS",
+    "CrystalInputError",
+    "CrystalRecord",
+    "as_structure",
+    "parse_structure",
+    "record_to_structure",
+    "structure_to_record",
+]
+
+logger = logging.get_logger(__name__)
+
+MAX_FILE_BYTES = 64 * 1024 * 1024
+
+ACCEPTED_FORMS = (
+    "pymatgen Structure, ASE Atoms, a path to a CIF, POSCAR/CONTCAR/.vasp, extended XYZ or pymatgen/JARVIS JSON file, "
+    "the text of one, or a record dict with cell (or lattice), frac_coords (or positions) and atomic_numbers"
+)
+
+_CELL_KEYS = ("cell", "lattice", "lattice_mat", "lattice_matrix")
+_FRACTIONAL_KEYS = ("frac_coords", "fractional_coords", "scaled_positions")
+_CARTESIAN_KEYS = ("positions", "cart_coords", "cartesian_coords")
+_NUMBER_KEYS = ("atomic_numbers", "numbers")
+_SYMBOL_KEYS = ("elements", "species", "symbols")
+_NESTED_KEYS = ("atoms", "structure", "cif", "poscar", "crystal")  # a row of a table that holds a crystal
+_NAME_KEYS = ("material_id", "jid", "id", "name", "file")
+
+
+# ----------------------------------------------------------------------------------------------------------- dicts
+
+
+def _array(value: Any, field: str, dtype: type = np.float64) -> np.ndarray:
+    """Array of a field; ragged or non-numeric values give a reason that names the field."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CrystalInputError(f"{field} is not an array of numbers: {_short(value)}") from error
+    if dtype is np.int64:
+        # beyond 2^31 the conversion to integers itself overflows
+        if not (np.abs(array) < 2**31).all() or (array != np.round(array)).any():
+            raise CrystalInputError(f"{field} holds values that are not whole numbers: {_short(value)}")
+        return array.astype(np.int64)
+    return array
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    # a huge array is never turned into text as a whole
+    text = f"array of shape {value.shape}" if isinstance(value, np.ndarray) and value.size > 9 else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _first_key(data: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    return next((key for key in keys if data.get(key) is not None), None)
+
+
+def _cell_of(value: Any, field: str) -> np.ndarray:
+    """Cell from a 3x3 matrix, 9 numbers, or a pymatgen lattice dict."""
+    if isinstance(value, Mapping):
+        if value.get("matrix") is not None:
+            return _cell_of(value["matrix"], f"{field}.matrix")
+        try:
+            return cell_from_parameters(*(float(value[k]) for k in ("a", "b", "c", "alpha", "beta", "gamma")))
+        except CrystalInputError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise CrystalInputError(
+                f"{field} is {_short(dict(value))}; a matrix or a, b, c, alpha, beta, gamma are accepted"
+            ) from error
+    matrix = getattr(value, "matrix", None)
+    array = _array(value if matrix is None else matrix, field)
+    if array.size != 9 or array.shape not in ((9,), (3, 3)):
+        raise CrystalInputError(
+            f"{field} has shape {array.shape}; accepted are (3, 3) with vectors in rows and (9,), Å"
+        )
+    return array.reshape(3, 3)
+
+
+def _points(value: Any, field: str) -> np.ndarray:
+    """Coordinates of shape (N, 3) from (N, 3) or a flat list of 3N numbers."""
+    array = _array(value, field)
+    if array.ndim == 1 and array.size % 3 == 0:
+        return array.reshape(-1, 3)
+    if array.ndim != 2 or array.shape[1] != 3:
+        raise CrystalInputError(f"{field} has shape {array.shape}; accepted are (N, 3) and a flat list of 3N numbers")
+    return array
+
+
+def _truth(value: Any) -> bool:
+    """JARVIS writes `cartesian` as a boolean, a number or a string."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("true", "t", "1", "yes")
+    if isinstance(value, bool | int | float | np.bool_ | np.number):
+        return bool(value)
+    raise CrystalInputError(f"cartesian is {_short(value)}; true or false is accepted")
+
+
+def _numbers_of(data: Mapping[str, Any]) -> np.ndarray:
+    key = _first_key(data, _NUMBER_KEYS)
+    if key is not None:
+        return _array(data[key], key, np.int64).reshape(-1)
+    key = _first_key(data, _SYMBOL_KEYS)
+    if key is None:
+        raise CrystalInputError(f"no atomic_numbers; keys received: {sorted(map(str, data))}")
+    if not isinstance(data[key], list | tuple | np.ndarray) or getattr(data[key], "ndim", 1) != 1:
+        raise CrystalInputError(f"{key} is {_short(data[key])}; a list of symbols is expected")
+    return np.array([atomic_number_of(symbol) for symbol in data[key]], dtype=np.int64)
+
+
+def _symbol_of_site(site: Any, place: int) -> Any:
+    """Element of one site of pymatgen's `as_dict`; disorder and malformed sites give a reason."""
+    species = site.get("species") if isinstance(site, Mapping) else None
+    if not isinstance(species, list) or not all(isinstance(specie, Mapping) for specie in species):
+        raise CrystalInputError(f"sites[{place}] is {_short(site)}; a dict with a list of species is expected")
+    occupancies = _array([specie.get("occu", 1) for specie in species], f"sites[{place}].species.occu")
+    if occupancies.shape != (1,) or not abs(occupancies[0] - 1.0) <= 1e-3:
+        described = ", ".join(f"{specie.get('element')}: {specie.get('occu')}" for specie in species) or "empty"
+        raise CrystalInputError(
+            f"disordered: site {place} has partial occupancy ({described}); only ordered crystals are accepted"
+        )
+    return species[0].get("element")
+
+
+def _record_from_sites(data: Mapping[str, Any]) -> CrystalRecord:
+    """Read the form of pymatgen's `as_dict`, without pymatgen."""
+    if not isinstance(data["sites"], list | tuple):
+        raise CrystalInputError(f"sites is {_short(data['sites'])}; a list is expected")
+    cell = _cell_of(data["lattice"], "lattice")
+    numbers, points = [], []
+    for place, site in enumerate(data["sites"]):
+        numbers.append(atomic_number_of(_symbol_of_site(site, place)))
+        field = "abc" if site.get("abc") is not None else "xyz"
+        point = _points(site.get(field), f"sites[{place}].{field}")
+        if point.shape != (1, 3):
+            raise CrystalInputError(f"sites[{place}].{field} is {_short(site.get(field))}; 3 numbers are expected")
+        points.append(point[0] if field == "abc" else _fractional(point, cell)[0])
+    return CrystalRecord(np.array(numbers, dtype=np.int64), np.array(points, dtype=np.float64).reshape(-1, 3), cell)
+
+
+def _record_from_dict(data: Mapping[str, Any]) -> CrystalRecord:
+    if "sites" in data and "lattice" in data:
+        return _record_from_sites(data)
+    cell_key = _first_key(data, _CELL_KEYS)
+    if cell_key is None:
+        nested = _first_key(data, _NESTED_KEYS)
+        if nested is not None:
+            return parse_structure(data[nested])
+        raise CrystalInputError(f"no cell; keys received: {sorted(map(str, data))}; accepted: {ACCEPTED_FORMS}")
+    cell = _cell_of(data[cell_key], cell_key)
+    numbers = _numbers_of(data)
+    key = _first_key(data, _FRACTIONAL_KEYS)
+    cartesian = False
+    if key is None:
+        key = _first_key(data, _CARTESIAN_KEYS)
+        cartesian = key is not None
+    if key is None and data.get("coords") is not None:  # JARVIS
+        key, cartesian = "coords", _truth(data.get("cartesian", False))
+    if key is None:
+        raise CrystalInputError(f"no frac_coords and no positions; keys received: {sorted(map(str, data))}")
+    points = _points(data[key], key)
+    if len(points) != len(numbers):
+        raise CrystalInputError(f"{key} holds {len(points)} atoms but {len(numbers)} atomic numbers were given")
+    if cartesian:
+        points = _fractional(points, cell)
+    return CrystalRecord(numbers, points, cell)
+
+
+def _fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    # a singular cell is reported by check_record, which says more than the solver can
+    if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < 1e-12:
+        return np.zeros_like(positions)
+    return np.linalg.solve(cell.T, positions.T).T
+
+
+# ------------------------------------------------------------------------------------------------- text and files
+
+
+def _record_from_text(text: str, hint: str | None = None) -> CrystalRecord:
+    """Read text; `hint` is the format that a file name promises."""
+    if not text.strip("\ufeff \t\r\n\x00"):
+        raise CrystalInputError("the file or text is empty")
+    found = detect_format(text)
+    chosen = found if found in ("json", "extxyz") or hint is None else hint
+    if chosen == "json":
+        return _record_from_json(parse_json_text(text))
+    if chosen == "poscar":
+        return parse_poscar(text)
+    if chosen == "extxyz":
+        return parse_extxyz(text)
+    if chosen == "cif":
+        return parse_cif(text)
+    first = text.strip("\ufeff \t\r\n")[:40]
+    raise CrystalInputError(f"not a crystal structure: the text starts with {first!r}; accepted: {ACCEPTED_FORMS}")
+
+
+def _record_from_json(data: Any) -> CrystalRecord:
+    if isinstance(data, list):
+        if len(data) == 1:
+            return parse_structure(data[0])
+        raise CrystalInputError(
+            f"JSON holds a list of {len(data)} entries; one crystal is expected (load_crystal_dataset reads lists)"
+        )
+    if not isinstance(data, Mapping):
+        raise CrystalInputError(f"JSON holds {_short(data)}; an object describing one crystal is expected")
+    return parse_structure(data)
+
+
+def _format_of_name(path: Path) -> str | None:
+    name = path.name.lower().removesuffix(".gz")
+    suffix = Path(name).suffix
+    if suffix in (".cif", ".mcif"):
+        return "cif"
+    if suffix in (".vasp", ".poscar", ".contcar") or name.startswith(("poscar", "contcar")):
+        return "poscar"
+    if suffix in (".xyz", ".extxyz"):
+        return "extxyz"
+    return "json" if suffix == ".json" else None
+
+
+def _read_file(path: Path) -> str:
+    if "\0" in str(path):
+        raise CrystalInputError(f"not a file name: {_short(str(path))}")
+    try:
+        if not path.exists():
+            raise CrystalInputError(f"no such file: {path}", name=path.name)
+        if path.is_dir():
+            raise CrystalInputError(f"{path} is a folder; load_crystal_dataset reads folders", name=path.name)
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise CrystalInputError(f"the file has {size} bytes; at most {MAX_FILE_BYTES} are read", name=path.name)
+        data = path.read_bytes()
+    except OSError as error:
+        raise CrystalInputError(f"the file cannot be read: {error}", name=path.name) from error
+    if data[:2] == b"\x1f\x8b":
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            data = unpacker.decompress(data, MAX_FILE_BYTES)
+        except zlib.error as error:
+            raise CrystalInputError(f"the gzip file cannot be read: {error}", name=path.name) from error
+        if unpacker.unconsumed_tail:
+            raise CrystalInputError(f"unpacks to more than {MAX_FILE_BYTES} bytes", name=path.name)
+    return decode_text(data)
+
+
+def _record_from_path(path: Path) -> CrystalRecord:
+    text = _read_file(path)
+    hint = _format_of_name(path)
+    if hint == "cif" and detect_format(text) == "json":
+        raise CrystalInputError("named .cif but holds JSON", name=path.name)
+    try:
+        record = _record_from_text(text, hint)
+    except CrystalInputError as error:
+        raise error.located(None, path.name) from error.__cause__
+    return CrystalRecord(record.atomic_numbers, record.frac_coords, record.cell, path.name)
+
+
+# --------------------------------------------------------------------------------------------------------- objects
+
+
+def _record_from_ase(atoms: Any) -> CrystalRecord:
+    cell = np.array(atoms.cell[:], dtype=np.float64).reshape(3, 3)
+    if not np.abs(cell).sum() > 0:
+        raise CrystalInputError("ASE Atoms without a cell; a molecule is not a crystal: set atoms.cell and atoms.pbc")
+    if not np.all(atoms.pbc):
+        logger.warning_once("ASE Atoms that are not periodic in all directions are read as periodic crystals.")
+    numbers = np.array(atoms.numbers, dtype=np.int64)
+    positions = np.array(atoms.positions, dtype=np.float64).reshape(-1, 3)
+    return CrystalRecord(numbers, _fractional(positions, cell), cell)
+
+
+def _looks_like_text(value: str) -> bool:
+    return "\n" in value or value.lstrip()[:1] in ("{", "[") or len(value) > 4096
+
+
+def parse_structure(obj: Any) -> CrystalRecord:
+    """Read any accepted form without judging the crystal; `as_structure` is this plus the checks.
+
+    Args:
+        obj: any of `ACCEPTED_FORMS`.
+
+    Returns:
+        `CrystalRecord`; atom order and coordinates as given.
+
+    Raises:
+        CrystalInputError: the form is not accepted or cannot be read.
+    """
+    if isinstance(obj, CrystalRecord):
+        return obj
+    if isinstance(obj, Mapping):
+        return _record_from_dict(obj)
+    if isinstance(obj, bytes | bytearray):
+        return _record_from_text(decode_text(bytes(obj)))
+    if isinstance(obj, str):
+        if not obj.strip():
+            raise CrystalInputError("empty text")
+        return _record_from_text(obj) if _looks_like_text(obj) else _record_from_path(Path(obj))
+    if isinstance(obj, os.PathLike):
+        return _record_from_path(Path(obj))
+    # duck typing, so that neither package is imported to recognise its objects
+    if hasattr(obj, "lattice") and hasattr(obj, "frac_coords") and hasattr(obj, "site_properties"):
+        return record_from_pymatgen(obj)
+    if hasattr(obj, "cell") and hasattr(obj, "positions") and hasattr(obj, "pbc"):
+        return _record_from_ase(obj)
+    raise CrystalInputError(f"received {type(obj).__name__}; accepted: {ACCEPTED_FORMS}")
+
+
+def _name_of(obj: Any) -> str | None:
+    if isinstance(obj, Mapping):
+        name = next((obj[key] for key in _NAME_KEYS if isinstance(obj.get(key), str)), None)
+        return name
+    return None
+
+
+def as_structure(
+    obj: Any,
+    *,
+    index: int | None = None,
+    name: str | None = None,
+    max_atomic_number: int = 118,
+    min_distance: float = 0.1,
+    min_volume_per_atom: float = 0.5,
+    max_atoms: int | None = None,
+    check_distances: bool = True,
+) -> CrystalRecord:
+    """Turn any accepted form of a crystal into a checked plain record.
+
+    Args:
+        obj: any of `ACCEPTED_FORMS`.
+        index: place in the caller's list, for the error message.
+        name: name of the crystal for the error message; the file name, id or formula otherwise.
+        max_atomic_number: largest atomic number accepted.
+        min_distance: atoms nearer than this (Å), periodic images included, are an error.
+        min_volume_per_atom: cells with less (Å³ per atom) are an error.
+        max_atoms: largest cell accepted; None for no limit.
+        check_distances: whether to look for overlapping atoms.
+
+    Returns:
+        `CrystalRecord` with `atomic_numbers (N,)`, `frac_coords (N, 3)`, `cell (3, 3)`; order as given.
+
+    Raises:
+        CrystalInputError: with `reason`, `index` and `name`.
+    """
+    record: CrystalRecord | None = None
+    try:
+        # absurd numbers overflow on the way to the check that names them
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            record = parse_structure(obj)
+            return check_record(
+                record,
+                max_atomic_number=max_atomic_number,
+                min_distance=min_distance,
+                min_volume_per_atom=min_volume_per_atom,
+                max_atoms=max_atoms,
+                check_distances=check_distances,
+            )
+    except CrystalInputError as error:
+        known = name or _name_of(obj)
+        if record is not None:
+            known = known or record.name or record.formula or None
+        raise error.located(index, known) from error.__cause__
+
+
+# ------------------------------------------------------------------------------------------------------- and back
+
+
+def structure_to_record(structure: Any) -> dict[str, Any]:
+    """Plain-column form of a crystal, ready for Arrow: `lattice` 9 floats, `frac_coords` 3n floats, `atomic_numbers`.
+
+    Args:
+        structure: any of `ACCEPTED_FORMS`.
+
+    Returns:
+        dict of lists and `num_atoms`.
+
+    Raises:
+        CrystalInputError: see `as_structure`.
+    """
+    record = as_structure(structure)
+    return {
+        "lattice": record.cell.reshape(-1).tolist(),
+        "frac_coords": record.frac_coords.reshape(-1).tolist(),
+        "atomic_numbers": record.atomic_numbers.tolist(),
+        "num_atoms": record.num_atoms,
+    }
+
+
+def record_to_structure(record: Any) -> Any:
+    """Build the pymatgen `Structure` of a crystal; atoms in the same order, coordinates not wrapped.
+
+    Args:
+        record: any of `ACCEPTED_FORMS`, a `CrystalRecord` or a record dict in particular.
+
+    Returns:
+        `pymatgen.core.Structure`.
+
+    Raises:
+        CrystalInputError: see `as_structure`.
+        ImportError: pymatgen is not installed.
+    """
+    try:
+        from pymatgen.core import Lattice, Structure
+    except ImportError as error:
+        raise ImportError("record_to_structure needs pymatgen: pip install pymatgen") from error
+    checked = as_structure(record)
+    symbols = [CHEMICAL_SYMBOLS[number] for number in checked.atomic_numbers]
+    return Structure(Lattice(checked.cell), symbols, checked.frac_coords)

@@ -1,0 +1,600 @@
+"""Crystalformer: a Transformer encoder whose attention sums over all periodic images of a crystal.
+
+Taniai et al., "Crystalformer: Infinitely Connected Attention for Periodic Structure Encoding", ICLR 2024
+(arXiv 2403.11686). Read top to bottom: geometry once per batch, attention, feed-forward, block, encoder, head.
+No layer normalisation and no dropout: initialisation follows T-Fixup (paper, section 4).
+
+Inside the encoder atoms are packed, (T, ...), and images are padded rows per atom; see `ops_periodic_geometry`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import can_return_tuple, logging
+
+from .configuration_crystalformer import CrystalformerConfig
+from .geometry import CrystalGeometry, ImageBlock, box_extents, build_geometry
+from .kernels_edges import SortedEdges
+from .kernels_encoder import EdgeAttentionOutput, attention_over_edges, edge_attention_matrix
+from .modeling_crystal_outputs import CrystalEncoderOutput, CrystalPropertyOutput
+from .ops_periodic_attention import (
+    PeriodicAttentionOutput,
+    gaussian_widths,
+    pair_attention_matrix,
+    periodic_attention,
+    periodic_attention_reference,
+)
+from .ops_periodic_geometry import NeighborLayout, unpack_atoms
+from .ops_reciprocal_attention import reciprocal_attention, reciprocal_log_weights
+
+__all__ = [
+    "CrystalEncoderOutput",
+    "CrystalPropertyOutput",
+    "CrystalformerForPropertyPrediction",
+    "CrystalformerModel",
+    "CrystalformerPreTrainedModel",
+]
+
+logger = logging.get_logger(__name__)
+
+LOSSES = {
+    "l1": nn.functional.l1_loss,
+    "mse": nn.functional.mse_loss,
+    "smooth_l1": nn.functional.smooth_l1_loss,
+}
+
+
+class XavierLinear(nn.Linear):
+    """Linear layer that knows its gain at initialisation.
+
+    The gain lives here because transformers skips modules without tensors of their own when it initialises code from
+    outside its tree: a feed-forward module could not initialise its two layers.
+    """
+
+    def __init__(self, in_features: int, out_features: int, gain: float):
+        super().__init__(in_features, out_features)
+        self.gain = gain
+
+
+def fixup_gain(config: CrystalformerConfig) -> float:
+    """0.67 L^-1/4, the scale of value, output and feed-forward weights (T-Fixup; paper, section 4)."""
+    return 0.67 * config.num_hidden_layers**-0.25
+
+
+class CrystalformerAttention(nn.Module):
+    """Infinitely connected multi-head attention of one block.
+
+    Paper symbols: `width_query` w (sigma_i), `width_calibration` its [scale, shift], `value_radial` W^E.
+    """
+
+    width_calibration: torch.Tensor
+    value_radial: nn.Parameter | None
+    has_angles = False
+
+    def __init__(self, config: CrystalformerConfig, layer_index: int):
+        super().__init__()
+        self.config = config
+        self.domain = config.layer_domain(layer_index)
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.num_real_heads = {"real": self.num_heads, "reciprocal": 0, "multihead": self.num_heads // 2}[self.domain]
+        self.q_proj = XavierLinear(config.hidden_size, config.hidden_size, 1.0)
+        self.k_proj = XavierLinear(config.hidden_size, config.hidden_size, 1.0)
+        self.v_proj = XavierLinear(config.hidden_size, config.hidden_size, fixup_gain(config))
+        self.o_proj = XavierLinear(config.hidden_size, config.hidden_size, fixup_gain(config))
+        self.width_query = nn.Parameter(torch.empty(self.num_heads, self.head_dim))
+        self.register_buffer("width_calibration", torch.zeros(2), persistent=True)
+        if config.num_radial_basis and self.num_real_heads:
+            self.value_radial = nn.Parameter(torch.empty(self.num_real_heads, self.head_dim, config.num_radial_basis))
+        else:
+            self.value_radial = None
+
+    def _heads(self, projected: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return projected.view(-1, self.num_heads, self.head_dim).to(dtype)
+
+    @torch.no_grad()
+    def calibrate(self, hidden_states: torch.Tensor) -> None:
+        """Sets scale = 1/std(t) and shift = -mean(t) over all atoms and heads (unbiased std; spec 2.1).
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(T, C)`): input of this block.
+        """
+        query = self._heads(self.q_proj(hidden_states), self.width_query.dtype)
+        raw = (query * self.width_query).sum(-1)
+        self.width_calibration.copy_(torch.stack([1.0 / raw.std(), -raw.mean()]))
+
+    def forward(
+        self, hidden_states: torch.Tensor, geometry: CrystalGeometry, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention of packed states `(T, C)`; second result is `(B, H, N, N)` on request."""
+        projected = [projection(hidden_states) for projection in (self.q_proj, self.k_proj, self.v_proj)]
+        # the kernels read half precision and sum in float32; the eager operations are in the geometry's precision
+        dtype = geometry.positions.dtype if geometry.edges is None else projected[0].dtype
+        query, key, value = (self._heads(states, dtype) for states in projected)
+        # exponentials of distances lose everything in half precision
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            mixed, matrices = [], []
+            if self.num_real_heads:
+                heads = slice(0, self.num_real_heads)
+                output, matrix = self._real_space(query, key, value, geometry, heads, output_attentions)
+                mixed.append(output)
+                matrices.append(matrix)
+            if self.num_real_heads < self.num_heads:
+                heads = slice(self.num_real_heads, self.num_heads)
+                output, matrix = self._reciprocal_space(query, key, value, geometry, heads, output_attentions)
+                mixed.append(output)
+                matrices.append(matrix)
+            context = torch.cat(mixed, dim=1).flatten(1)
+        attentions = torch.cat([m for m in matrices if m is not None], dim=1) if output_attentions else None
+        return self.o_proj(context.to(hidden_states.dtype)), attentions
+
+    def _widths(self, query: torch.Tensor, heads: slice, lower_bound: float) -> torch.Tensor:
+        """rho_i of the given heads, shape `(T, heads)`."""
+        query = query.to(torch.promote_types(query.dtype, torch.float32))
+        width_query = self.width_query[heads].to(query.dtype)
+        calibration = self.width_calibration.to(query.dtype)
+        return gaussian_widths(query, width_query, calibration, float(self.config.width_slope), lower_bound)
+
+    def _edge_mask(
+        self, inverse_variance: torch.Tensor, layout: NeighborLayout, geometry: CrystalGeometry
+    ) -> torch.Tensor | None:
+        """Images that count: all found ones (none), or those in the box of each atom and head (`cells` rule)."""
+        if layout.edge_images is None or geometry.box_unit is None or self.config.adaptive_cutoff_sigmas is None:
+            return None
+        box_unit = geometry.box_unit[geometry.atoms.crystal[layout.rows]][:, None, :]
+        extents = box_extents(self.config, inverse_variance.detach().rsqrt(), box_unit)  # (T, H, 3)
+        inside = (layout.edge_images.abs()[:, :, None, :] <= extents[:, None, :, :]).all(-1)
+        return layout.edge_mask[..., None] & inside
+
+    def _real_space(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        geometry: CrystalGeometry,
+        heads: slice,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        widths = self._widths(query[:, heads], heads, float(self.config.real_lower_bound))
+        inverse_variance = widths / float(self.config.real_scale) ** 2
+        if geometry.edges is not None:
+            return self._over_edges(query, key, value, inverse_variance, geometry, output_attentions)
+        kernel = periodic_attention_reference if self.config.attention_kernel == "reference" else periodic_attention
+        radial_weight = None if self.value_radial is None else self._radial_weight().to(query.dtype)
+        outputs, matrix = [], None
+        for images in geometry.images:
+            layout = images.layout
+            row_variance = inverse_variance.index_select(0, layout.rows)
+            edge_mask = self._edge_mask(row_variance, layout, geometry)
+            result = kernel(
+                query[:, heads].index_select(0, layout.rows),
+                key[:, heads],
+                value[:, heads],
+                row_variance,
+                layout,
+                edge_mask,
+                images.radial,
+                radial_weight,
+            )
+            outputs.append(self._with_angles(result, edge_mask, images))
+            if output_attentions:
+                part = pair_attention_matrix(
+                    result.pair_weights, layout.rows, layout.pair_key, layout.pair_mask, geometry.atoms
+                )
+                matrix = part if matrix is None else matrix + part
+        return torch.cat(outputs).index_select(0, cast(torch.Tensor, geometry.order)), matrix
+
+    def _over_edges(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        inverse_variance: torch.Tensor,
+        geometry: CrystalGeometry,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`_real_space` by the Triton kernels, for all atoms at once."""
+        edges = cast(SortedEdges, geometry.edges)
+        result = attention_over_edges(
+            query,
+            key,
+            value,
+            inverse_variance,
+            edges,
+            None if self.value_radial is None else self._radial_weight().to(inverse_variance.dtype),
+            float(self.config.radial_cutoff),
+            float(self.config.radial_width_scale),
+            stores_edges=output_attentions or self.has_angles,
+        )
+        matrix = edge_attention_matrix(result.weights, edges, geometry.atoms) if output_attentions else None
+        return self._with_edge_angles(result, edges), matrix
+
+    def _with_edge_angles(self, result: EdgeAttentionOutput, edges: SortedEdges) -> torch.Tensor:
+        """`_with_angles` for the Triton kernels."""
+        del edges
+        return result.output
+
+    def _radial_weight(self) -> torch.Tensor:
+        """W^E; frames scale it."""
+        return cast(torch.Tensor, self.value_radial)
+
+    def _with_angles(
+        self, result: PeriodicAttentionOutput, edge_mask: torch.Tensor | None, images: ImageBlock
+    ) -> torch.Tensor:
+        """Hook of CrystalFramer: adds the angle part of the value encoding."""
+        del edge_mask, images
+        return result.output
+
+    def _reciprocal_space(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        geometry: CrystalGeometry,
+        heads: slice,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if geometry.waves is None or geometry.pairs is None:
+            raise RuntimeError("reciprocal-space attention needs the waves of build_geometry")
+        widths = self._widths(query[:, heads], heads, float(self.config.reciprocal_lower_bound))
+        variance = float(self.config.reciprocal_scale) ** 2 * widths
+        pair_key, pair_mask = geometry.pairs
+        log_weights = reciprocal_log_weights(
+            geometry.positions, geometry.cell, geometry.atoms, variance, pair_key, *geometry.waves
+        )
+        output, weights = reciprocal_attention(
+            query[:, heads], key[:, heads], value[:, heads], log_weights, pair_key, pair_mask
+        )
+        matrix = None
+        if output_attentions:
+            rows = torch.arange(weights.shape[0], device=weights.device)
+            matrix = pair_attention_matrix(weights, rows, pair_key, pair_mask, geometry.atoms)
+        return output, matrix
+
+
+class CrystalformerMLP(nn.Module):
+    """Feed-forward part of a block: W2 relu(W1 x + b1) + b2."""
+
+    def __init__(self, config: CrystalformerConfig):
+        super().__init__()
+        self.fc1 = XavierLinear(config.hidden_size, config.intermediate_size, fixup_gain(config))
+        self.fc2 = XavierLinear(config.intermediate_size, config.hidden_size, fixup_gain(config))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """States `(T, C)` to `(T, C)`."""
+        return self.fc2(torch.relu(self.fc1(hidden_states)))
+
+
+class CrystalformerLayer(GradientCheckpointingLayer):
+    """One block: x + attention(x), then x + mlp(x); no normalisation."""
+
+    def __init__(self, config: CrystalformerConfig, layer_index: int):
+        super().__init__()
+        self.attention = CrystalformerAttention(config, layer_index)
+        self.mlp = CrystalformerMLP(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, geometry: CrystalGeometry, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Packed states `(T, C)` to packed states and, on request, attention weights."""
+        attended, attentions = self.attention(hidden_states, geometry, output_attentions)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(hidden_states), attentions
+
+
+class CrystalPropertyHead(nn.Module):
+    """MLP from a crystal's embedding to scaled targets, and the affine map to physical units."""
+
+    target_mean: torch.Tensor
+    target_std: torch.Tensor
+
+    def __init__(self, config: CrystalformerConfig):
+        super().__init__()
+        num_targets = len(config.target_names or [])
+        self.dense = nn.Linear(config.hidden_size, config.head_hidden_size)
+        self.out_proj = nn.Linear(config.head_hidden_size, num_targets)
+        self.register_buffer("target_mean", torch.zeros(num_targets), persistent=True)
+        self.register_buffer("target_std", torch.ones(num_targets), persistent=True)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(B, C)` to scaled targets `(B, targets)`."""
+        return self.out_proj(torch.relu(self.dense(pooled)))
+
+    def to_physical(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Y = scaled · std + mean, in at least float32."""
+        dtype = torch.promote_types(scaled.dtype, self.target_mean.dtype)
+        return scaled.to(dtype) * self.target_std + self.target_mean
+
+    def to_scaled(self, labels: torch.Tensor) -> torch.Tensor:
+        """(y - mean) / std."""
+        return (labels - self.target_mean) / self.target_std
+
+
+class CrystalformerPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and calibration shared by the models."""
+
+    config: CrystalformerConfig
+    config_class = CrystalformerConfig
+    base_model_prefix = "encoder"
+    main_input_name = "atomic_numbers"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over known labels: Trainer must divide by accumulation steps
+    _no_split_modules = ["CrystalformerLayer", "CrystalFramerLayer"]
+    # calibration and units must not be rounded when weights are loaded in half precision
+    _keep_in_fp32_modules_strict = ["width_calibration", "target_mean", "target_std"]
+    _supports_sdpa = False
+    _supports_flash_attn = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """T-Fixup (paper, section 4; spec 3).
+
+        | tensor | distribution |
+        |---|---|
+        | embedding | N(0, D^-1/2 (9 L)^-1/4) |
+        | q, k | xavier uniform |
+        | v, output, feed-forward | xavier uniform times 0.67 L^-1/4 |
+        | width_query | N(0, d^-1/2) |
+        | value_radial, value_angular | xavier uniform of the (H d, K) matrix times K^-1/2 |
+        | property head | PyTorch's default of a linear layer |
+        | biases | 0 (property head: default) |
+        """
+        if isinstance(module, nn.Embedding):
+            std = self.config.hidden_size**-0.5 * (9 * self.config.num_hidden_layers) ** -0.25
+            init.normal_(module.weight, std=std)
+        elif isinstance(module, XavierLinear):
+            init.xavier_uniform_(module.weight, gain=module.gain)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, CrystalformerAttention):
+            init.normal_(module.width_query, std=module.head_dim**-0.5)
+            init.zeros_(module.width_calibration)
+            if module.value_radial is not None:
+                init_value_weight(module.value_radial, self.config.hidden_size)
+        elif isinstance(module, CrystalPropertyHead):
+            init.zeros_(module.target_mean)
+            init.ones_(module.target_std)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether every block's Gaussian widths were calibrated (`calibrate`, or a loaded checkpoint)."""
+        layers = [m for m in self.modules() if isinstance(m, CrystalformerAttention)]
+        return all(bool(layer.width_calibration[0] != 0) for layer in layers)
+
+
+def init_value_weight(weight: torch.Tensor, rows: int) -> None:
+    """Xavier uniform of a (rows, K) matrix with gain K^-1/2, whatever the tensor's own shape."""
+    num_basis = weight.shape[-1]
+    bound = num_basis**-0.5 * math.sqrt(6.0 / (rows + num_basis))
+    init.uniform_(weight, -bound, bound)
+
+
+class CrystalformerModel(CrystalformerPreTrainedModel):
+    """The encoder: crystals in, states of atoms and an embedding of each crystal out."""
+
+    layer_class: type[CrystalformerLayer] = CrystalformerLayer
+    _keys_to_ignore_on_load_unexpected = [r"^head\."]  # the encoder of a property model is asked for, not its head
+
+    def __init__(self, config: CrystalformerConfig):
+        super().__init__(config)
+        self.embeddings = nn.Embedding(config.num_elements, config.hidden_size)
+        self.layers = nn.ModuleList([self.layer_class(config, index) for index in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The element embedding; row Z - 1 belongs to element Z."""
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the element embedding."""
+        self.embeddings = cast(nn.Embedding, value)
+
+    def _geometry(
+        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor
+    ) -> CrystalGeometry:
+        """Geometry in the wider of float32, the input's and the weights' precision."""
+        dtype = torch.promote_types(torch.promote_types(positions.dtype, torch.float32), self.embeddings.weight.dtype)
+        with torch.autocast(positions.device.type, enabled=False):
+            return build_geometry(self.config, atomic_numbers, positions.to(dtype), cell.to(dtype), attention_mask)
+
+    @torch.compiler.disable  # reads values, to give an error instead of a device assertion
+    def _check_inputs(
+        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor
+    ) -> None:
+        shape = tuple(atomic_numbers.shape)
+        if atomic_numbers.dim() != 2 or positions.shape != (*shape, 3) or cell.shape != (shape[0], 3, 3):
+            raise ValueError(
+                f"atomic_numbers {shape}, positions {tuple(positions.shape)} and cell {tuple(cell.shape)} must have "
+                "shapes (B, N), (B, N, 3) and (B, 3, 3)."
+            )
+        known = (atomic_numbers >= 1) & (atomic_numbers <= self.config.num_elements)
+        wrong = (~known & attention_mask.bool()).nonzero()
+        if wrong.numel():
+            crystal, atom = wrong[0].tolist()
+            raise ValueError(
+                f"atomic_numbers[{crystal}, {atom}] is {int(atomic_numbers[crystal, atom])}; this model knows "
+                f"elements 1 to {self.config.num_elements}."
+            )
+
+    def _start(
+        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, CrystalGeometry]:
+        """Embeddings of packed atoms `(T, C)` and the batch's geometry."""
+        attention_mask = atomic_numbers.ne(0) if mask is None else mask
+        self._check_inputs(atomic_numbers, positions, cell, attention_mask)
+        geometry = self._geometry(atomic_numbers, positions, cell, attention_mask)
+        return self.embeddings(geometry.atomic_numbers - 1), geometry
+
+    @torch.no_grad()
+    def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: Any) -> None:
+        """Sets the data-dependent scale of the Gaussian widths from one batch, block after block (spec 2.1).
+
+        Call it once, on the first training batch. Each block is calibrated with the outputs of the calibrated blocks
+        below it, in evaluation mode: the result does not depend on random frames. A model loaded from a checkpoint is
+        calibrated already.
+
+        Args:
+            batch (`Mapping`): `atomic_numbers`, `positions`, `cell`, `attention_mask`; other entries are ignored.
+                They may be given as keywords instead.
+        """
+        given = {**(batch or {}), **inputs}
+        was_training = self.training
+        self.eval()
+        hidden_states, geometry = self._start(
+            given["atomic_numbers"], given["positions"], given["cell"], given.get("attention_mask")
+        )
+        for layer in cast(list[CrystalformerLayer], self.layers):
+            layer.attention.calibrate(hidden_states)
+            hidden_states, _ = layer(hidden_states, geometry)
+        self.train(was_training)
+
+    @can_return_tuple
+    def forward(
+        self,
+        atomic_numbers: torch.Tensor,
+        positions: torch.Tensor,
+        cell: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> CrystalEncoderOutput:
+        """Encodes a padded batch.
+
+        Args:
+            atomic_numbers (`torch.LongTensor` of shape `(B, N)`): elements, 0 for padding.
+            positions (`torch.FloatTensor` of shape `(B, N, 3)`): Cartesian positions, Å, wrapped or not.
+            cell (`torch.FloatTensor` of shape `(B, 3, 3)`): lattice vectors as rows, Å.
+            attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): nonzero for atoms.
+            output_hidden_states, output_attentions (`bool`, *optional*): return them too.
+            **kwargs: ignored.
+
+        Raises:
+            ValueError: shapes that do not fit, an element the model does not know, a crystal without atoms.
+        """
+        del kwargs
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wants_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if self.training and not self.is_calibrated:
+            logger.warning_once(
+                "Training a model whose Gaussian widths are not calibrated: they stay constant. Call "
+                "model.calibrate(batch) on the first training batch (CrystalTrainer does)."
+            )
+        hidden_states, geometry = self._start(atomic_numbers, positions, cell, attention_mask)
+        states, attentions = [hidden_states], []
+        for layer in self.layers:
+            hidden_states, weights = layer(hidden_states, geometry, bool(wants_attentions))
+            states.append(hidden_states)
+            attentions.append(weights)
+        padded = unpack_atoms(hidden_states, geometry.atoms)
+        pooled = padded.sum(dim=1) / geometry.atoms.sizes[:, None].to(padded.dtype)
+        return CrystalEncoderOutput(
+            last_hidden_state=padded,
+            pooler_output=pooled,
+            hidden_states=tuple(unpack_atoms(state, geometry.atoms) for state in states) if wants_states else None,
+            attentions=tuple(attentions) if wants_attentions else None,
+        )
+
+
+class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
+    """The encoder with a head for one or several properties, in physical units."""
+
+    encoder_class: type[CrystalformerModel] = CrystalformerModel
+
+    def __init__(self, config: CrystalformerConfig):
+        super().__init__(config)
+        self.encoder = self.encoder_class(config)
+        self.head = CrystalPropertyHead(config)
+        self.post_init()
+
+    def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: Any) -> None:
+        """See [`CrystalformerModel.calibrate`]."""
+        self.encoder.calibrate(batch, **inputs)
+
+    @torch.no_grad()
+    def set_target_scaling(self, mean: Any, std: Any) -> None:
+        """Stores mean and standard deviation of the training targets, in physical units, one per target.
+
+        Raises:
+            ValueError: a wrong number of values, or a standard deviation that is not positive and finite.
+        """
+        for name, values in (("target_mean", mean), ("target_std", std)):
+            buffer = getattr(self.head, name)
+            tensor = torch.as_tensor(values, dtype=torch.float64).reshape(-1)
+            if tensor.shape != buffer.shape:
+                raise ValueError(
+                    f"{name} has {tensor.numel()} values; the model predicts {self.config.target_names}, one each."
+                )
+            if not torch.isfinite(tensor).all() or (name == "target_std" and (tensor <= 0).any()):
+                raise ValueError(
+                    f"{name}={tensor.tolist()} must be finite{', and positive' * (name == 'target_std')}."
+                )
+            buffer.copy_(tensor)
+
+    @can_return_tuple
+    def forward(
+        self,
+        atomic_numbers: torch.Tensor,
+        positions: torch.Tensor,
+        cell: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> CrystalPropertyOutput:
+        """Predicts properties, and the loss where labels are given.
+
+        Args:
+            atomic_numbers, positions, cell, attention_mask, output_hidden_states, output_attentions: as in
+                [`CrystalformerModel.forward`].
+            labels (`torch.FloatTensor` of shape `(B, targets)` or `(B,)` for one target, *optional*): physical
+                units, NaN where unknown; the loss is the mean over known labels.
+            **kwargs: ignored.
+
+        Raises:
+            ValueError: as the encoder, and for labels of a wrong shape.
+        """
+        del kwargs
+        encoded = self.encoder(
+            atomic_numbers=atomic_numbers,
+            positions=positions,
+            cell=cell,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        scaled = self.head(encoded.pooler_output)
+        loss = None if labels is None else self._loss(scaled, labels)
+        return CrystalPropertyOutput(
+            loss=loss,
+            logits=self.head.to_physical(scaled),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            pooler_output=encoded.pooler_output,
+        )
+
+    def _loss(self, scaled: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if labels.dim() == 1 and scaled.shape[1] == 1:
+            labels = labels[:, None]
+        if labels.shape != scaled.shape:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}; expected {tuple(scaled.shape)}: one column for each of "
+                f"{self.config.target_names}."
+            )
+        scaled = scaled.to(torch.promote_types(scaled.dtype, torch.float32))
+        targets = self.head.to_scaled(labels.to(scaled.dtype))
+        known = torch.isfinite(targets)
+        losses = LOSSES[self.config.loss_function](scaled, targets.where(known, scaled.detach()), reduction="none")
+        return losses.sum() / known.sum().clamp_min(1)

@@ -1,0 +1,319 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""`Mat2SeqForCausalLM`: a stock Llama language model over crystal sequences, and grammar-constrained generation.
+
+Weights and configuration are those of `LlamaForCausalLM`: a saved folder loads with `AutoModelForCausalLM` where this
+package is not installed. `generate_crystals` also takes any other causal language model with the same vocabulary.
+"""
+
+import contextlib
+import json
+import math
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
+
+from .grammar import CrystalGrammar
+from .logits_processor import CrystalLogitsProcessor
+from .prompts import CrystalPrompt, PreparedPrompt, parse_composition, prepare_prompt
+from .sampler import CrystalSampler
+from .tokenization_mat2seq import DecodedCrystal, Mat2SeqTokenizer
+from .validity import atoms_are_apart, load_smact, smact_accepts
+
+__all__ = [
+    "MAT2SEQ_SIZES",
+    "CrystalLogitsProcessor",
+    "CrystalPrompt",
+    "Mat2SeqForCausalLM",
+    "generate_crystals",
+    "generate_crystals_for_prompts",
+    "mat2seq_config",
+    "parse_composition",
+]
+
+# hidden size, layers, heads, intermediate size; "paper" is the shape of the paper's GPT-2 (8 × 1024) in Llama form
+MAT2SEQ_SIZES = {
+    "tiny": (64, 2, 2, 192),
+    "small": (256, 6, 4, 768),
+    "base": (512, 8, 8, 1536),
+    "paper": (1024, 8, 8, 2816),
+}
+
+
+def mat2seq_config(size: str, tokenizer: Mat2SeqTokenizer, **changes: Any) -> LlamaConfig:
+    """Llama configuration of a named size for a tokenizer.
+
+    Args:
+        size: One of `MAT2SEQ_SIZES`.
+        tokenizer: Gives the vocabulary and the special tokens.
+        **changes: Fields of `LlamaConfig` to set.
+
+    Raises:
+        ValueError: for an unknown size.
+    """
+    if size not in MAT2SEQ_SIZES:
+        raise ValueError(f"size is {size!r}; accepted: {', '.join(MAT2SEQ_SIZES)}")
+    hidden, layers, heads, intermediate = MAT2SEQ_SIZES[size]
+    fields = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "intermediate_size": intermediate,
+        "max_position_embeddings": 1024,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": True,
+    }
+    return LlamaConfig(**{**fields, **changes})
+
+
+class Mat2SeqForCausalLM(LlamaForCausalLM):
+    """Llama language model over crystal sequences, with `generate_crystals`."""
+
+    _extra_processor: Any = None
+
+    def generate_crystals(self, tokenizer: Mat2SeqTokenizer, **options: Any) -> list[DecodedCrystal]:
+        """See `generate_crystals` of this module."""
+        return generate_crystals(self, tokenizer, **options)
+
+    def generate_crystals_for_prompts(
+        self, tokenizer: Mat2SeqTokenizer, prompts: Sequence[Any], **options: Any
+    ) -> list[list[DecodedCrystal]]:
+        """See `generate_crystals_for_prompts` of this module."""
+        return generate_crystals_for_prompts(self, tokenizer, prompts, **options)
+
+    @contextlib.contextmanager
+    def with_processor(self, processor: Any) -> Iterator[None]:
+        """Let `generate_batch`, which takes no logits processor, use this `ContinuousCrystalProcessor`."""
+        self._extra_processor = processor
+        try:
+            yield
+        finally:
+            self._extra_processor = None
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        found: LogitsProcessorList = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        # In front: the nucleus is one of allowed tokens.
+        return found if self._extra_processor is None else LogitsProcessorList([self._extra_processor, *found])
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """Save as a stock Llama model, which serving engines know by its architecture name."""
+        super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / "config.json"
+        config = json.loads(path.read_text())
+        config["architectures"] = ["LlamaForCausalLM"]
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def generate_crystals(
+    model: Any,
+    tokenizer: Mat2SeqTokenizer,
+    *,
+    composition: Any = None,
+    formula_units: int | Sequence[int] | Literal["any"] | None = None,
+    space_group: str | int | Sequence[str | int] | None = None,
+    chemical_system: Sequence[str] | str | None = None,
+    properties: Mapping[str, float | None] | None = None,
+    cell: Mapping[str, float | Sequence[float]] | None = None,
+    sites: Sequence[str] | None = None,
+    prompt: str | None = None,
+    **options: Any,
+) -> list[DecodedCrystal]:
+    """Generate crystals; each decodes, has the composition and the space group asked for.
+
+    Args:
+        model: Causal language model with the tokenizer's vocabulary.
+        tokenizer: The tokenizer.
+        composition, formula_units, space_group, chemical_system, properties, cell, sites, prompt: What is asked for,
+            see `CrystalPrompt`.
+        **options: See `generate_crystals_for_prompts`.
+
+    Returns:
+        `num_return` decoded crystals; fewer if filters or `unique` left none to replace them.
+
+    Raises:
+        ValueError: for a prompt that no crystal fulfils, before anything is sampled.
+    """
+    asked = CrystalPrompt(composition, formula_units, space_group, chemical_system, properties, cell, sites, prompt)
+    return generate_crystals_for_prompts(model, tokenizer, [asked], **options)[0]
+
+
+def generate_crystals_for_prompts(
+    model: Any,
+    tokenizer: Mat2SeqTokenizer,
+    prompts: Sequence[CrystalPrompt | Mapping[str, Any]],
+    *,
+    num_return: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    num_beams: int = 1,
+    guidance: float = 1.0,
+    seed: int | None = None,
+    batch_size: int = 256,
+    max_atoms: int = 20,
+    max_length: int | None = None,
+    unique: bool = False,
+    min_distance: float | None = None,
+    smact: bool = False,
+    max_rounds: int = 4,
+    rank: bool | Callable[[DecodedCrystal], float] = False,
+    continuous_batching: bool = False,
+    on_error: Literal["raise", "return"] = "raise",
+    progress: Callable[[int], None] | None = None,
+    grammar: CrystalGrammar | None = None,
+) -> list[list[DecodedCrystal]]:
+    """Generate crystals for many prompts, different ones in one batch.
+
+    Args:
+        model: Causal language model with the tokenizer's vocabulary.
+        tokenizer: The tokenizer.
+        prompts: What is asked for: `CrystalPrompt` or mappings of its fields.
+        num_return: Crystals per prompt.
+        temperature: 0 for the most probable continuation.
+        top_p: Nucleus sampling.
+        num_beams: Above 1: beam search instead of sampling; the `num_return` best beams.
+        guidance: Above 1: properties asked for weigh more (classifier-free guidance, twice the time); 0 ignores them.
+        seed: The same seed and call on the same machine give the same crystals.
+        batch_size: Sequences generated at a time; more are faster and need more memory.
+        max_atoms: Largest primitive cell where no composition is given.
+        max_length: Longest sequence in tokens; the model's context by default.
+        unique: Leave out repeated sequences of a prompt and draw others in their place.
+        min_distance: Leave out crystals with two atoms nearer than this, Å, and draw others.
+        smact: Leave out compositions that are not charge-neutral by SMACT (needs smact), and draw others.
+        max_rounds: How often crystals that were left out are replaced, the first drawing included.
+        rank: True: most probable crystal first, by `log_likelihood`; a function: largest value first.
+        continuous_batching: Use `generate_batch` of transformers, for many sequences of different lengths on a GPU;
+            a `Mat2SeqForCausalLM` only. Seeds do not reproduce there.
+        on_error: "return": a prompt that no crystal fulfils gives one `DecodedCrystal` with the error, the others go
+            on; "raise": nothing is sampled.
+        progress: Called with the number of crystals so far, whenever there are more.
+        grammar: A grammar with other bounds; `max_atoms` and `max_length` are then not used.
+
+    Returns:
+        Per prompt its crystals, with log-likelihoods of the generated part (temperature 1, without grammar).
+
+    Raises:
+        ValueError: for a prompt that no crystal fulfils, and options out of range, before anything is sampled.
+        ImportError: if smact is asked for and missing.
+    """
+    _check_options(num_return, batch_size, max_rounds, temperature, top_p, num_beams)
+    if guidance < 0 or (guidance != 1 and (num_beams > 1 or continuous_batching)):
+        raise ValueError(
+            f"guidance is {guidance}; accepted: at least 0, and 1 with beam search or continuous_batching"
+        )
+    keeps = _filter(min_distance, smact)
+    asked = [prompt if isinstance(prompt, CrystalPrompt) else CrystalPrompt(**prompt) for prompt in prompts]
+    if grammar is None:
+        context = int(getattr(model.config, "max_position_embeddings", 1024)) if max_length is None else max_length
+        conditions = max((2 * len(prompt.properties or ()) for prompt in asked), default=0)
+        grammar = _grammar(tokenizer, max_atoms, context - conditions)
+    prepared, errors = _prepare(asked, tokenizer, grammar, on_error)
+    sampler = CrystalSampler(
+        model,
+        tokenizer,
+        grammar,
+        temperature=temperature,
+        top_p=top_p,
+        num_beams=num_beams,
+        batch_size=batch_size,
+        guidance=guidance,
+    )
+    draw = sampler.draw_continuously if continuous_batching else sampler.draw
+    kept: dict[int, list[DecodedCrystal]] = {index: [] for index in prepared}
+    seen: dict[int, set[str]] = {index: set() for index in prepared}
+    random, count = temperature > 0 and num_beams == 1, 0
+    with _seeded(seed, model.device), torch.no_grad():
+        for _ in range(max_rounds if random and (unique or keeps) else 1):
+            wanted = {index: num_return - len(found) for index, found in kept.items() if len(found) < num_return}
+            for index, item in draw({i: prepared[i] for i in wanted}, wanted):
+                repeated = unique and item.sequence in seen[index]
+                seen[index].add(item.sequence)
+                if not repeated and (keeps is None or keeps(item)):
+                    kept[index].append(item)
+                    count += 1
+                    if progress is not None:
+                        progress(count)
+    score = rank if callable(rank) else _log_likelihood
+    ranked = {i: sorted(found, key=score, reverse=True) if rank else found for i, found in kept.items()}
+    return [ranked[i] if i in ranked else [DecodedCrystal(None, errors[i])] for i in range(len(asked))]
+
+
+_GRAMMARS: weakref.WeakKeyDictionary[Mat2SeqTokenizer, dict[tuple[int, int], CrystalGrammar]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _grammar(tokenizer: Mat2SeqTokenizer, max_atoms: int, max_tokens: int) -> CrystalGrammar:
+    """Grammar of these bounds; it is kept, and with it what it has worked out, as long as the tokenizer lives."""
+    kept = _GRAMMARS.setdefault(tokenizer, {})
+    key = (max_atoms, max_tokens)
+    if key not in kept:
+        kept[key] = CrystalGrammar(tokenizer, max_atoms=max_atoms, max_tokens=max_tokens)
+    return kept[key]
+
+
+def _check_options(
+    num_return: int, batch_size: int, max_rounds: int, temperature: float, top_p: float, num_beams: int
+) -> None:
+    if min(num_return, batch_size, max_rounds, num_beams) < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"num_return {num_return}, batch_size {batch_size}, max_rounds {max_rounds}, num_beams {num_beams}, "
+            f"temperature {temperature}, top_p {top_p}; accepted: at least 1 each, at least 0, above 0 up to 1"
+        )
+    if num_beams > 1 and num_return > num_beams:
+        raise ValueError(f"num_return is {num_return}; beam search gives up to num_beams = {num_beams} crystals")
+
+
+def _filter(min_distance: float | None, smact: bool) -> Callable[[DecodedCrystal], bool] | None:
+    """Which crystals are kept; None for all."""
+    if min_distance is not None and not 0 < min_distance <= 100:
+        raise ValueError(f"min_distance is {min_distance}; accepted: above 0 up to 100 Å")
+    if smact:
+        load_smact()  # fail before anything is sampled
+    if min_distance is None and not smact:
+        return None
+
+    def keeps(item: DecodedCrystal) -> bool:
+        """Whether a crystal passes the filters."""
+        if min_distance is not None and not atoms_are_apart(item.structure, min_distance):
+            return False
+        return not smact or smact_accepts(tuple(sorted(item.canonical.composition.items())))  # type: ignore[union-attr]
+
+    return keeps
+
+
+def _prepare(
+    asked: Sequence[CrystalPrompt], tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar, on_error: str
+) -> tuple[dict[int, PreparedPrompt], dict[int, ValueError]]:
+    """Prompts that can be fulfilled, and the reasons why the others cannot, by place."""
+    if on_error not in ("raise", "return"):
+        raise ValueError(f"on_error is {on_error!r}; accepted: 'raise' or 'return'")
+    prepared, errors = {}, {}
+    for index, prompt in enumerate(asked):
+        try:
+            prepared[index] = prepare_prompt(prompt, tokenizer, grammar)
+        except ValueError as error:
+            if on_error == "raise":
+                raise error if len(asked) == 1 else ValueError(f"prompt {index}: {error}") from error
+            errors[index] = error
+    return prepared, errors
+
+
+def _log_likelihood(item: DecodedCrystal) -> float:
+    return -math.inf if item.log_likelihood is None else item.log_likelihood
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers of their own; the global state is left alone."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
