@@ -10,43 +10,43 @@ from typing import Any
 
 from ._import_hooks import when_imported
 
-# configuration file and class; its model type is an attribute of the class
+# configuration file ("folder.file") and class; its model type is an attribute of the class
 CONFIGS = (
-    ("configuration_crystalformer", "CrystalformerConfig"),
-    ("configuration_crystalframer", "CrystalFramerConfig"),
+    ("encoders.configuration_crystalformer", "CrystalformerConfig"),
+    ("encoders.configuration_crystalframer", "CrystalFramerConfig"),
 )
 # Auto class of transformers, configuration class, our file, our class
 CLASSES = (
-    ("AutoModel", "CrystalformerConfig", "modeling_crystalformer", "CrystalformerModel"),
-    ("AutoModel", "CrystalFramerConfig", "modeling_crystalframer", "CrystalFramerModel"),
+    ("AutoModel", "CrystalformerConfig", "encoders.modeling_crystalformer", "CrystalformerModel"),
+    ("AutoModel", "CrystalFramerConfig", "encoders.modeling_crystalframer", "CrystalFramerModel"),
     # the property heads under a name that transformers knows, for remote code
     (
         "AutoModelForSequenceClassification",
         "CrystalformerConfig",
-        "modeling_crystalformer",
+        "encoders.modeling_crystalformer",
         "CrystalformerForPropertyPrediction",
     ),
     (
         "AutoModelForSequenceClassification",
         "CrystalFramerConfig",
-        "modeling_crystalframer",
+        "encoders.modeling_crystalframer",
         "CrystalFramerForPropertyPrediction",
     ),
-    ("AutoFeatureExtractor", "CrystalformerConfig", "feature_extraction_crystal", "CrystalFeatureExtractor"),
-    ("AutoFeatureExtractor", "CrystalFramerConfig", "feature_extraction_crystal", "CrystalFeatureExtractor"),
+    ("AutoFeatureExtractor", "CrystalformerConfig", "encoders.feature_extraction_crystal", "CrystalFeatureExtractor"),
+    ("AutoFeatureExtractor", "CrystalFramerConfig", "encoders.feature_extraction_crystal", "CrystalFeatureExtractor"),
 )
 # task, our file, our class, our Auto class, embedded checkpoint for `model=None`
 PIPELINES = (
     (
         "crystal-property-prediction",
-        "pipeline_crystal_property",
+        "pipelines.pipeline_crystal_property",
         "CrystalPropertyPipeline",
         "AutoModelForCrystalPropertyPrediction",
         "crystalformer-mp20",
     ),
     (
         "crystal-generation",
-        "pipeline_crystal_generation",
+        "pipelines.pipeline_crystal_generation",
         "CrystalGenerationPipeline",
         "AutoModelForCrystalGeneration",
         "mat2seq-mp20",
@@ -72,8 +72,8 @@ class _PackagePipelineWins:
         pass
 
 
-def _module(folder: str, file: str) -> str:
-    return f"{__package__}.{folder}.{file}"
+def _module(file: str) -> str:
+    return f"{__package__}.{file}"
 
 
 def _load(module: str, name: str) -> Any:
@@ -82,12 +82,12 @@ def _load(module: str, name: str) -> Any:
 
 def config_module(name: str) -> str:
     """Full name of the module that defines a configuration class."""
-    return _module("models", next(file for file, config_name in CONFIGS if config_name == name))
+    return _module(next(file for file, config_name in CONFIGS if config_name == name))
 
 
 def model_types() -> list[str]:
     """The `model_type` of every model of this package."""
-    return [_load(_module("models", file), name).model_type for file, name in CONFIGS]
+    return [_load(_module(file), name).model_type for file, name in CONFIGS]
 
 
 def _register_config(name: str) -> None:
@@ -100,7 +100,7 @@ def _register_config(name: str) -> None:
 
 def _register_class(auto_module: str, auto_name: str, config_name: str, file: str, name: str) -> None:
     config_class = _load(config_module(config_name), config_name)
-    _load(auto_module, auto_name).register(config_class, _load(_module("models", file), name), exist_ok=True)
+    _load(auto_module, auto_name).register(config_class, _load(_module(file), name), exist_ok=True)
 
 
 def _register_pipeline(task: str, file: str, name: str, auto_name: str, checkpoint: str) -> None:
@@ -110,14 +110,14 @@ def _register_pipeline(task: str, file: str, name: str, auto_name: str, checkpoi
 
     PIPELINE_REGISTRY.register_pipeline(
         task,
-        pipeline_class=_load(_module("pipelines", file), name),
+        pipeline_class=_load(_module(file), name),
         pt_model=_load(f"{__package__}.auto_model", auto_name),
         default={"model": (str(checkpoint_folder(checkpoint)), "main")},
     )
 
 
 def _register_tokenizer() -> None:
-    _load(_module("models", "tokenization_mat2seq"), "register_mat2seq_tokenizer")()
+    _load(_module("mat2seq.tokenization_mat2seq"), "register_mat2seq_tokenizer")()
 
 
 def register_auto_classes() -> None:
@@ -125,15 +125,15 @@ def register_auto_classes() -> None:
     auto = "transformers.models.auto"
     for file, name in CONFIGS:
         register = functools.partial(_register_config, name)
-        when_imported(f"{auto}.configuration_auto", [_module("models", file)], register)
+        when_imported(f"{auto}.configuration_auto", [_module(file)], register)
     for auto_name, config_name, file, name in CLASSES:
         auto_module = f"{auto}.{_AUTO_MODULES.get(auto_name, 'modeling_auto')}"
-        needed = [config_module(config_name), _module("models", file)]
+        needed = [config_module(config_name), _module(file)]
         when_imported(
             auto_module, needed, functools.partial(_register_class, auto_module, auto_name, config_name, file, name)
         )
-    when_imported(f"{auto}.tokenization_auto", [_module("models", "tokenization_mat2seq")], _register_tokenizer)
+    when_imported(f"{auto}.tokenization_auto", [_module("mat2seq.tokenization_mat2seq")], _register_tokenizer)
     for task, file, name, auto_name, checkpoint in PIPELINES:
-        needed = [_module("pipelines", file), f"{__package__}.auto_model"]
+        needed = [_module(file), f"{__package__}.auto_model"]
         register = functools.partial(_register_pipeline, task, file, name, auto_name, checkpoint)
         when_imported("transformers.pipelines", needed, register)

@@ -19,7 +19,7 @@ import moyopy
 import numpy as np
 
 GRID = 24  # every translation of a standard setting is a multiple of 1/24
-TARGET = Path(__file__).resolve().parents[1] / "hf_crystal" / "models" / "mat2seq/space_group_tables.py"
+TARGET = Path(__file__).resolve().parents[1] / "hf_crystal" / "mat2seq" / "space_group_tables.py"
 HEADER = '''# ruff: noqa: E501
 """The 230 space-group types in their ITA standard settings. Written by `scripts/make_symmetry_tables.py`.
 

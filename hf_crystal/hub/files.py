@@ -1,8 +1,11 @@
 """What every exported folder holds besides the model: code that travels, licence, recipe; and how it is tried out."""
 
+import functools
 import importlib.metadata
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,27 +17,74 @@ import yaml
 # what an exported folder may need; transformers refuses a file from the Hub that imports another missing package,
 # inside a function too, unless the import stands in `try`
 _REMOTE_PACKAGES = {"torch", "transformers", "safetensors", "numpy", "huggingface_hub"}
+_RELATIVE_IMPORT = re.compile(r"^(?P<indent>[ \t]*)from (?P<module>\.+[\w.]+) import", re.MULTILINE)
+_TRANSFORMERS_PREFIXES = ("modeling_", "configuration_", "feature_extraction_", "tokenization_", "pipeline_")
 
 
-def code_files(*classes: type) -> list[Path]:
-    """Files that define the classes and everything they import beside them; all must load in a bare environment."""
-    from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+def code_files(*classes: type) -> dict[str, str]:
+    """Code of the classes and of everything of this package that they import, as files of one flat folder.
 
-    files: dict[str, Path] = {}
-    for cls in classes:
-        main_file = Path(str(sys.modules[cls.__module__].__file__))
-        for file in [main_file, *map(Path, get_relative_import_files(main_file))]:
-            if files.setdefault(file.name, file) != file:
-                raise ValueError(f"two code files are named {file.name}: {files[file.name]} and {file}")
-            foreign = sorted(set(get_imports(file)) - _REMOTE_PACKAGES - sys.stdlib_module_names)
-            if foreign:
-                raise ValueError(f"{file.name} imports {foreign} outside `try`; it would not load from the Hub")
-    return sorted(files.values())
+    transformers loads remote code from a single folder: `encoders/geometry.py` becomes `encoders_geometry.py`, and
+    `from ..crystals.record import name` becomes `from .crystals_record import name`. Each file must load in a bare
+    environment.
+
+    Args:
+        *classes: Classes that the exported folder names.
+
+    Returns:
+        File name → text, sorted by name.
+
+    Raises:
+        ValueError: a file imports a package that may be missing, outside `try`.
+    """
+    from transformers.dynamic_module_utils import get_imports
+
+    waiting, texts = [cls.__module__ for cls in classes], {}
+    while waiting:
+        module = waiting.pop()
+        name = _flat_name(module)
+        if name in texts:
+            continue
+        path = _source_of(module)
+        foreign = sorted(set(get_imports(path)) - _REMOTE_PACKAGES - sys.stdlib_module_names)
+        if foreign:
+            raise ValueError(f"{path.name} imports {foreign} outside `try`; it would not load from the Hub")
+
+        package = module.rpartition(".")[0]
+        text = path.read_text(encoding="utf-8")
+        waiting += [importlib.util.resolve_name(match["module"], package) for match in _RELATIVE_IMPORT.finditer(text)]
+        texts[name] = _RELATIVE_IMPORT.sub(functools.partial(_flat_import, package), text)
+    return {f"{name}.py": texts[name] for name in sorted(texts)}
+
+
+def _source_of(module: str) -> Path:
+    """File of a module, which need not have been imported."""
+    if module in sys.modules:
+        return Path(str(sys.modules[module].__file__))
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"module {module} has no source file")
+    return Path(spec.origin)
+
+
+def _flat_import(package: str, match: re.Match[str]) -> str:
+    source = importlib.util.resolve_name(match["module"], package)
+    return f"{match['indent']}from .{_flat_name(source)} import"
+
+
+def _flat_name(module: str) -> str:
+    """`hf_crystal.encoders.geometry` → `encoders_geometry`; names of transformers' pattern stay as they are."""
+    from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+    package, _, name = module.rpartition(".")
+    exported_before = package.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)  # remote code: flat already
+    keep = exported_before or name.startswith(_TRANSFORMERS_PREFIXES)
+    return name if keep else f"{package.rpartition('.')[2]}_{name}"
 
 
 def reference(cls: type) -> str:
     """How `auto_map` names a class: `file.Class`."""
-    return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+    return f"{_flat_name(cls.__module__)}.{cls.__name__}"
 
 
 def edit_json(path: Path, changes: Mapping[str, Any]) -> None:

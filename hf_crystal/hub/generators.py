@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,8 @@ def write_folder(model: Any, tokenizer: Any, folder: Path) -> None:
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
     ).save_pretrained(folder)
-    for file in code_files(type(model), type(tokenizer)):
-        shutil.copyfile(file, folder / file.name)
+    for name, text in code_files(type(model), type(tokenizer)).items():
+        (folder / name).write_text(text, encoding="utf-8")
     edit_json(folder / "config.json", {"auto_map": {"AutoModelForCausalLM": reference(type(model))}})
     # transformers asks for a pair: the second is the one backed by tokenizer.json
     edit_json(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, reference(type(tokenizer))]}})

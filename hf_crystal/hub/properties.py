@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -61,13 +60,14 @@ def write_folder(model: Any, feature_extractor: Any, folder: Path) -> None:
 
     model.save_pretrained(folder)
     feature_extractor.save_pretrained(folder)
-    for file in code_files(type(model), type(model.config), type(feature_extractor), CrystalPropertyPipeline):
-        shutil.copyfile(file, folder / file.name)
+    classes = (type(model), type(model.config), type(feature_extractor), CrystalPropertyPipeline)
+    for name, text in code_files(*classes).items():
+        (folder / name).write_text(text, encoding="utf-8")
     config_name = type(model.config).__name__
     auto_map = {"AutoConfig": reference(type(model.config))}
     for auto_name, registered_config, module, name in CLASSES:
         if registered_config == config_name and auto_name != "AutoFeatureExtractor":
-            auto_map[auto_name] = f"{module}.{name}"
+            auto_map[auto_name] = f"{module.rpartition('.')[2]}.{name}"
     task = {
         "impl": reference(CrystalPropertyPipeline),
         # `pipeline()` looks this name up in transformers, so our own Auto class cannot stand here

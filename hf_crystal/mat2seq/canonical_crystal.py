@@ -173,12 +173,6 @@ class CanonicalCrystal:
         record = self.to_record(primitive=primitive)
         return Structure(Lattice(record["cell"]), record["atomic_numbers"].tolist(), record["frac_coords"])
 
-    def to_text(self) -> str:
-        """The sequence as one readable line."""
-        from .sequence_text import write_text
-
-        return write_text(self)
-
 
 def quantise(values: np.ndarray | float, step: float) -> np.ndarray:
     """Nearest multiple of `step` as an integer; boundaries are moved off the half."""

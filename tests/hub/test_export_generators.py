@@ -18,15 +18,10 @@ def test_folder_is_complete(exported_generator):
     names = {path.name for path in exported_generator.iterdir()}
     assert names >= {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "README.md"}
     assert names >= {"tokenizer_config.json", "LICENSE", "metrics.json", "recipe.yaml", "tokenizer_without_code"}
-    assert names >= {
-        "tokenization_mat2seq.py",
-        "mat2seq/modeling_mat2seq.py",
-        "mat2seq/grammar.py",
-        "mat2seq/canonicalize.py",
-    }
+    assert names >= {"tokenization_mat2seq.py", "modeling_mat2seq.py", "mat2seq_grammar.py", "mat2seq_canonicalize.py"}
     config = json.loads((exported_generator / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
-    assert config["auto_map"] == {"AutoModelForCausalLM": "generation_mat2seq.Mat2SeqForCausalLM"}
+    assert config["auto_map"] == {"AutoModelForCausalLM": "modeling_mat2seq.Mat2SeqForCausalLM"}
     assert "commit of hf_crystal: 0123abcd" in (exported_generator / "recipe.yaml").read_text()
 
 

@@ -1,9 +1,8 @@
 """An exported folder stands alone: it loads without this package and computes the same bits."""
 
+import importlib
 import json
 import os
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -163,7 +162,7 @@ def test_a_folder_that_does_not_load_is_not_written(tmp_path, monkeypatch):
 
     def forget_a_file(model, feature_extractor, folder):
         write(model, feature_extractor, folder)
-        (folder / "ops_periodic_geometry.py").unlink()
+        (folder / "encoders_ops_periodic_geometry.py").unlink()
 
     monkeypatch.setattr(properties, "write_folder", forget_a_file)
     with pytest.raises(RuntimeError, match=r"does not load without hf_crystal: .*ops_periodic_geometry"):
@@ -173,14 +172,20 @@ def test_a_folder_that_does_not_load_is_not_written(tmp_path, monkeypatch):
 
 def test_a_code_file_that_would_not_load_from_the_hub_is_refused(tmp_path, monkeypatch):
     """From the Hub each file is checked for missing packages; from a local folder only the main one."""
-    (tmp_path / "reader_crystal.py").write_text("def read():\n    import pymatgen\n")
-    (tmp_path / "modeling_other.py").write_text("from .reader_crystal import read\n\n\nclass Other:\n    pass\n")
-    module = types.ModuleType("modeling_other")
-    module.__file__ = str(tmp_path / "modeling_other.py")
-    monkeypatch.setitem(sys.modules, "modeling_other", module)
-    other = type("Other", (), {"__module__": "modeling_other"})
-    with pytest.raises(ValueError, match=r"reader_crystal.py imports \['pymatgen'\] outside `try`"):
+    for file, text in {
+        "house/crystals/reader.py": "def read():\n    import pymatgen\n",
+        "house/encoders/modeling_other.py": "from ..crystals.reader import read\n\n\nclass Other:\n    pass\n",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    other = importlib.import_module("house.encoders.modeling_other").Other
+    with pytest.raises(ValueError, match=r"reader.py imports \['pymatgen'\] outside `try`"):
         files.code_files(other)
+    (tmp_path / "house/crystals/reader.py").write_text("def read():\n    pass\n")
+    texts = files.code_files(other)
+    assert list(texts) == ["crystals_reader.py", "modeling_other.py"]
+    assert texts["modeling_other.py"].startswith("from .crystals_reader import read\n")
 
 
 def test_wrong_arguments_are_named(exported, tmp_path):
