@@ -1,0 +1,86 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf_crystal"]
+# ///
+"""Formation-energy error of property models by kind of crystal: small and large cells, near the hull and far from it.
+
+    python scripts/report_domain.py DATA_FOLDER crystalformer-mp crystalformer-mp20
+
+Reads `mp_20.parquet` (test part), `materials_project.parquet` (test part of the MEGNet split, labels of its release)
+and `mpts_52.parquet` (test part, cells above 20 atoms). Geometry and labels of the second are not of one release (see
+the model's card); the labels of the third are of a newer release, whose mean distance to the training labels on common
+rows is printed first. Prints one JSON object a model: rows, MAE, bias (predicted minus label), eV/atom.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def parts_of(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Rows of each part with a `label` column, and the distance between the releases of labels."""
+    import pandas as pd
+
+    project = pd.read_parquet(folder / "materials_project.parquet")
+    mp20 = pd.read_parquet(folder / "mp_20.parquet")
+    mpts52 = pd.read_parquet(folder / "mpts_52.parquet").assign(label=lambda rows: rows.formation_energy_per_atom)
+    large = mpts52[(mpts52.split == "test") & (mpts52.atomic_numbers.map(len) > 20)]
+    both = large.merge(project[["material_id", "mb_e_form"]], on="material_id").dropna(subset=["mb_e_form"])
+    shift = both.label - both.mb_e_form
+    parts = {
+        "MP-20 test": mp20[mp20.split == "test"].assign(label=lambda rows: rows.mb_e_form),
+        "MEGNet test at hand": project[project.split_megnet == "test"].assign(label=lambda r: r.e_form_megnet2018),
+        "MPTS-52 test, above 20 atoms, to 0.1 eV/atom": large[large.e_above_hull < 0.1],
+        "MPTS-52 test, above 20 atoms, from 0.1 eV/atom": large[large.e_above_hull >= 0.1],
+        "MPTS-52 test, above 20 atoms, training release": both.assign(label=both.mb_e_form),
+    }
+    distance = {"rows": len(both), "mae": float(shift.abs().mean()), "bias": float(shift.mean())}
+    return {name: rows.dropna(subset=["label"]) for name, rows in parts.items()}, distance
+
+
+def errors(model: Any, rows: Any, batch_size: int) -> dict[str, float]:
+    """MAE and bias of a pipeline on the rows of a part."""
+    import numpy as np
+
+    crystals = [
+        {
+            "lattice": np.asarray(row.lattice, dtype=float).reshape(3, 3),
+            "frac_coords": np.asarray(row.frac_coords, dtype=float).reshape(-1, 3),
+            "atomic_numbers": np.asarray(row.atomic_numbers),
+        }
+        for row in rows.itertuples()
+    ]
+    answers = model(crystals, batch_size=batch_size)
+    predicted = np.array([answer.get("formation_energy", np.nan) for answer in answers])
+    difference = predicted - rows.label.to_numpy(dtype=float)
+    return {
+        "rows": len(crystals),
+        "unread": int(np.isnan(predicted).sum()),
+        "mae": round(float(np.nanmean(np.abs(difference))), 4),
+        "bias": round(float(np.nanmean(difference)), 4),
+    }
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the errors of every model."""
+    from transformers import pipeline
+
+    import hf_crystal
+
+    parts, distance = parts_of(args.data)
+    print(json.dumps({"MPTS-52 labels minus training labels": distance}))
+    for name in args.models:
+        folder = name if Path(name).is_dir() else str(hf_crystal.embedded_checkpoint(name))
+        model = pipeline("crystal-property-prediction", model=folder)
+        print(
+            json.dumps({"model": name, **{part: errors(model, rows, args.batch_size) for part, rows in parts.items()}})
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with mp_20, materials_project and mpts_52 .parquet")
+    parser.add_argument("models", nargs="+", help="embedded checkpoints or folders")
+    parser.add_argument("--batch-size", type=int, default=64, help="crystals per forward pass (default: 64)")
+    main(parser.parse_args())
