@@ -1,7 +1,8 @@
 """Which file may import which; what travels to the Hub can travel.
 
 The rules: `models/` is flat and its files import only siblings; `ops_*` below `configuration_*` below `modeling_*`;
-`pipelines/` files import only siblings; the other packages import only what lies below them.
+`pipelines/` files import only siblings; the other packages import only what lies below them;
+`kernels/` builds on `models/`, which reach it in `try` alone.
 """
 
 import ast
@@ -23,9 +24,8 @@ TRAVELLING = MODELS + PIPELINES
 ALLOWED_SIBLINGS = {
     "ops": {"ops"},
     "configuration": {"configuration"},
-    "kernels": {"ops", "kernels"},
-    "geometry": {"ops", "kernels", "configuration", "geometry"},
-    "modeling": {"ops", "kernels", "configuration", "geometry", "modeling"},
+    "geometry": {"ops", "configuration", "geometry"},
+    "modeling": {"ops", "configuration", "geometry", "modeling"},
     "records": {"records"},
     "formats": {"records", "formats"},
     "structures": {"records", "formats", "structures"},
@@ -51,7 +51,8 @@ ALLOWED_SIBLINGS = {
 }
 # what a package may import of the others; `_` stands for the files directly in hf_crystal
 ALLOWED_PACKAGES = {
-    "models": set(),
+    "models": {"kernels"},  # in `try`: they do not travel
+    "kernels": {"models"},
     "pipelines": set(),
     "checkpoints": set(),
     "data": {"models"},
@@ -136,12 +137,14 @@ def test_travelling_files_have_unique_names():
 def test_everything_a_class_needs_is_found_by_the_scan(name):
     files = [Path(file) for file in get_relative_import_files(PACKAGE / "models" / f"{name}.py")]
     assert all(file.is_file() and file.parent == PACKAGE / "models" for file in files)
+    assert not any("kernels" in file.name for file in files)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_files_stay_readable(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 600
+    # a model reads from top to bottom in one file, as in transformers; every other file has one subject
+    assert path.name.startswith("modeling_") or len(text.splitlines()) <= 600
     assert not re.search(r"(^|\s)#\s*(TODO|FIXME|XXX)\b", text)
 
 
