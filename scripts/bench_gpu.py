@@ -3,7 +3,7 @@
 Question: crystals per second of a training step (forward, backward, AdamW) and of inference for Crystalformer and for
 CrystalFramer (max frames), in float32 and in bfloat16 (autocast), eager and Triton in the same run; and how far each
 kernel is from the memory bandwidth of the device. Held fixed: published sizes (4 blocks of width 128, 8 heads, K = 64,
-D = 64), cut-off 4.5 sigma, batches of 128 crystals of `fixtures/bench_crystals.npz`, neighbour search included.
+D = 64), cut-off 4.5 sigma, batches of 128 crystals of `fixtures/bench_crystals.npz`, neighbor search included.
 
 First the two ways are compared: predictions and gradients of a float32 model must agree to 1e-4, or nothing is timed.
 The bandwidth bound is the traffic that a kernel cannot avoid (each input read once, each output written once)
@@ -13,8 +13,9 @@ bound is not expected to be reached.
     python scripts/bench_gpu.py --data-dir ../shared
 
 One NVIDIA GPU of compute capability 8.0 or later and `pip install triton` (a CUDA build of torch brings it) are all
-it needs. No machine with a GPU was lent when this script was written: it has not run on one yet, and there is no table
-of figures here until it has. The last line of the output is JSON.
+it needs. Neither this script nor the kernels have run on a GPU yet: there is no table of figures, and the kernels are
+opt-in (`attention_kernel="triton"`) until a run shows that they are equal and faster. The last line of the output
+is JSON.
 """
 
 import argparse
@@ -179,8 +180,8 @@ def kernel_calls(config: Any, edges: Any, dtype: Any) -> dict[str, Callable[[], 
     """Every operator on the edges of the batch, by the names of `kernel_bytes`."""
     import torch
 
-    from hf_crystal.encoders.kernels_angles import angular_edge_sums, max_edge_frames
-    from hf_crystal.encoders.kernels_attention import edge_attention
+    from hf_crystal.kernels.angles import angular_edge_sums, max_edge_frames
+    from hf_crystal.kernels.attention import edge_attention
 
     heads, width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     num_atoms, device = edges.row_start.shape[0] - 1, edges.squared.device

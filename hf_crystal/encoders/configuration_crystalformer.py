@@ -35,9 +35,10 @@ class CrystalformerConfig(PreTrainedConfig):
         cutoff_sigmas (`float`): radius rule: cut-off in units of r0 / sqrt b (reciprocal space: of its inverse).
         cell_range (`int`): cells rule: smallest |n_k| of the box; in reciprocal space the fixed range of m.
         adaptive_cutoff_sigmas (`float`, *optional*): cells rule: the box covers this many sigma_i; none: fixed box.
-        attention_kernel (`str`): how real-space attention is computed; results are equal to rounding. `"fast"`: Triton
-            kernels on an NVIDIA GPU where they can run, else eager operations; `"triton"`, `"eager"`: the one or the
-            other; `"reference"`: the plain equations. What cannot run falls back to eager with a line in the log.
+        attention_kernel (`str`): how real-space attention is computed; results are equal to rounding. `"eager"`:
+            PyTorch operations; `"reference"`: the plain equations; `"triton"`: the kernels of `hf_crystal.kernels` on
+            an NVIDIA GPU (not yet run on one; what they cannot run falls back to eager with a line in the log).
+            `"fast"`, in configurations of earlier versions, is read as `"eager"`.
         match_release (`bool`): reproduce the released code where it departs from the paper (parity tests, converted
             checkpoints).
         pooling (`str`): how atoms are pooled; `"mean"`.
@@ -68,7 +69,7 @@ class CrystalformerConfig(PreTrainedConfig):
     cutoff_sigmas: float | int = 4.5
     cell_range: int = 2
     adaptive_cutoff_sigmas: float | int | None = 3.5
-    attention_kernel: Literal["fast", "eager", "triton", "reference"] = "fast"
+    attention_kernel: Literal["eager", "triton", "reference", "fast"] = "eager"
     match_release: bool = False
     pooling: Literal["mean"] = "mean"
     head_hidden_size: int = 128
@@ -77,6 +78,8 @@ class CrystalformerConfig(PreTrainedConfig):
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
 
     def __setattr__(self, name, value):
+        if name == "attention_kernel" and value == "fast":
+            value = "eager"
         super().__setattr__(name, value)
         if name == "target_names" and value is not None:
             # also where from_pretrained(..., target_names=...) sets them on a config that has been read

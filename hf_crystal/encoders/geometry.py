@@ -1,12 +1,12 @@
 """What all blocks of an encoder share about a batch: periodic images, their radial basis, reciprocal vectors."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from .configuration_crystalformer import CrystalformerConfig
-from .kernels_choice import runs_triton
-from .kernels_edges import SortedEdges, sorted_edges
 from .ops_frame_features import FrameAxes
 from .ops_periodic_attention import RadialBasis
 from .ops_periodic_geometry import (
@@ -17,12 +17,13 @@ from .ops_periodic_geometry import (
     dense_pair_layout,
     pack_atoms,
     plane_spacings,
-    radius_edges,
     radius_layouts,
 )
 from .ops_reciprocal_attention import reciprocal_vectors
 
 __all__ = ["CrystalGeometry", "ImageBlock", "box_extents", "build_geometry"]
+
+logger = logging.get_logger(__name__)
 
 BOX_MARGIN = 0.01  # Å, added to the adaptive radius of the `cells` rule by the released code
 
@@ -54,7 +55,9 @@ class CrystalGeometry:
         positions (`torch.Tensor` of shape `(T, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
         atomic_numbers (`torch.Tensor` of shape `(T,)`): elements.
         images (`list[ImageBlock]`): periodic images of all atoms (real-space blocks).
-        edges (`SortedEdges`, *optional*): the same images as one list, instead of `images`, for the Triton kernels.
+        kernels (module, *optional*): `hf_crystal.kernels.encoder`, where the Triton kernels run.
+        edges (`hf_crystal.kernels.edges.SortedEdges`, *optional*): the same images as one list, instead of `images`,
+            for the Triton kernels.
         order (`torch.Tensor` of shape `(T,)`, *optional*): place of each packed atom in the rows of all `images`.
         box_unit (`torch.Tensor` of shape `(B, 3)`, *optional*): 1 / plane spacing, for the `cells` rule's boxes.
         waves (`tuple`, *optional*): reciprocal vectors and multiplicities.
@@ -66,7 +69,8 @@ class CrystalGeometry:
     cell: torch.Tensor
     atomic_numbers: torch.Tensor
     images: list[ImageBlock] = field(default_factory=list)
-    edges: SortedEdges | None = None
+    kernels: Any = None
+    edges: Any = None
     order: torch.Tensor | None = None
     box_unit: torch.Tensor | None = None
     waves: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -95,11 +99,11 @@ def build_geometry(
         raise ValueError(f"attention_mask has no atom for the crystals at batch positions {empty}; at least one each.")
     packed = positions[atoms.crystal, atoms.slot]
     geometry = CrystalGeometry(atoms, packed, cell, atomic_numbers[atoms.crystal, atoms.slot])
-    if runs_triton(config.attention_kernel, config.kernel_obstacle, packed, cell):
+    if config.attention_kernel == "triton":
+        geometry.kernels = _triton_kernels(config, packed, cell)
+    if geometry.kernels is not None:
         radius = float(config.cutoff_sigmas) * config.largest_real_sigma
-        found = radius_edges(packed, cell, atoms, radius)
-        pairs = torch.stack([found.pair_query, found.pair_key]).repeat_interleave(found.pair_counts, dim=1)
-        geometry.edges = sorted_edges(pairs[0], pairs[1], found.vectors, packed.shape[0])
+        geometry.edges = geometry.kernels.batch_edges(packed, cell, atoms, radius)
     elif config.domain != "reciprocal":
         if config.image_selection == "radius":
             radius = float(config.cutoff_sigmas) * config.largest_real_sigma
@@ -119,6 +123,20 @@ def build_geometry(
         geometry.waves = reciprocal_vectors(cell, config.cell_range, longest if by_radius else None)
         geometry.pairs = dense_pair_layout(atoms)
     return geometry
+
+
+def _triton_kernels(config: CrystalformerConfig, positions: torch.Tensor, cell: torch.Tensor) -> Any:
+    """The module of the Triton kernels; none, with one line in the log for each reason, where they cannot run."""
+    try:  # an exported model does not carry them
+        from hf_crystal.kernels import encoder
+    except ImportError:
+        obstacle = "the kernels are part of the package hf_crystal, which is not installed"
+    else:
+        obstacle = config.kernel_obstacle or encoder.device_obstacle(positions, cell)
+        if obstacle is None:
+            return encoder
+    logger.warning_once(f"attention_kernel='triton' falls back to the eager operations: {obstacle}.")
+    return None
 
 
 def _radial(config: CrystalformerConfig, layout: NeighborLayout) -> torch.Tensor | RadialBasis | None:

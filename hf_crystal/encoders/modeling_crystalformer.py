@@ -9,6 +9,7 @@ Inside the encoder atoms are packed, (T, ...), and images are padded rows per at
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,13 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_crystalformer import CrystalformerConfig
 from .geometry import CrystalGeometry, ImageBlock, box_extents, build_geometry
-from .kernels_edges import SortedEdges
-from .kernels_encoder import EdgeAttentionOutput, attention_over_edges, edge_attention_matrix
-from .modeling_crystal_outputs import CrystalEncoderOutput, CrystalPropertyOutput
 from .ops_periodic_attention import (
     PeriodicAttentionOutput,
     gaussian_widths,
@@ -48,6 +46,41 @@ LOSSES = {
     "mse": nn.functional.mse_loss,
     "smooth_l1": nn.functional.smooth_l1_loss,
 }
+
+
+@dataclass
+class CrystalEncoderOutput(ModelOutput):
+    """Output of a crystal encoder.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, N, C)`): state of every atom; zero for padding.
+        pooler_output (`torch.FloatTensor` of shape `(B, C)`): mean over the atoms of each crystal.
+        hidden_states (`tuple`, *optional*): embeddings and the output of each block, each `(B, N, C)`.
+        attentions (`tuple`, *optional*): attention weights summed over images, per block `(B, H, N, N)`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class CrystalPropertyOutput(ModelOutput):
+    """Output of a property model.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): mean loss over known labels, on scaled targets.
+        logits (`torch.FloatTensor` of shape `(B, targets)`): predictions in `config.target_units`.
+        hidden_states, attentions: as in [`CrystalEncoderOutput`].
+        pooler_output (`torch.FloatTensor` of shape `(B, C)`): embedding of each crystal.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    pooler_output: torch.Tensor | None = None
 
 
 class XavierLinear(nn.Linear):
@@ -200,8 +233,8 @@ class CrystalformerAttention(nn.Module):
         output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`_real_space` by the Triton kernels, for all atoms at once."""
-        edges = cast(SortedEdges, geometry.edges)
-        result = attention_over_edges(
+        kernels, edges = geometry.kernels, geometry.edges
+        result = kernels.attention_over_edges(
             query,
             key,
             value,
@@ -212,12 +245,12 @@ class CrystalformerAttention(nn.Module):
             float(self.config.radial_width_scale),
             stores_edges=output_attentions or self.has_angles,
         )
-        matrix = edge_attention_matrix(result.weights, edges, geometry.atoms) if output_attentions else None
-        return self._with_edge_angles(result, edges), matrix
+        matrix = kernels.edge_attention_matrix(result.weights, edges, geometry.atoms) if output_attentions else None
+        return self._with_edge_angles(result, geometry), matrix
 
-    def _with_edge_angles(self, result: EdgeAttentionOutput, edges: SortedEdges) -> torch.Tensor:
-        """`_with_angles` for the Triton kernels."""
-        del edges
+    def _with_edge_angles(self, result: Any, geometry: CrystalGeometry) -> torch.Tensor:
+        """`_with_angles` for the Triton kernels; `result` is their `EdgeAttentionOutput`."""
+        del geometry
         return result.output
 
     def _radial_weight(self) -> torch.Tensor:

@@ -11,13 +11,13 @@ Proper rotations change nothing. An improper one maps a crystal to its mirror im
 differently.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from .configuration_crystalframer import CrystalFramerConfig
 from .geometry import CrystalGeometry, ImageBlock
-from .kernels_edges import SortedEdges
-from .kernels_encoder import EdgeAttentionOutput, features_over_edges
 from .modeling_crystalformer import (
     CrystalformerAttention,
     CrystalformerForPropertyPrediction,
@@ -86,12 +86,12 @@ class CrystalFramerAttention(CrystalformerAttention):
         )
         return result.output + self._mix_features(features, self.value_angular)
 
-    def _with_edge_angles(self, result: EdgeAttentionOutput, edges: SortedEdges) -> torch.Tensor:
+    def _with_edge_angles(self, result: Any, geometry: CrystalGeometry) -> torch.Tensor:
         if self.value_angular is None:
             return result.output
         basis = (self.config.num_angular_basis, float(self.config.angular_width_scale))
         tolerance = float(self.config.frame_tie_tolerance)
-        features = features_over_edges(result, edges, *basis, tolerance, draws=self.training)
+        features = geometry.kernels.features_over_edges(result, geometry.edges, *basis, tolerance, draws=self.training)
         return result.output + self._mix_features(features, self.value_angular)
 
     def _mix_features(self, features: torch.Tensor, value_angular: torch.Tensor) -> torch.Tensor:

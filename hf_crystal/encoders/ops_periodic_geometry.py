@@ -5,6 +5,9 @@ lengths in Å, reciprocal vectors in 1/Å including 2π. Axis letters: B crystal
 M periodic images per query atom (padded), P distinct key atoms per query atom (padded), H heads.
 """
 
+# Why a neighbor search of our own and not vesin or another library: with the reading of crystals included it is as
+# fast as vesin, positions and cells get gradients through it, and it needs torch alone, so it travels to the Hub.
+
 import math
 from dataclasses import dataclass
 

@@ -92,10 +92,10 @@ def test_missing_weights_are_initialised_after_loading_on_meta(tmp_path):
     assert not model.is_calibrated
 
 
-def test_whole_model_fast_and_reference_kernels_agree(variant):
+def test_whole_model_eager_and_reference_kernels_agree(variant):
     batch = collate(CRYSTALS)
     outputs, gradients = [], []
-    for kernel in ("fast", "reference"):
+    for kernel in ("eager", "reference"):
         model = build(variant, attention_kernel=kernel)
         logits = model(**batch).logits
         logits.square().sum().backward()

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from hf_crystal.encoders.kernels_edges import SortedEdges, sorted_edges
+from hf_crystal.kernels.edges import SortedEdges, sorted_edges
 
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -5,8 +5,8 @@ import tolerances
 import torch
 from kernel_cases import kernel_device, plain_angular_sums, random_edges, relative_error
 
-from hf_crystal.encoders.kernels_angles import angular_edge_sums, fine_steps, max_edge_frames
-from hf_crystal.encoders.kernels_edges import sorted_edges
+from hf_crystal.kernels.angles import angular_edge_sums, fine_steps, max_edge_frames
+from hf_crystal.kernels.edges import sorted_edges
 
 DEVICE = kernel_device()
 HEADS = 2

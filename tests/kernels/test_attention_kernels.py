@@ -6,7 +6,7 @@ import torch
 from kernel_cases import COUNTS, kernel_device, plain_attention, random_edges, random_inputs, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_crystal.encoders.kernels_attention import edge_attention
+from hf_crystal.kernels.attention import edge_attention
 
 DEVICE = kernel_device()
 # Triton multiplies float64 in its interpreter only; the models use the eager ops in float64

@@ -9,8 +9,8 @@ import torch
 from kernel_cases import random_edges, random_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hf_crystal.encoders.kernels_angles import angular_edge_sums, max_edge_frames
-from hf_crystal.encoders.kernels_attention import edge_attention, edge_attention_backward
+from hf_crystal.kernels.angles import angular_edge_sums, max_edge_frames
+from hf_crystal.kernels.attention import edge_attention, edge_attention_backward
 
 HEADS, WIDTH, RADIAL, ANGULAR = 4, 8, 24, 16
 

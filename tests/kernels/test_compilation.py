@@ -8,7 +8,8 @@ import pytest
 import torch
 from kernel_cases import INTERPRETS, require_triton
 
-from hf_crystal.encoders import kernels_angles, kernels_attention
+from hf_crystal.kernels import angles as kernels_angles
+from hf_crystal.kernels import attention as kernels_attention
 
 require_triton()
 if INTERPRETS:
@@ -27,8 +28,8 @@ def published_kernels():
     """Every kernel with the constants of the published models: name -> (kernel, constants, options)."""
     import triton.language as tl
 
-    from hf_crystal.encoders import kernels_angles_triton as angles
-    from hf_crystal.encoders import kernels_attention_triton as attention
+    from hf_crystal.kernels import angles_triton as angles
+    from hf_crystal.kernels import attention_triton as attention
 
     base = kernels_attention.attention_constants(torch.empty(1, 8, 16), 64, 14.0, 1.0)
     by_key = {name: base[name] for name in kernels_attention.KEY_CONSTANTS}

@@ -9,7 +9,7 @@ from kernel_cases import kernel_device, relative_error
 from tiny_models import IRON, NACL, SRTIO3, tiny_model
 
 import hf_crystal
-from hf_crystal.encoders.kernels_choice import runs_triton
+from hf_crystal.encoders.geometry import build_geometry
 
 DEVICE = kernel_device()
 # a ragged batch: symmetric sites (tied frames), one atom per cell (its own images only), two, five
@@ -100,16 +100,15 @@ def test_compiled_model_uses_the_kernels():
     ],
     ids=["domain", "cells", "frames"],
 )
-def test_what_has_no_kernel_runs_eager_and_says_so(changes, reason, caplog):
-    config = hf_crystal.CrystalFramerConfig(attention_kernel="triton")
-    config.update(changes)
-    assert reason in config.kernel_obstacle
-    positions, cell = torch.zeros((1, 3), device=DEVICE), torch.eye(3, device=DEVICE)[None]
-    logger = logging.getLogger("hf_crystal")
+def test_what_has_no_kernel_runs_eager_and_says_so(changes, reason, caplog, monkeypatch):
+    model = model_with("crystalframer", "triton", **changes)
+    monkeypatch.setattr(logging.getLogger("hf_crystal"), "propagate", True)
+    names = ("atomic_numbers", "positions", "cell", "attention_mask")
+    batch = batch_of([NACL])
     with caplog.at_level(logging.WARNING, logger="hf_crystal"):
-        logger.propagate, before = True, logger.propagate
-        assert not runs_triton("triton", config.kernel_obstacle, positions, cell)
-        logger.propagate = before
+        geometry = build_geometry(model.config, *(batch[name] for name in names))
+    assert geometry.edges is None
+    assert geometry.images
     assert any(reason in message for message in caplog.messages)
 
 

@@ -1,4 +1,4 @@
-"""The kernel files without a GPU and without triton: they load, stay apart, and say why eager operations run."""
+"""The kernels without a GPU, without triton and without this package: eager operations run, and the log says why."""
 
 import importlib
 import logging
@@ -8,33 +8,62 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import INTERPRETS, random_edges, random_inputs
+from kernel_cases import INTERPRETS
+from tiny_models import NACL, tiny_model
 
-from hf_crystal.encoders import kernels_attention, modeling_crystalframer
-from hf_crystal.encoders.kernels_choice import runs_triton
+import hf_crystal
+from hf_crystal.encoders import geometry as geometry_crystalformer
+from hf_crystal.kernels.encoder import device_obstacle
 
 
-def test_a_copy_with_remote_code_loads_without_triton_and_has_its_own_operators(tmp_path, monkeypatch):
+@pytest.fixture
+def messages(caplog, monkeypatch):
+    """What is logged; each message appears again although an earlier test had it."""
+    monkeypatch.setattr(logging.getLogger("hf_crystal"), "propagate", True)
+    geometry_crystalformer.logger.warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        yield lambda: [record.getMessage() for record in caplog.records if "falls back" in record.getMessage()]
+
+
+def logits(model, kernel):
+    model.config.attention_kernel = kernel
+    with torch.no_grad():
+        return model(**hf_crystal.CrystalFeatureExtractor()([NACL])).logits
+
+
+def test_remote_code_without_this_package_falls_back_to_eager(tmp_path, monkeypatch, messages):
     folder = tmp_path / "folder_of_a_checkpoint"
-    shutil.copytree(Path(kernels_attention.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(geometry_crystalformer.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    ours = tiny_model("crystalframer")
+    wanted = logits(ours, "eager")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "triton", None)  # what Python does where it is not installed
-    copy = importlib.import_module("folder_of_a_checkpoint.kernels_attention")
-    model = importlib.import_module("folder_of_a_checkpoint.modeling_crystalframer")
-    assert model.CrystalFramerModel is not modeling_crystalframer.CrystalFramerModel
-    assert copy.NAMESPACE != kernels_attention.NAMESPACE == "hf_crystal"
-    edges = random_edges([2], "cpu", torch.float32)
-    lists = (edges.row_start, edges.key, edges.squared, edges.key_start, edges.key_order, edges.query)
-    with pytest.raises(ImportError, match="pip install triton"):
-        copy.edge_attention(*random_inputs(edges, 1, 4, torch.float32), *lists, 0, 14.0, 1.0, False)
+    monkeypatch.setitem(sys.modules, "hf_crystal.kernels", None)  # what Python does where it is not installed
+    code = importlib.import_module("folder_of_a_checkpoint.modeling_crystalframer")
+    copy = code.CrystalFramerForPropertyPrediction(ours.config).eval()
+    copy.load_state_dict(ours.state_dict())
+    assert torch.equal(logits(copy, "triton"), wanted)
+    assert [("hf_crystal, which is not installed" in message) for message in messages()] == [True]
 
 
 @pytest.mark.skipif(INTERPRETS, reason="in the interpreter the kernels run on a CPU")
-@pytest.mark.parametrize(
-    ("attention_kernel", "says"), [("fast", False), ("eager", False), ("reference", False), ("triton", True)]
-)
-def test_a_cpu_takes_the_eager_operations(attention_kernel, says, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("hf_crystal"), "propagate", True)
-    with caplog.at_level(logging.WARNING, logger="hf_crystal"):
-        assert not runs_triton(attention_kernel, None, torch.zeros(1, 3), torch.eye(3)[None])
-    assert bool(caplog.messages) == says
+@pytest.mark.parametrize(("kernel", "reason"), [("eager", ""), ("reference", ""), ("triton", "input is on cpu")])
+def test_a_cpu_takes_the_eager_operations(kernel, reason, messages):
+    pytest.importorskip("triton")
+    model = tiny_model("crystalformer")
+    torch.testing.assert_close(logits(model, kernel), logits(model, "eager"))
+    assert [reason in message for message in messages()] == ([True] if reason else [])
+
+
+def test_missing_triton_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "pip install triton" in device_obstacle(torch.zeros(1, 3), torch.eye(3)[None])
+
+
+def test_fast_of_earlier_configurations_is_eager(tmp_path):
+    config = hf_crystal.CrystalFramerConfig(attention_kernel="fast")
+    assert config.attention_kernel == hf_crystal.CrystalFramerConfig().attention_kernel == "eager"
+    config.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"eager"', '"fast"'))
+    assert '"attention_kernel": "fast"' in file.read_text()
+    assert hf_crystal.CrystalFramerConfig.from_pretrained(tmp_path).attention_kernel == "eager"

@@ -1,6 +1,6 @@
-"""`max` frames and angular sums over an edge list as operators of `torch.library` (see `kernels_library`).
+"""`max` frames and angular sums over an edge list as operators of `torch.library` (see `library`).
 
-The equations are in `kernels_angles_triton`. Axis letters as in `ops_periodic_geometry`; E edges, D angular
+The equations are in `angles_triton`. Axis letters as in `ops_periodic_geometry`; E edges, D angular
 functions, F listed directions.
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels_library import NAMESPACE, accumulator, power_of_two, sum_in_float32
-from .ops_crystal_frames import COLLINEAR_COSINE, MIN_PERPENDICULARITY
+from ..encoders.ops_crystal_frames import COLLINEAR_COSINE, MIN_PERPENDICULARITY
+from .library import NAMESPACE, accumulator, power_of_two, sum_in_float32
 
 __all__ = ["angular_constants", "angular_edge_sums", "fine_steps", "max_edge_frames"]
 
@@ -58,7 +58,7 @@ def max_edge_frames(logits: Tensor, units: Tensor, row_start: Tensor, seed: Tens
     Returns:
         `torch.Tensor` of shape `(T, H, 3, 3)`, rows are axes; zero where they do not exist.
     """
-    from .kernels_angles_triton import choose_max_frames
+    from .angles_triton import choose_max_frames
 
     heads, num_edges = logits.shape
     num_atoms = row_start.shape[0] - 1
@@ -107,7 +107,7 @@ def angular_edge_sums(
     Returns:
         `torch.Tensor` of shape `(T * H * 3, D)`.
     """
-    from .kernels_angles_triton import angular_forward
+    from .angles_triton import angular_forward
 
     heads, num_edges = weights.shape
     num_slots = entry_start.shape[0] - 1
@@ -142,7 +142,7 @@ def angular_edge_sums_backward(
     width_scale: float,
 ) -> Tensor:
     """Gradient of `angular_edge_sums` for the weights, shape `(H, E)`."""
-    from .kernels_angles_triton import angular_backward
+    from .angles_triton import angular_backward
 
     num_atoms, num_edges = row_start.shape[0] - 1, units.shape[0]
     heads = (entry_start.shape[0] - 1) // (3 * max(1, num_atoms))

@@ -1,6 +1,6 @@
-"""Periodic attention over an edge list as an operator of `torch.library` (see `kernels_library`).
+"""Periodic attention over an edge list as an operator of `torch.library` (see `library`).
 
-The equations are in `kernels_attention_triton`. Axis letters as in `ops_periodic_geometry`; E edges, K radial
+The equations are in `attention_triton`. Axis letters as in `ops_periodic_geometry`; E edges, K radial
 functions.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels_library import NAMESPACE, accumulator, power_of_two, sum_in_float32
+from .library import NAMESPACE, accumulator, power_of_two, sum_in_float32
 
 __all__ = ["attention_constants", "edge_attention"]
 
@@ -98,7 +98,7 @@ def edge_attention(
         mixed `(T, H, d)`, expected `(T, H, K)`, weights `(H, E)`, all differentiable; log-sums `(T, H)` and logits
         `(H, E)`, not differentiable. Edge tensors have no column without `stores_edges`.
     """
-    from .kernels_attention_triton import attention_forward
+    from .attention_triton import attention_forward
 
     del key_start, key_order, edge_query  # the gradient needs them
     outputs = _attention_outputs(query, edge_key, num_basis, stores_edges)
@@ -143,7 +143,7 @@ def edge_attention_backward(
     width_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `edge_attention` for query, key, value and inverse_variance; `delta` as in the kernels' file."""
-    from .kernels_attention_triton import attention_backward_keys, attention_backward_rows
+    from .attention_triton import attention_backward_keys, attention_backward_rows
 
     num_atoms, heads, _ = query.shape
     num_edges = edge_key.shape[0]

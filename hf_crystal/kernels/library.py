@@ -9,17 +9,13 @@ On a CPU the operators work in Triton's interpreter (TRITON_INTERPRET=1 before T
 have not run on a GPU yet: tests/kernels compile them for NVIDIA sm_80 and sm_90 and run them in the interpreter.
 """
 
-import zlib
 from typing import Any
 
 import torch
 
 __all__ = ["NAMESPACE", "accumulator", "power_of_two", "sum_in_float32"]
 
-# Folders with remote code hold copies of these files: each copy needs its own operators, or the last one loaded would
-# replace those of the others.
-_FOLDER = __name__.rpartition(".")[0]
-NAMESPACE = "hf_crystal" if _FOLDER == "hf_crystal.models" else f"hf_crystal_{zlib.crc32(_FOLDER.encode()):08x}"
+NAMESPACE = "hf_crystal"
 _AUTOCAST_RULES = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
@@ -30,7 +26,7 @@ def power_of_two(number: int) -> int:
 
 def accumulator(tensor: torch.Tensor) -> Any:
     """Triton's type of sums: float64 for float64 (in the interpreter), else float32."""
-    from .kernels_attention_triton import tl
+    from .attention_triton import tl
 
     return tl.float64 if tensor.dtype == torch.float64 else tl.float32
 

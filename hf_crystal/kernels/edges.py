@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .ops_crystal_frames import SELF_IMAGE_SQUARED_DISTANCE
+from ..encoders.ops_crystal_frames import SELF_IMAGE_SQUARED_DISTANCE
 
 __all__ = ["SortedEdges", "sorted_edges"]
 

@@ -7,18 +7,63 @@ a kernel too; the mean over tied frames in evaluation is listed by the eager `ma
 Axis letters as in `ops_periodic_geometry`; E edges, K radial and D angular functions.
 """
 
+import importlib.util
+import os
 from dataclasses import dataclass
 
 import torch
 
-from .kernels_angles import angular_edge_sums, max_edge_frames
-from .kernels_attention import edge_attention
-from .kernels_edges import SortedEdges
-from .ops_crystal_frames import max_axes
-from .ops_frame_features import FrameAxes
-from .ops_periodic_geometry import PackedAtoms
+from ..encoders.ops_crystal_frames import max_axes
+from ..encoders.ops_frame_features import FrameAxes
+from ..encoders.ops_periodic_geometry import PackedAtoms, radius_edges
+from .angles import angular_edge_sums, max_edge_frames
+from .attention import edge_attention
+from .edges import SortedEdges, sorted_edges
 
-__all__ = ["EdgeAttentionOutput", "attention_over_edges", "edge_attention_matrix", "features_over_edges"]
+__all__ = [
+    "EdgeAttentionOutput",
+    "attention_over_edges",
+    "batch_edges",
+    "device_obstacle",
+    "edge_attention_matrix",
+    "features_over_edges",
+]
+
+SMALLEST_CAPABILITY = (8, 0)  # Ampere; what the kernels are compiled for in tests
+
+
+def device_obstacle(positions: torch.Tensor, cell: torch.Tensor) -> str | None:
+    """Why the kernels cannot run on a batch; none: they can.
+
+    Args:
+        positions, cell (`torch.Tensor`): geometry of the batch, in the precision of its sums.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    is_interpreted = positions.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if not is_interpreted:
+        if positions.device.type != "cuda" or torch.version.hip:
+            return f"the kernels are for NVIDIA GPUs, the input is on {positions.device.type}"
+        if torch.cuda.get_device_capability(positions.device) < SMALLEST_CAPABILITY:
+            return "the GPU is older than compute capability 8.0"
+        if positions.dtype != torch.float32:
+            return f"geometry is in {positions.dtype}, the kernels sum in float32"
+    if torch.is_grad_enabled() and (positions.requires_grad or cell.requires_grad):
+        return "gradients with respect to positions or cells are requested"
+    return None
+
+
+def batch_edges(positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms, radius: float) -> SortedEdges:
+    """All images within a radius of every atom, as the list that the kernels walk.
+
+    Args:
+        positions (`torch.Tensor` of shape `(T, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
+        atoms (`PackedAtoms`): from `pack_atoms`.
+        radius (`float`): Å.
+    """
+    found = radius_edges(positions, cell, atoms, radius)
+    pairs = torch.stack([found.pair_query, found.pair_key]).repeat_interleave(found.pair_counts, dim=1)
+    return sorted_edges(pairs[0], pairs[1], found.vectors, positions.shape[0])
 
 
 @dataclass
