@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError("hf_crystal.ase needs ASE: pip install hf_crystal[ase]") from error
 
-from .crystals.reading import as_structure, record_to_structure
+from .crystals.reading import as_record, record_to_structure
 from .loading import load_property_model
 
 __all__ = ["CrystalCalculator", "RelaxedCrystal", "relax"]
@@ -196,7 +196,7 @@ def _to_atoms(item: Any) -> Atoms:
         if item.structure is None:
             raise ValueError(f"not decoded: {item.error}")
         item = item.structure
-    record = as_structure(item)
+    record = as_record(item)
     return Atoms(numbers=record.atomic_numbers, scaled_positions=record.frac_coords, cell=record.cell, pbc=True)
 
 

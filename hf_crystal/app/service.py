@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
-from ..crystals.reading import as_structure
+from ..crystals.reading import as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
 from ..loading import load_property_model
 
@@ -159,7 +159,7 @@ class Service:
             raise ValueError(f"{len(sources)} files at once; this page takes {MAX_FILES}, the command line any number")
         for name, source in sources:
             try:
-                found.crystals[name] = as_structure(source, name=name, max_atoms=MAX_ATOMS)
+                found.crystals[name] = as_record(source, name=name, max_atoms=MAX_ATOMS)
             except CrystalInputError as error:
                 found.errors.append((name, error.reason))
         return found

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""`as_structure`: any accepted form of a crystal to one plain numpy record, or a reason why not.
+"""`as_record`: any accepted form of a crystal to one plain numpy record, or a reason why not.
 
 Dictionaries, JSON, POSCAR and extended XYZ need numpy only; pymatgen is imported for CIF text and for its own objects.
 """
@@ -29,10 +29,10 @@ __all__ = [
     "CHEMICAL_SYMBOLS",
     "CrystalInputError",
     "CrystalRecord",
-    "as_structure",
+    "as_record",
     "parse_structure",
     "record_to_structure",
-    "structure_to_record",
+    "as_columns",
 ]
 
 logger = logging.get_logger(__name__)
@@ -299,7 +299,7 @@ def _looks_like_text(value: str) -> bool:
 
 
 def parse_structure(obj: Any) -> CrystalRecord:
-    """Read any accepted form without judging the crystal; `as_structure` is this plus the checks.
+    """Read any accepted form without judging the crystal; `as_record` is this plus the checks.
 
     Args:
         obj: any of `ACCEPTED_FORMS`.
@@ -337,7 +337,7 @@ def _name_of(obj: Any) -> str | None:
     return None
 
 
-def as_structure(
+def as_record(
     obj: Any,
     *,
     index: int | None = None,
@@ -389,7 +389,7 @@ def as_structure(
 # ------------------------------------------------------------------------------------------------------- and back
 
 
-def structure_to_record(structure: Any) -> dict[str, Any]:
+def as_columns(structure: Any) -> dict[str, Any]:
     """Plain-column form of a crystal, ready for Arrow: `lattice` 9 floats, `frac_coords` 3n floats, `atomic_numbers`.
 
     Args:
@@ -399,9 +399,9 @@ def structure_to_record(structure: Any) -> dict[str, Any]:
         dict of lists and `num_atoms`.
 
     Raises:
-        CrystalInputError: see `as_structure`.
+        CrystalInputError: see `as_record`.
     """
-    record = as_structure(structure)
+    record = as_record(structure)
     return {
         "lattice": record.cell.reshape(-1).tolist(),
         "frac_coords": record.frac_coords.reshape(-1).tolist(),
@@ -420,13 +420,13 @@ def record_to_structure(record: Any) -> Any:
         `pymatgen.core.Structure`.
 
     Raises:
-        CrystalInputError: see `as_structure`.
+        CrystalInputError: see `as_record`.
         ImportError: pymatgen is not installed.
     """
     try:
         from pymatgen.core import Lattice, Structure
     except ImportError as error:
         raise ImportError("record_to_structure needs pymatgen: pip install pymatgen") from error
-    checked = as_structure(record)
+    checked = as_record(record)
     symbols = [CHEMICAL_SYMBOLS[number] for number in checked.atomic_numbers]
     return Structure(Lattice(checked.cell), symbols, checked.frac_coords)

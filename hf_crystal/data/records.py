@@ -4,7 +4,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_crystal.crystals.reading import structure_to_record
+from hf_crystal.crystals.reading import as_columns
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -57,4 +57,4 @@ def record_row(structure: Any, **values: Any) -> dict[str, Any]:
     Raises:
         CrystalInputError: the crystal cannot be read or used.
     """
-    return {**structure_to_record(structure), **values}
+    return {**as_columns(structure), **values}

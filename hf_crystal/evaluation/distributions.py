@@ -166,7 +166,7 @@ def coverage(
     install beside pandas 3, so the fingerprint is an argument.
 
     Args:
-        crystals: Generated crystals; forms that `as_structure` takes, or objects with `structure` and `error`.
+        crystals: Generated crystals; forms that `as_record` takes, or objects with `structure` and `error`.
         references: Reference crystals, all readable.
         fingerprint: pymatgen `Structure` → (structure vector, composition vector), or None where there is none;
             raising counts as None.
@@ -248,7 +248,7 @@ def distribution_distances(
     them are used; `num_sampled` says how many.
 
     Args:
-        crystals: Generated crystals; forms that `as_structure` takes, or objects with `structure` and `error`.
+        crystals: Generated crystals; forms that `as_record` takes, or objects with `structure` and `error`.
         references: Reference crystals, all readable.
         num_samples: Generated crystals to draw without replacement; None for all.
         validity_filter: What a generated crystal has to pass to be used.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
 
-from hf_crystal.crystals.reading import CHEMICAL_SYMBOLS, CrystalInputError, as_structure
+from hf_crystal.crystals.reading import CHEMICAL_SYMBOLS, CrystalInputError, as_record
 from hf_crystal.crystals.record import CrystalRecord
 from hf_crystal.mat2seq.canonical_symmetry import load_moyopy
 
@@ -65,7 +65,7 @@ def read_crystal(obj: Any, *, index: int | None = None) -> ReadCrystal:
     Overlapping atoms and small cells are read: judging them is the task of the metrics.
 
     Args:
-        obj: Any form that `as_structure` takes, or an object with `structure` and `error` (`DecodedCrystal`).
+        obj: Any form that `as_record` takes, or an object with `structure` and `error` (`DecodedCrystal`).
         index: Place in the caller's list.
     """
     if obj is None:
@@ -75,7 +75,7 @@ def read_crystal(obj: Any, *, index: int | None = None) -> ReadCrystal:
             return ReadCrystal(None, str(obj.error) if obj.error is not None else "no structure")
         obj = obj.structure
     try:
-        record = as_structure(obj, index=index, check_distances=False, min_volume_per_atom=0.0)
+        record = as_record(obj, index=index, check_distances=False, min_volume_per_atom=0.0)
     except CrystalInputError as error:
         return ReadCrystal(None, str(error))
     return ReadCrystal(record, None, reduced_formula(record.atomic_numbers.tolist()))

@@ -127,7 +127,7 @@ def validity(crystals: Iterable[Any], *, composition: Literal["smact14"] | None 
     the literature used and which is no longer SMACT's default.
 
     Args:
-        crystals: Forms that `as_structure` takes, or objects with `structure` and `error`; an error is not valid.
+        crystals: Forms that `as_record` takes, or objects with `structure` and `error`; an error is not valid.
         composition: "smact14", or None to judge structures only.
 
     Returns:

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """`Mat2SeqTokenizer`: crystals to token ids and back.
 
-The tokenizer takes everything that `as_structure` takes (pymatgen `Structure`, ASE `Atoms`, files, records) and
+The tokenizer takes everything that `as_record` takes (pymatgen `Structure`, ASE `Atoms`, files, records) and
 sequence text. Its `tokenizer.json` alone reads and writes sequence text, also where this package is not installed.
 
 Source: Yan et al., NeurIPS 2024 (arXiv 2503.00152) for the aims; the sequence is this project's own.

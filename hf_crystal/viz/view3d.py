@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..crystals.reading import as_structure
+from ..crystals.reading import as_record
 from .inspection import EncoderView
 from .style import PALETTE, element_colors
 
@@ -95,7 +95,7 @@ def view_3d(
     """
     if min(repeat) < 1:
         raise ValueError(f"repeat is {repeat}; accepted are three positive numbers")
-    record = as_structure(structure)
+    record = as_record(structure)
     cell = np.asarray(record.cell, dtype=float)
     symbols = [_symbol(number) for number in record.atomic_numbers]
     fractional, owners = _repeated(np.asarray(record.frac_coords, dtype=float), repeat)
