@@ -26,7 +26,6 @@ except ImportError as error:
     raise ImportError("hf_crystal.ase needs ASE: pip install hf_crystal[ase]") from error
 
 from .crystals.reading import as_record, record_to_structure
-from .loading import load_property_model
 
 __all__ = ["CrystalCalculator", "RelaxedCrystal", "relax"]
 
@@ -63,6 +62,8 @@ class CrystalCalculator(Calculator):
         device: Any = None,
         **kwargs: Any,
     ):
+        from .loading import load_property_model
+
         super().__init__(**kwargs)
         self.model, self.feature_extractor = load_property_model(model, feature_extractor, device)
         config = self.model.config

@@ -21,7 +21,6 @@ import numpy as np
 
 from .crystals.formula import reduced_formula
 from .crystals.record import CrystalInputError
-from .loading import load_property_model
 
 __all__ = ["EmbeddedCrystal", "EmbeddingTable", "Neighbor", "embed", "iterate_embeddings"]
 
@@ -115,6 +114,8 @@ def iterate_embeddings(
         raise ValueError(
             f"level is {level!r}, batch_size {batch_size}; accepted: 'crystal' or 'atom', a positive number"
         )
+    from .loading import load_property_model
+
     loaded, extractor = load_property_model(model, feature_extractor, device)
     stream = iter(structures)
     while chunk := list(itertools.islice(stream, batch_size * _BATCHES_PER_CHUNK)):

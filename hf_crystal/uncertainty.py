@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from .loading import load_property_model
-
 __all__ = [
     "Calibration",
     "EnsemblePrediction",
@@ -107,6 +105,8 @@ def predict_ensemble(
     items = list(structures)
     if not items:
         raise ValueError("no crystals given: the list is empty")
+    from .loading import load_property_model
+
     columns, unit = [], ""
     for index, model in enumerate(models):
         loaded, extractor = load_property_model(model)

@@ -54,10 +54,10 @@ ALLOWED_PACKAGES = {
     "models": set(),
     "pipelines": set(),
     "checkpoints": set(),
-    "data": {"models"},
-    "evaluation": {"models"},
-    "training": {"checkpoints", "data", "evaluation", "models"},
-    "conversion": {"models"},
+    "data": {"_lazy_names", "models", "typing"},
+    "evaluation": {"_lazy_names", "models", "typing"},
+    "training": {"data", "evaluation", "loading", "models", "typing"},
+    "conversion": {"models", "typing"},
 }
 # installed packages that a travelling file may name outside `try`
 REMOTE_PACKAGES = {"torch", "transformers", "safetensors", "numpy", "huggingface_hub"}

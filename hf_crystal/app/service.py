@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
+from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators
 from ..crystals.reading import as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
-from ..loading import load_property_model
+from ..loading import load_generation_pipeline, load_property_model, resolve_model
 
 __all__ = [
-    "DEFAULT_GENERATOR",
-    "DEFAULT_MODEL",
     "GeneratedCrystal",
     "Insight",
     "Prediction",
@@ -28,7 +26,6 @@ __all__ = [
     "example_files",
 ]
 
-DEFAULT_MODEL, DEFAULT_GENERATOR = "crystalformer-mp20", "mat2seq-mp20"  # those of the pipelines
 MAX_ATOMS = 1000  # larger cells would keep a small server busy for minutes
 MAX_FILES = 50
 MAX_GENERATED = 12
@@ -130,19 +127,9 @@ class Service:
 
     def generation_pipeline(self) -> Any:
         """The pipeline "crystal-generation", loaded on first use."""
-        from ..auto_model import AutoModelForCrystalGeneration
-        from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
-        from ..pipelines.pipeline_crystal_generation import CrystalGenerationPipeline
-
         with self._lock:
             if "generator" not in self._loaded:
-                known = self.generator in embedded_generators()
-                location = str(checkpoint_folder(self.generator)) if known else self.generator
-                self._loaded["generator"] = CrystalGenerationPipeline(
-                    model=AutoModelForCrystalGeneration.from_pretrained(location, dtype="auto"),
-                    tokenizer=Mat2SeqTokenizer.from_pretrained(location),
-                    task="crystal-generation",
-                )
+                self._loaded["generator"] = load_generation_pipeline(self.generator)
             return self._loaded["generator"]
 
     # ------------------------------------------------------------------------------------------------------ predict
@@ -329,8 +316,7 @@ def _default_first(names: Sequence[str], default: str) -> list[str]:
 @functools.cache
 def measured_errors(model: str) -> dict[str, float]:
     """Target → mean absolute error on the test set, where the model's folder tells it."""
-    folder = checkpoint_folder(model) if model in embedded_checkpoints() else Path(model)
-    path = folder / "metrics.json"
+    path = Path(resolve_model(model)) / "metrics.json"
     if not path.is_file():
         return {}
     targets = json.loads(path.read_text(encoding="utf-8")).get("test", {}).get("targets", [])

@@ -23,36 +23,6 @@ def is_generator(model: Any) -> bool:
     return hasattr(model, "generate_crystals")
 
 
-def load(model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """Generator and tokenizer as objects.
-
-    Args:
-        model: generator, or a folder holding one.
-        tokenizer: the one to use; None for that of the folder.
-
-    Raises:
-        ValueError: a model in memory without its tokenizer, or a folder with another network than a Llama.
-    """
-    from transformers import PreTrainedConfig
-
-    from ..auto_model import AutoModelForCrystalGeneration
-    from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
-
-    if isinstance(model, (str, os.PathLike)):
-        model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
-        if model_type != "llama":
-            raise ValueError(
-                f"{model} holds a generator of type {model_type!r}; only llama is exported: the grammar travels as "
-                "its class. AutoModelForCausalLM loads the folder as it is; to export, train with "
-                "model.model_type=llama"
-            )
-        tokenizer = tokenizer or Mat2SeqTokenizer.from_pretrained(model)
-        model = AutoModelForCrystalGeneration.from_pretrained(model, dtype="auto")
-    if tokenizer is None:
-        raise ValueError("a generator in memory needs its tokenizer: pass tokenizer=")
-    return model.eval(), tokenizer
-
-
 def write_folder(model: Any, tokenizer: Any, folder: Path) -> None:
     """Weights and configuration of a stock Llama, tokenizer, generation settings, and the code that travels.
 

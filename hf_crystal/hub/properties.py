@@ -1,7 +1,6 @@
 """The folder of a property model: weights, configuration, feature extractor, pipeline and their code."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,31 +26,6 @@ PROBE_CRYSTALS: list[dict[str, Any]] = [
         "atomic_numbers": [3, 8, 1],
     },
 ]
-
-
-def load(model: Any, feature_extractor: Any) -> tuple[Any, Any]:
-    """Model and feature extractor as objects.
-
-    Args:
-        model: model with a property head, or a folder holding one.
-        feature_extractor: the one to use; None for that of the folder, else a fresh one.
-
-    Raises:
-        TypeError: the model has no property head.
-    """
-    from ..auto_model import AutoModelForCrystalPropertyPrediction
-    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
-
-    if isinstance(model, (str, os.PathLike)):
-        folder = Path(model)
-        model = AutoModelForCrystalPropertyPrediction.from_pretrained(folder, dtype="auto")
-        if feature_extractor is None and (folder / "preprocessor_config.json").is_file():
-            feature_extractor = CrystalFeatureExtractor.from_pretrained(folder)
-    if not type(model).__name__.endswith("ForPropertyPrediction"):
-        raise TypeError(
-            f"model is a {type(model).__name__}; a crystal model with a property head or a generator is accepted"
-        )
-    return model.eval(), feature_extractor or CrystalFeatureExtractor()
 
 
 def write_folder(model: Any, feature_extractor: Any, folder: Path) -> None:

@@ -1,11 +1,10 @@
 """Which classes train under which `model_type`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
-from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints
+from hf_crystal.loading import resolve_model
 
 if TYPE_CHECKING:
     from hf_crystal.training.recipes import TrainingRecipe
@@ -51,12 +50,6 @@ def property_model_class(model_type: Any) -> Any:
     return CrystalformerForPropertyPrediction
 
 
-def _location(pretrained: str) -> str:
-    """Folder of the embedded checkpoint of that name, if there is one; else the folder or repository itself."""
-    embedded = pretrained in embedded_checkpoints() and not Path(pretrained).is_dir()
-    return str(checkpoint_folder(pretrained)) if embedded else pretrained
-
-
 def _check_pretrained(section: dict[str, Any], saved: dict[str, Any]) -> None:
     """The recipe may leave out what the pretrained model fixes, but not contradict it."""
     defaults = property_config_class(section["model_type"])()
@@ -86,7 +79,7 @@ def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> 
     config = recipe.model_config()
     pretrained = recipe.model.get("pretrained")
     if pretrained:
-        location = _location(pretrained)
+        location = resolve_model(pretrained)
         saved, _ = PreTrainedConfig.get_config_dict(location)
         _check_pretrained(recipe.model, saved)
         model = model_class.from_pretrained(

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..crystals.formula import reduced_formula
 from ..crystals.record import CHEMICAL_SYMBOLS
-from ..loading import load_property_model
 
 __all__ = ["AtomView", "BlockView", "EncoderView", "inspect_encoder"]
 
@@ -134,6 +133,8 @@ def inspect_encoder(structure: Any, model: Any = None, *, feature_extractor: Any
     if isinstance(structure, EncoderView):
         return structure
     import torch
+
+    from ..loading import load_property_model
 
     loaded, extractor = load_property_model(model, feature_extractor)
     arrays = extractor.extract(structure)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ..loading import load_property_model
 from .style import PALETTE, clean, new_figure
 
 __all__ = ["PerturbationStudy", "perturbation_study", "plot_perturbation"]
@@ -75,6 +74,8 @@ def perturbation_study(
     lengths = np.asarray(displacements, dtype=float)
     if not lengths.size or repeats < 1 or (lengths < 0).any():
         raise ValueError(f"displacements {list(displacements)}, repeats {repeats}; accepted: not negative, at least 1")
+    from ..loading import load_property_model
+
     loaded, extractor = load_property_model(model)
     names = loaded.config.target_names
     if target is not None and target not in names:
