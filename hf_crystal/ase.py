@@ -25,7 +25,15 @@ try:
 except ImportError as error:
     raise ImportError("hf_crystal.ase needs ASE: pip install hf_crystal[ase]") from error
 
+from typing import TYPE_CHECKING
+
 from .crystals.reading import as_record, record_to_structure
+from .typing import CrystalLike, Decoded, Device, PropertyModelLike
+
+if TYPE_CHECKING:
+    from ase.optimize.optimize import Optimizer
+
+    from .encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 __all__ = ["CrystalCalculator", "RelaxedCrystal", "relax"]
 
@@ -55,11 +63,11 @@ class CrystalCalculator(Calculator):
 
     def __init__(
         self,
-        model: Any = None,
+        model: PropertyModelLike | None = None,
         *,
         energy: str | None = None,
-        feature_extractor: Any = None,
-        device: Any = None,
+        feature_extractor: "CrystalFeatureExtractor | None" = None,
+        device: Device | None = None,
         **kwargs: Any,
     ):
         from .loading import load_property_model
@@ -143,13 +151,13 @@ class RelaxedCrystal:
 
 
 def relax(
-    structures: Any,
+    structures: CrystalLike | Decoded | Iterable[CrystalLike | Decoded],
     calculator: Calculator | Callable[[], Calculator],
     *,
     max_force: float = 0.05,
     max_steps: int = 500,
     relax_cell: bool = True,
-    optimizer: Any = None,
+    optimizer: "type[Optimizer] | None" = None,
     reference_energies: Mapping[str, float] | None = None,
 ) -> list[RelaxedCrystal]:
     """Relax crystals and report their energies; a crystal that fails gives its reason and the others go on.

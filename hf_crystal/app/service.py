@@ -17,6 +17,7 @@ from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints
 from ..crystals.reading import as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
 from ..loading import load_generation_pipeline, load_property_model, resolve_model
+from ..typing import CrystalLike
 
 __all__ = [
     "GeneratedCrystal",
@@ -164,7 +165,7 @@ class Service:
             found.rows += [{"crystal": name, **row} for row in self.properties(model, record)]
         return found
 
-    def properties(self, model: str, crystal: Any) -> list[dict[str, Any]]:
+    def properties(self, model: str, crystal: CrystalLike) -> list[dict[str, Any]]:
         """Rows of one crystal, one per target."""
         import torch
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hf_crystal.evaluation.pools import FAILURES
 from hf_crystal.evaluation.results import PlainResult, ReadCrystal, read_crystals, read_references
@@ -85,7 +86,7 @@ class DistributionResult(PlainResult):
     seed: int
 
 
-def wasserstein(first: Any, second: Any) -> float:
+def wasserstein(first: ArrayLike, second: ArrayLike) -> float:
     """Wasserstein-1 distance of two samples on a line: ∫ |F(x) - G(x)| dx of their distribution functions.
 
     Args:

@@ -6,24 +6,29 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
 from ..cards import load_metrics, render_model_card
 from ..loading import load_generator, load_property_model, resolve_model
+from ..typing import Generator, ModelName, PropertyModel
 from . import generators, properties
 from .files import license_text, recipe_text
+
+if TYPE_CHECKING:
+    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
+    from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
 logger = logging.get_logger(__name__)
 
 
 def export_pretrained(
-    model: Any,
+    model: ModelName | PropertyModel | Generator,
     out: str | Path,
     *,
-    feature_extractor: Any = None,
-    tokenizer: Any = None,
+    feature_extractor: "CrystalFeatureExtractor | None" = None,
+    tokenizer: "Mat2SeqTokenizer | None" = None,
     metrics: Mapping[str, Any] | str | Path | None = None,
     hub_config: Mapping[str, Any] | str | Path | None = None,
     overwrite: bool = False,

@@ -4,9 +4,13 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..typing import PropertyModel
 from .files import code_files, edit_json, reference, run_check
+
+if TYPE_CHECKING:
+    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 # Small crystals of light elements for the check after an export; any model can read them.
 PROBE_CRYSTALS: list[dict[str, Any]] = [
@@ -28,7 +32,7 @@ PROBE_CRYSTALS: list[dict[str, Any]] = [
 ]
 
 
-def write_folder(model: Any, feature_extractor: Any, folder: Path) -> None:
+def write_folder(model: PropertyModel, feature_extractor: "CrystalFeatureExtractor", folder: Path) -> None:
     """Weights, configuration with its `auto_map`, feature extractor, pipeline entry and code."""
     from ..auto import CLASSES
     from ..pipelines.pipeline_crystal_property import CrystalPropertyPipeline
@@ -78,7 +82,7 @@ def _expected_outputs(model: Any, feature_extractor: Any) -> dict[str, Any]:
     }
 
 
-def check_folder(folder: str | Path, model: Any, feature_extractor: Any) -> None:
+def check_folder(folder: str | Path, model: PropertyModel, feature_extractor: "CrystalFeatureExtractor") -> None:
     """Load an exported folder in a process without this package and compare outputs bit for bit.
 
     Args:

@@ -5,11 +5,9 @@ Rotation, translation, choice of cell, order of the atoms and handedness of the 
 images stay different. Encoding what was decoded gives the same result.
 """
 
-from typing import Any
-
 import numpy as np
 
-from ..crystals.reading import as_record
+from ..crystals.reading import CrystalLike, as_record
 from .canonical_crystal import (
     CanonicalCrystal,
     CanonicalSettings,
@@ -35,7 +33,7 @@ _LARGEST_MOVE = 0.02  # Å; atoms are at least 0.1 Å apart, so none coincide af
 
 
 def canonicalize(
-    structure: Any, *, symprec: float | None = None, settings: CanonicalSettings | None = None
+    structure: CrystalLike, *, symprec: float | None = None, settings: CanonicalSettings | None = None
 ) -> CanonicalCrystal:
     """The canonical crystal of a structure; equal for all its descriptions.
 

@@ -10,15 +10,18 @@ from hf_crystal.evaluation.distributions import wasserstein
 from hf_crystal.evaluation.intervals import wilson_interval
 from hf_crystal.evaluation.valid_crystals import structure_is_valid
 from hf_crystal.training.mat2seq_samples import sample_prompts
+from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
+    from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
+    from hf_crystal.pipelines.pipeline_crystal_property import CrystalPropertyPipeline
     from hf_crystal.training.mat2seq_evaluation import GenerationSettings
 
 TOLERANCES = {"band_gap": 0.5, "formation_energy": 0.25}  # eV, eV/atom: how near a judged value has to be
 Judge = Callable[[list[Any]], Mapping[str, Sequence[float | None]]]
 
 
-def judge_of_pipeline(pipeline: Any) -> Judge:
+def judge_of_pipeline(pipeline: "CrystalPropertyPipeline") -> Judge:
     """A judge of the pipeline "crystal-property-prediction": values by the names of its targets."""
 
     def judge(structures: list[Any]) -> dict[str, list[float | None]]:
@@ -49,7 +52,7 @@ def _judged(crystals: Sequence[Any], judge: Judge) -> dict[str, list[float | Non
 
 
 def measure_conditions(
-    model: Any, tokenizer: Any, folder: Path, settings: "GenerationSettings", judge: Judge
+    model: Generator, tokenizer: "Mat2SeqTokenizer", folder: Path, settings: "GenerationSettings", judge: Judge
 ) -> list[dict[str, Any]]:
     """How often a crystal asked for with a property has it, and how often one has it that was not asked for.
 

@@ -18,7 +18,7 @@ def _check_model_type(model_type: Any) -> None:
         raise ValueError(f"model_type={model_type!r}: expected {' or '.join(_MODEL_TYPES)}")
 
 
-def property_config_class(model_type: Any) -> Any:
+def property_config_class(model_type: str | None) -> Any:
     """Config class of a model type.
 
     Raises:
@@ -34,7 +34,7 @@ def property_config_class(model_type: Any) -> Any:
     return CrystalformerConfig
 
 
-def property_model_class(model_type: Any) -> Any:
+def property_model_class(model_type: str | None) -> Any:
     """Property-prediction class of a model type.
 
     Raises:

@@ -3,12 +3,16 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..crystals.formula import reduced_formula
 from ..crystals.record import CHEMICAL_SYMBOLS
+from ..typing import CrystalLike, PropertyModelLike
+
+if TYPE_CHECKING:
+    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 __all__ = ["AtomView", "BlockView", "EncoderView", "inspect_encoder"]
 
@@ -116,7 +120,12 @@ class EncoderView:
                 raise ValueError(f"there is no {name} {value + 1} (index {value}); {self.formula} has {count}")
 
 
-def inspect_encoder(structure: Any, model: Any = None, *, feature_extractor: Any = None) -> EncoderView:
+def inspect_encoder(
+    structure: CrystalLike | EncoderView,
+    model: PropertyModelLike | None = None,
+    *,
+    feature_extractor: "CrystalFeatureExtractor | None" = None,
+) -> EncoderView:
     """Run an encoder on one crystal and keep what it attends to.
 
     Args:

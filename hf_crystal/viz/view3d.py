@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..crystals.reading import as_record
+from ..typing import CrystalLike
 from .inspection import EncoderView
 from .style import PALETTE, element_colors
 
@@ -65,7 +66,7 @@ class CrystalView:
 
 
 def view_3d(
-    structure: Any,
+    structure: CrystalLike,
     *,
     repeat: tuple[int, int, int] = (1, 1, 1),
     height: int = 400,
