@@ -32,7 +32,7 @@ def test_a_folder_comes_before_an_embedded_checkpoint_and_that_before_the_hub(tm
 def test_what_no_model_has_for_a_name_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json"):
         resolve_model(tmp_path)
-    for name in ("no-such-model", str(tmp_path / "none"), "a/b/c", "", "owner/name?"):
+    for name in ("no-such-model", str(tmp_path / "none"), "a/b/c", "owner/name?"):
         with pytest.raises(ValueError, match="model not found: .*accepted are a folder, a repository of the Hub"):
             resolve_model(name)
 

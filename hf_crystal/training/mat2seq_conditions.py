@@ -14,14 +14,13 @@ from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
-    from hf_crystal.pipelines.pipeline_crystal_property import CrystalPropertyPipeline
     from hf_crystal.training.mat2seq_evaluation import GenerationSettings
 
 TOLERANCES = {"band_gap": 0.5, "formation_energy": 0.25}  # eV, eV/atom: how near a judged value has to be
 Judge = Callable[[list[Any]], Mapping[str, Sequence[float | None]]]
 
 
-def judge_of_pipeline(pipeline: "CrystalPropertyPipeline") -> Judge:
+def judge_of_pipeline(pipeline: Any) -> Judge:
     """A judge of the pipeline "crystal-property-prediction": values by the names of its targets."""
 
     def judge(structures: list[Any]) -> dict[str, list[float | None]]:
