@@ -25,8 +25,15 @@ try:
 except ImportError as error:
     raise ImportError("hf_crystal.ase needs ASE: pip install hf_crystal[ase]") from error
 
-from .crystals.reading import as_structure, record_to_structure
-from .loading import load_property_model
+from typing import TYPE_CHECKING
+
+from .crystals.reading import as_record, record_to_structure
+from .typing import CrystalLike, Decoded, Device, PropertyModelLike
+
+if TYPE_CHECKING:
+    from ase.optimize.optimize import Optimizer
+
+    from .encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 __all__ = ["CrystalCalculator", "RelaxedCrystal", "relax"]
 
@@ -56,13 +63,15 @@ class CrystalCalculator(Calculator):
 
     def __init__(
         self,
-        model: Any = None,
+        model: PropertyModelLike | None = None,
         *,
         energy: str | None = None,
-        feature_extractor: Any = None,
-        device: Any = None,
+        feature_extractor: "CrystalFeatureExtractor | None" = None,
+        device: Device | None = None,
         **kwargs: Any,
     ):
+        from .loading import load_property_model
+
         super().__init__(**kwargs)
         self.model, self.feature_extractor = load_property_model(model, feature_extractor, device)
         config = self.model.config
@@ -142,13 +151,13 @@ class RelaxedCrystal:
 
 
 def relax(
-    structures: Any,
+    structures: CrystalLike | Decoded | Iterable[CrystalLike | Decoded],
     calculator: Calculator | Callable[[], Calculator],
     *,
     max_force: float = 0.05,
     max_steps: int = 500,
     relax_cell: bool = True,
-    optimizer: Any = None,
+    optimizer: "type[Optimizer] | None" = None,
     reference_energies: Mapping[str, float] | None = None,
 ) -> list[RelaxedCrystal]:
     """Relax crystals and report their energies; a crystal that fails gives its reason and the others go on.
@@ -196,7 +205,7 @@ def _to_atoms(item: Any) -> Atoms:
         if item.structure is None:
             raise ValueError(f"not decoded: {item.error}")
         item = item.structure
-    record = as_structure(item)
+    record = as_record(item)
     return Atoms(numbers=record.atomic_numbers, scaled_positions=record.frac_coords, cell=record.cell, pbc=True)
 
 

@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 from ._import_hooks import when_imported
+from .checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, checkpoint_folder
 
 # configuration file ("folder.file") and class; its model type is an attribute of the class
 CONFIGS = (
@@ -42,14 +43,14 @@ PIPELINES = (
         "pipelines.pipeline_crystal_property",
         "CrystalPropertyPipeline",
         "AutoModelForCrystalPropertyPrediction",
-        "crystalformer-mp20",
+        DEFAULT_MODEL,
     ),
     (
         "crystal-generation",
         "pipelines.pipeline_crystal_generation",
         "CrystalGenerationPipeline",
         "AutoModelForCrystalGeneration",
-        "mat2seq-mp20",
+        DEFAULT_GENERATOR,
     ),
 )
 
@@ -85,9 +86,13 @@ def config_module(name: str) -> str:
     return _module(next(file for file, config_name in CONFIGS if config_name == name))
 
 
-def model_types() -> list[str]:
-    """The `model_type` of every model of this package."""
-    return [_load(_module(file), name).model_type for file, name in CONFIGS]
+def property_classes() -> list[tuple[Any, Any]]:
+    """Configuration class and class with a property head of every encoder of this package."""
+    return [
+        (_load(config_module(config_name), config_name), _load(_module(file), name))
+        for auto_name, config_name, file, name in CLASSES
+        if auto_name == "AutoModelForSequenceClassification"
+    ]
 
 
 def _register_config(name: str) -> None:
@@ -106,12 +111,10 @@ def _register_class(auto_module: str, auto_name: str, config_name: str, file: st
 def _register_pipeline(task: str, file: str, name: str, auto_name: str, checkpoint: str) -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .checkpoints import checkpoint_folder
-
     PIPELINE_REGISTRY.register_pipeline(
         task,
         pipeline_class=_load(_module(file), name),
-        pt_model=_load(f"{__package__}.auto_model", auto_name),
+        pt_model=_load(f"{__package__}.loading", auto_name),
         default={"model": (str(checkpoint_folder(checkpoint)), "main")},
     )
 
@@ -134,6 +137,6 @@ def register_auto_classes() -> None:
         )
     when_imported(f"{auto}.tokenization_auto", [_module("mat2seq.tokenization_mat2seq")], _register_tokenizer)
     for task, file, name, auto_name, checkpoint in PIPELINES:
-        needed = [_module(file), f"{__package__}.auto_model"]
+        needed = [_module(file), f"{__package__}.loading"]
         register = functools.partial(_register_pipeline, task, file, name, auto_name, checkpoint)
         when_imported("transformers.pipelines", needed, register)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .card_figures import figure_rows, generation_rows, load_metrics, results_table, target_rows
+from .typing import Generator, PropertyModel
 
 __all__ = ["figure_rows", "load_metrics", "read_hub_config", "render_model_card", "shipped_hub_config", "target_rows"]
 
@@ -234,7 +235,7 @@ def _generator_values(model: Any, metrics: Mapping[str, Any] | None) -> tuple[st
 
 
 def render_model_card(
-    model: Any,
+    model: PropertyModel | Generator,
     *,
     metrics: Mapping[str, Any] | None = None,
     hub_config: Mapping[str, Any] | str | Path | None = None,

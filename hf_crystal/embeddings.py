@@ -15,13 +15,17 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .crystals.formula import reduced_formula
 from .crystals.record import CrystalInputError
-from .loading import load_property_model
+from .typing import CrystalLike, Device, PropertyModelLike
+
+if TYPE_CHECKING:
+    from .encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 __all__ = ["EmbeddedCrystal", "EmbeddingTable", "Neighbor", "embed", "iterate_embeddings"]
 
@@ -47,7 +51,12 @@ class EmbeddedCrystal:
 
 
 def embed(
-    structures: Any, model: Any = None, *, level: Level = "crystal", batch_size: int = 16, device: Any = None
+    structures: CrystalLike | Iterable[CrystalLike],
+    model: PropertyModelLike | None = None,
+    *,
+    level: Level = "crystal",
+    batch_size: int = 16,
+    device: Device | None = None,
 ) -> Any:
     """Vectors of crystals, or of their atoms, from the last block of an encoder.
 
@@ -91,12 +100,12 @@ def embed(
 
 def iterate_embeddings(
     structures: Iterable[Any],
-    model: Any = None,
+    model: PropertyModelLike | None = None,
     *,
     level: Level = "crystal",
     batch_size: int = 16,
-    feature_extractor: Any = None,
-    device: Any = None,
+    feature_extractor: "CrystalFeatureExtractor | None" = None,
+    device: Device | None = None,
 ) -> Iterator[EmbeddedCrystal]:
     """Embed a stream of crystals; one that cannot be read gives its reason and the others go on.
 
@@ -115,6 +124,8 @@ def iterate_embeddings(
         raise ValueError(
             f"level is {level!r}, batch_size {batch_size}; accepted: 'crystal' or 'atom', a positive number"
         )
+    from .loading import load_property_model
+
     loaded, extractor = load_property_model(model, feature_extractor, device)
     stream = iter(structures)
     while chunk := list(itertools.islice(stream, batch_size * _BATCHES_PER_CHUNK)):
@@ -178,7 +189,7 @@ class EmbeddingTable:
         ValueError: lengths or shape do not fit.
     """
 
-    def __init__(self, names: Sequence[str], embeddings: Any, model: str | None = None):
+    def __init__(self, names: Sequence[str], embeddings: ArrayLike, model: str | None = None):
         self.names = [str(name) for name in names]
         self.model = model
         self.embeddings = np.asarray(embeddings, dtype=np.float32)
@@ -229,7 +240,7 @@ class EmbeddingTable:
         model = (table.schema.metadata or {}).get(b"model")
         return cls(table["source"].to_pylist(), flat.reshape(len(table), lengths.pop()), model and model.decode())
 
-    def nearest(self, queries: Any, k: int = 5, *, metric: Metric = "euclidean") -> Any:
+    def nearest(self, queries: ArrayLike, k: int = 5, *, metric: Metric = "euclidean") -> Any:
         """The `k` nearest entries, nearest first; equal distances in the order of the table.
 
         Args:

@@ -1,19 +1,124 @@
-"""Any way of naming a property model → the model and its feature extractor."""
+"""The one door from any way of naming a model to the model: what a name stands for, and how it is loaded.
+
+A name is, in this order: a folder with `config.json`, a checkpoint embedded in this package, a repository of the Hub.
+"""
 
 import os
+import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-__all__ = ["load_property_model"]
+import torch
+from transformers import LlamaConfig, PreTrainedConfig
+from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from .auto import property_classes
+from .checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, checkpoint_folder, embedded_checkpoints, embedded_generators
+from .encoders.feature_extraction_crystal import CrystalFeatureExtractor
+from .encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
+from .mat2seq.modeling_mat2seq import Mat2SeqForCausalLM
+from .mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
+from .typing import Device, GeneratorLike, ModelName, PropertyModelLike
+
+__all__ = [
+    "AutoModelForCrystalGeneration",
+    "AutoModelForCrystalPropertyPrediction",
+    "check_property_model",
+    "load_generation_pipeline",
+    "load_generator",
+    "load_property_model",
+    "load_property_pipeline",
+    "resolve_model",
+]
+
+_REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_PROPERTY_CLASSES = property_classes()
 
 
-def load_property_model(model: Any = None, feature_extractor: Any = None, device: Any = None) -> tuple[Any, Any]:
+class AutoModelForCrystalPropertyPrediction(_BaseAutoModelClass):
+    """Loads whichever crystal model with a property head a folder or repository holds."""
+
+    _model_mapping: Any = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForCrystalGeneration(_BaseAutoModelClass):
+    """Loads a language model over crystal sequences, with `generate_crystals`; the folder is a stock Llama's."""
+
+    _model_mapping: Any = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+for _config_class, _model_class in _PROPERTY_CLASSES:
+    AutoModelForCrystalPropertyPrediction.register(_config_class, _model_class, exist_ok=True)
+AutoModelForCrystalGeneration.register(LlamaConfig, Mat2SeqForCausalLM, exist_ok=True)
+
+
+def resolve_model(name: ModelName) -> str:
+    """Folder or Hub repository that a name stands for.
+
+    Args:
+        name: a folder with `config.json`, else an embedded checkpoint, else a repository of the Hub (owner/name).
+
+    Returns:
+        What `from_pretrained` takes.
+
+    Raises:
+        ValueError: none of these.
+    """
+    name = os.fspath(name)
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return name
+    embedded = [*embedded_checkpoints(), *embedded_generators()]
+    if name in embedded:
+        return str(checkpoint_folder(name))
+    if folder.is_dir():
+        raise ValueError(f"model folder {name} has no config.json")
+    if not _REPOSITORY.fullmatch(name):
+        raise ValueError(
+            f"model not found: {name}; accepted are a folder, a repository of the Hub (owner/name) or an embedded "
+            f"checkpoint: {', '.join(embedded) or 'none in this installation'}"
+        )
+    return name
+
+
+def _check_device(device: Device) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _model_type(location: str) -> str | None:
+    return PreTrainedConfig.get_config_dict(location)[0].get("model_type")
+
+
+def check_property_model(name: ModelName) -> str:
+    """As `resolve_model`, for models with a property head only.
+
+    Raises:
+        ValueError: there is no such model, or it is of another type.
+        OSError: the Hub has no such repository, or cannot be reached.
+    """
+    location = resolve_model(name)
+    accepted = [config_class.model_type for config_class, _ in _PROPERTY_CLASSES]
+    if (model_type := _model_type(location)) not in accepted:
+        raise ValueError(f"{location} holds a model of type {model_type!r}; accepted are {', '.join(accepted)}")
+    return location
+
+
+def load_property_model(
+    model: PropertyModelLike | None = None,
+    feature_extractor: CrystalFeatureExtractor | None = None,
+    device: Device | None = None,
+) -> tuple[CrystalformerForPropertyPrediction, CrystalFeatureExtractor]:
     """A model with a property head, in evaluation mode, and the feature extractor that belongs to it.
 
     Args:
-        model: None for the embedded checkpoint that the pipeline uses, name of an embedded checkpoint, folder,
-            repository of the Hub, a loaded model, or a `CrystalPropertyPipeline`.
-        feature_extractor: replaces the model's own; default settings for a loaded model without one.
+        model: None for the embedded checkpoint that the pipeline uses, a name (see `resolve_model`), a loaded model,
+            or a `CrystalPropertyPipeline`.
+        feature_extractor: replaces the model's own; default settings where the model has none.
         device: torch device to move the model to; by default it stays where it is.
 
     Returns:
@@ -21,24 +126,106 @@ def load_property_model(model: Any = None, feature_extractor: Any = None, device
 
     Raises:
         TypeError: `model` is an object that is no crystal model with a property head.
-        OSError: no such folder or repository.
+        ValueError: the name is not known or names another kind of model, or the device cannot be used.
+        OSError: the Hub has no such repository, or cannot be reached.
     """
-    from .auto_model import AutoModelForCrystalPropertyPrediction
-    from .checkpoints import checkpoint_folder, embedded_checkpoint, embedded_checkpoints
-    from .encoders.feature_extraction_crystal import CrystalFeatureExtractor
-
-    if model is None:
-        model = embedded_checkpoint()
-    if isinstance(model, (str, os.PathLike)):
-        known = str(model) in embedded_checkpoints() and not Path(model).is_dir()
-        location = checkpoint_folder(str(model)) if known else model
-        model = AutoModelForCrystalPropertyPrediction.from_pretrained(location, dtype="auto")
-        feature_extractor = feature_extractor or CrystalFeatureExtractor.from_pretrained(location)
-    elif hasattr(model, "feature_extractor") and hasattr(model, "model"):  # a pipeline
-        feature_extractor = feature_extractor or model.feature_extractor
-        model = model.model
-    if not hasattr(model, "encoder") or not hasattr(getattr(model, "config", None), "target_names"):
-        raise TypeError(f"model is a {type(model).__name__}; a crystal model with a property head is accepted")
+    loaded: Any = DEFAULT_MODEL if model is None else model
     if device is not None:
-        model = model.to(device)
-    return model.eval(), feature_extractor or CrystalFeatureExtractor()
+        _check_device(device)
+    if isinstance(loaded, (str, os.PathLike)):
+        location = check_property_model(loaded)
+        loaded = AutoModelForCrystalPropertyPrediction.from_pretrained(location, dtype="auto")
+        # a folder that only `model.save_pretrained` wrote is no error
+        if feature_extractor is None and (not Path(location).is_dir() or _has(location, "preprocessor_config.json")):
+            feature_extractor = CrystalFeatureExtractor.from_pretrained(location)
+    elif hasattr(loaded, "feature_extractor") and hasattr(loaded, "model"):  # a pipeline
+        feature_extractor = feature_extractor or loaded.feature_extractor
+        loaded = loaded.model
+    if not hasattr(loaded, "encoder") or not hasattr(getattr(loaded, "config", None), "target_names"):
+        raise TypeError(f"model is a {type(loaded).__name__}; a crystal model with a property head is accepted")
+    if device is not None:
+        loaded = loaded.to(device)
+    return loaded.eval(), feature_extractor or CrystalFeatureExtractor()
+
+
+def load_generator(
+    model: GeneratorLike | None = None, tokenizer: Mat2SeqTokenizer | None = None, device: Device | None = None
+) -> tuple[Mat2SeqForCausalLM, Mat2SeqTokenizer]:
+    """A crystal generator, in evaluation mode, and its tokenizer.
+
+    Args:
+        model: None for the embedded checkpoint that the pipeline uses, a name (see `resolve_model`), a loaded model,
+            or a `CrystalGenerationPipeline`.
+        tokenizer: replaces the model's own; a loaded model needs it.
+        device: torch device to move the model to; by default it stays where it is.
+
+    Returns:
+        Model and tokenizer.
+
+    Raises:
+        TypeError: `model` is an object that is no crystal generator.
+        ValueError: the name is not known or names another kind of model, a loaded model comes without its tokenizer,
+            or the device cannot be used.
+        OSError: the Hub has no such repository, or cannot be reached.
+    """
+    loaded: Any = DEFAULT_GENERATOR if model is None else model
+    if device is not None:
+        _check_device(device)
+    if isinstance(loaded, (str, os.PathLike)):
+        location = resolve_model(loaded)
+        if Path(location).is_dir() and not _has(location, "tokenizer_config.json"):
+            raise ValueError(f"{loaded} has no tokenizer, so it is no generator; embedded are {embedded_generators()}")
+        if (model_type := _model_type(location)) != LlamaConfig.model_type:
+            raise ValueError(
+                f"{location} holds a generator of type {model_type!r}; accepted is llama, which has the grammar: "
+                "AutoModelForCausalLM loads the folder as it is, and model.model_type=llama in the recipe trains one"
+            )
+        tokenizer = tokenizer or Mat2SeqTokenizer.from_pretrained(location)
+        loaded = AutoModelForCrystalGeneration.from_pretrained(location, dtype="auto")
+    elif hasattr(loaded, "tokenizer") and hasattr(loaded, "model"):  # a pipeline
+        tokenizer = tokenizer or loaded.tokenizer
+        loaded = loaded.model
+    if not hasattr(loaded, "generate_crystals"):
+        raise TypeError(f"model is a {type(loaded).__name__}; a crystal generator is accepted")
+    if tokenizer is None:
+        raise ValueError("a generator in memory needs its tokenizer: pass tokenizer=")
+    if device is not None:
+        loaded = loaded.to(device)
+    return loaded.eval(), tokenizer
+
+
+def _has(folder: str, file: str) -> bool:
+    return Path(folder, file).is_file()
+
+
+def load_property_pipeline(model: PropertyModelLike | None = None, device: Device | None = None) -> Any:
+    """The pipeline "crystal-property-prediction" with any model that `load_property_model` loads.
+
+    Args:
+        model: see `load_property_model`.
+        device: torch device; None for an accelerator where there is one, else the CPU.
+
+    Returns:
+        `CrystalPropertyPipeline`.
+    """
+    from .pipelines.pipeline_crystal_property import CrystalPropertyPipeline
+
+    loaded, feature_extractor = load_property_model(model, device=device)
+    task: Any = "crystal-property-prediction"
+    return CrystalPropertyPipeline(model=loaded, feature_extractor=feature_extractor, task=task, device=device)
+
+
+def load_generation_pipeline(model: GeneratorLike | None = None, device: Device | None = None) -> Any:
+    """The pipeline "crystal-generation" with any model that `load_generator` loads.
+
+    Args:
+        model: see `load_generator`.
+        device: torch device; None for an accelerator where there is one, else the CPU.
+
+    Returns:
+        `CrystalGenerationPipeline`.
+    """
+    from .pipelines.pipeline_crystal_generation import CrystalGenerationPipeline
+
+    loaded, tokenizer = load_generator(model, device=device)
+    return CrystalGenerationPipeline(model=loaded, tokenizer=tokenizer, task="crystal-generation", device=device)

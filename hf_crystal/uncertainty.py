@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from .loading import load_property_model
+from numpy.typing import ArrayLike
 
 __all__ = [
     "Calibration",
@@ -47,11 +46,11 @@ class ErrorModel:
     floor: float = 0.0
     quantiles: tuple[float, ...] = ()
 
-    def sigma(self, spread: Any) -> np.ndarray:
+    def sigma(self, spread: ArrayLike) -> np.ndarray:
         """Standard deviation of the errors, same unit as `spread`."""
         return np.sqrt((self.scale * np.asarray(spread, dtype=float)) ** 2 + self.floor**2)
 
-    def half_width(self, spread: Any, level: float = 0.9) -> np.ndarray:
+    def half_width(self, spread: ArrayLike, level: float = 0.9) -> np.ndarray:
         """Half the width of the interval that holds the value with a probability of `level`, 0.05 to 0.95.
 
         Raises:
@@ -107,6 +106,8 @@ def predict_ensemble(
     items = list(structures)
     if not items:
         raise ValueError("no crystals given: the list is empty")
+    from .loading import load_property_model
+
     columns, unit = [], ""
     for index, model in enumerate(models):
         loaded, extractor = load_property_model(model)
@@ -143,7 +144,7 @@ def _known(*columns: Any) -> list[np.ndarray]:
     return [array[kept] for array in arrays]
 
 
-def fit_error_model(mean: Any, spread: Any, labels: Any) -> ErrorModel:
+def fit_error_model(mean: ArrayLike, spread: ArrayLike, labels: ArrayLike) -> ErrorModel:
     """The error model of greatest likelihood for normal errors, with the quantiles that were found.
 
     Args:
@@ -194,7 +195,7 @@ class Calibration:
 
 
 def measure_calibration(
-    mean: Any, sigma: Any, labels: Any, *, model: ErrorModel | None = None, num_bins: int = 10
+    mean: ArrayLike, sigma: ArrayLike, labels: ArrayLike, *, model: ErrorModel | None = None, num_bins: int = 10
 ) -> Calibration:
     """Compare error bars with errors.
 

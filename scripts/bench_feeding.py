@@ -135,7 +135,7 @@ def measure_cifs(report: Report, kind: str, texts: list[str], extractor: Any, co
 
 def measure_share(report: Report, name: str, sources: list[Any], model: str, repeats: int) -> None:
     """Share of reading, and of the neighbour search, in the pipeline that `hf-crystal predict` runs."""
-    from hf_crystal.cli.models import load_property_pipeline
+    from hf_crystal.loading import load_property_pipeline
 
     pipe = load_property_pipeline(model, "cpu")
     config, count = pipe.model.config, len(sources)
@@ -152,7 +152,7 @@ def measure_share(report: Report, name: str, sources: list[Any], model: str, rep
 
 def measure_workers(report: Report, paths: list[Path], model: str, repeats: int) -> None:
     """What `predict` on CIF files costs the process that computes, while it reads itself and while others read."""
-    from hf_crystal.cli.models import load_property_pipeline
+    from hf_crystal.loading import load_property_pipeline
 
     pipe = load_property_pipeline(model, "cpu")
     for workers in (0, 2):

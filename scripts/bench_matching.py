@@ -22,14 +22,14 @@ from benchmarking import Report, Timing
 def make_samples(table: str, model_name: str, items: int, samples: int) -> tuple[list[Any], list[list[Any]]]:
     """True structures, and generated ones of their compositions."""
     from hf_crystal import canonicalize, load_crystal_dataset
-    from hf_crystal.cli.generate import load_generation_pipeline
     from hf_crystal.evaluation.results import read_crystal
+    from hf_crystal.loading import load_generation_pipeline
     from hf_crystal.mat2seq.modeling_mat2seq import generate_crystals_for_prompts
 
     rows = load_crystal_dataset(table, split_column="split")["test"]
     chosen = np.random.default_rng(0).permutation(len(rows))[:items]
     truths = [read_crystal(rows[int(index)]).structure for index in chosen]
-    pipeline = load_generation_pipeline(model_name, None)
+    pipeline = load_generation_pipeline(model_name)
     prompts = [
         {"composition": {str(e): int(n) for e, n in canonicalize(truth).to_structure().composition.items()}}
         for truth in truths

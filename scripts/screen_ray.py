@@ -22,14 +22,14 @@ class ShardPredictor:
     """One worker process: a model, applied to one shard after the other."""
 
     def __init__(self, sources: list[str], output_dir: str, num_shards: int, rows_per_file: int, model: str):
-        from hf_crystal.cli.models import load_property_pipeline
+        from hf_crystal.loading import load_property_pipeline
 
         self.sources = sources
         self.output_dir = Path(output_dir)
         self.num_shards = num_shards
         self.rows_per_file = rows_per_file
         self.model = model
-        self.pipe = load_property_pipeline(model, None)
+        self.pipe = load_property_pipeline(model)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Predict the shard `row["shard"]`; adds how many crystals were read and could not be read in this run."""

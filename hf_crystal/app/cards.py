@@ -4,11 +4,15 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..typing import CrystalLike
 from ..viz.sequence import KIND_COLORS, explain_sequence
 from ..viz.view3d import view_3d
 from .service import GeneratedCrystal, Insight, Prediction
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["crystal_cards", "insight_table", "message", "picture", "prediction_table", "sequence_html", "view_html"]
 
@@ -19,7 +23,7 @@ def message(text: str, kind: str = "error") -> str:
     return f'<div class="hfc-message hfc-{kind}" role="{role}">{html.escape(text)}</div>'
 
 
-def view_html(structure: Any, height: int = 380, **options: Any) -> str:
+def view_html(structure: CrystalLike, height: int = 380, **options: Any) -> str:
     """The 3-D view in a frame."""
     return view_3d(structure, height=height, **options).iframe()
 
@@ -114,7 +118,7 @@ def insight_table(first: Insight, told: Sequence[Insight]) -> str:
     return _table(names, "".join(rows))
 
 
-def picture(figure: Any, description: str) -> str:
+def picture(figure: "Figure", description: str) -> str:
     """A figure inside the page, with a text for those who cannot see it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from ..checkpoints import embedded_checkpoints, embedded_generators
-from .service import DEFAULT_GENERATOR, DEFAULT_MODEL
+from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL
+from ..loading import resolve_model
 
 __all__ = ["generation_code", "inside_code", "prediction_code"]
 
@@ -14,7 +14,7 @@ def _model(name: str, default: str) -> str:
     """Argument of `pipeline` for a model that is not the default."""
     if name == default:
         return ""
-    embedded = name in (*embedded_checkpoints(), *embedded_generators())
+    embedded = resolve_model(name) != name
     return f", model={f'str(hf_crystal.embedded_checkpoint({name!r}))' if embedded else repr(name)}"
 
 

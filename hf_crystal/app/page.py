@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..crystals.record import CrystalInputError
 from .cards import (
@@ -16,6 +16,9 @@ from .cards import (
 )
 from .code import generation_code, inside_code, prediction_code
 from .service import MAX_GENERATED, Service, example_files
+
+if TYPE_CHECKING:
+    import gradio
 
 __all__ = ["build_page", "launch_page"]
 
@@ -60,7 +63,7 @@ def build_page(service: Service | None = None) -> Any:
     return page
 
 
-def launch_page(page: Any, **options: Any) -> Any:
+def launch_page(page: "gradio.Blocks", **options: Any) -> Any:
     """Serve the page with its style; no analytics, no share link.
 
     Args:

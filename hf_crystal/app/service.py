@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
-from ..crystals.reading import as_structure
+from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators
+from ..crystals.reading import as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
-from ..loading import load_property_model
+from ..loading import load_generation_pipeline, load_property_model, resolve_model
+from ..typing import CrystalLike
 
 __all__ = [
-    "DEFAULT_GENERATOR",
-    "DEFAULT_MODEL",
     "GeneratedCrystal",
     "Insight",
     "Prediction",
@@ -28,7 +27,6 @@ __all__ = [
     "example_files",
 ]
 
-DEFAULT_MODEL, DEFAULT_GENERATOR = "crystalformer-mp20", "mat2seq-mp20"  # those of the pipelines
 MAX_ATOMS = 1000  # larger cells would keep a small server busy for minutes
 MAX_FILES = 50
 MAX_GENERATED = 12
@@ -130,19 +128,9 @@ class Service:
 
     def generation_pipeline(self) -> Any:
         """The pipeline "crystal-generation", loaded on first use."""
-        from ..auto_model import AutoModelForCrystalGeneration
-        from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
-        from ..pipelines.pipeline_crystal_generation import CrystalGenerationPipeline
-
         with self._lock:
             if "generator" not in self._loaded:
-                known = self.generator in embedded_generators()
-                location = str(checkpoint_folder(self.generator)) if known else self.generator
-                self._loaded["generator"] = CrystalGenerationPipeline(
-                    model=AutoModelForCrystalGeneration.from_pretrained(location, dtype="auto"),
-                    tokenizer=Mat2SeqTokenizer.from_pretrained(location),
-                    task="crystal-generation",
-                )
+                self._loaded["generator"] = load_generation_pipeline(self.generator)
             return self._loaded["generator"]
 
     # ------------------------------------------------------------------------------------------------------ predict
@@ -159,7 +147,7 @@ class Service:
             raise ValueError(f"{len(sources)} files at once; this page takes {MAX_FILES}, the command line any number")
         for name, source in sources:
             try:
-                found.crystals[name] = as_structure(source, name=name, max_atoms=MAX_ATOMS)
+                found.crystals[name] = as_record(source, name=name, max_atoms=MAX_ATOMS)
             except CrystalInputError as error:
                 found.errors.append((name, error.reason))
         return found
@@ -177,7 +165,7 @@ class Service:
             found.rows += [{"crystal": name, **row} for row in self.properties(model, record)]
         return found
 
-    def properties(self, model: str, crystal: Any) -> list[dict[str, Any]]:
+    def properties(self, model: str, crystal: CrystalLike) -> list[dict[str, Any]]:
         """Rows of one crystal, one per target."""
         import torch
 
@@ -329,8 +317,7 @@ def _default_first(names: Sequence[str], default: str) -> list[str]:
 @functools.cache
 def measured_errors(model: str) -> dict[str, float]:
     """Target → mean absolute error on the test set, where the model's folder tells it."""
-    folder = checkpoint_folder(model) if model in embedded_checkpoints() else Path(model)
-    path = folder / "metrics.json"
+    path = Path(resolve_model(model)) / "metrics.json"
     if not path.is_file():
         return {}
     targets = json.loads(path.read_text(encoding="utf-8")).get("test", {}).get("targets", [])

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+# what the pipelines, the commands and the web page use where no model is named
+DEFAULT_MODEL, DEFAULT_GENERATOR = "crystalformer-mp20", "mat2seq-mp20"
 _ROOT = Path(__file__).parent
 
 
@@ -20,7 +22,7 @@ def embedded_generators() -> list[str]:
     return sorted(folder.parent.name for folder in _ROOT.glob("*/tokenizer_config.json"))
 
 
-def embedded_checkpoint(name: str = "crystalformer-mp20") -> Path:
+def embedded_checkpoint(name: str = DEFAULT_MODEL) -> Path:
     """Folder of an embedded checkpoint, for `from_pretrained`.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .models import quiet_transformers
+from .progress import quiet_transformers
 
 EXAMPLE = "Example: hf-crystal convert last.ckpt converted --set target_names=[e_form] --set target_units=[eV/atom]"
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .models import quiet_transformers
+from .progress import quiet_transformers
 
 EXAMPLE = "Example: hf-crystal demo --port 7860"
 

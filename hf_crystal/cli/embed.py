@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .models import DEFAULT_MODEL, check_device, check_model_type, quiet_transformers, resolve_model
-from .progress import track
+from ..checkpoints import DEFAULT_MODEL
+from .progress import quiet_transformers, track
 from .sources import count_crystals, find_sources, read_crystals
 from .writers import Format, format_of_file, open_writer
 
@@ -103,14 +103,10 @@ def embed(
             "two models mean nothing",
             file=sys.stderr,
         )
-    location = resolve_model(model)
-    if device is not None:
-        check_device(device)
     quiet_transformers()
-    check_model_type(location)
     from ..loading import load_property_model
 
-    loaded, extractor = load_property_model(location, device=device)
+    loaded, extractor = load_property_model(model, device=device)
     by_atom, spread = level == "atom", output == "csv"
     columns, types = _columns(loaded, by_atom=by_atom, nearest=table is not None, spread=spread)
     names: list[str] = []

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .models import DEFAULT_MODEL, check_model_type, quiet_transformers, resolve_model
-from .progress import counter
+from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL
+from .progress import counter, quiet_transformers
 
 EXAMPLE = (
     "Example: hf-crystal evaluate property --model crystalformer-mp20 --data mp_20.parquet --column mb_e_form "
@@ -38,12 +38,12 @@ def evaluate_property(
         raise typer.BadParameter(f"{batch_size} is not positive", param_hint="--batch-size")
     if output_file is not None and not output_file.parent.is_dir():
         raise typer.BadParameter(f"folder {output_file.parent} does not exist", param_hint="--output-file")
-    location = resolve_model(model)
     quiet_transformers()
-    check_model_type(location)
     from ..data import load_crystal_dataset
+    from ..loading import check_property_model
     from ..training.inference import evaluate_property_folder
 
+    location = check_property_model(model)
     splits = load_crystal_dataset(data, split_column=split_column)
     if split not in splits:
         raise ValueError(f"{data} has no split {split!r}; available: {', '.join(splits)}")
@@ -99,7 +99,9 @@ def evaluate_generation(
     output_dir: Annotated[
         Path, typer.Option(help="Folder of samples and figures; a stopped evaluation goes on there.")
     ],
-    model: Annotated[str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")] = "mat2seq-mp20",
+    model: Annotated[
+        str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
+    ] = DEFAULT_GENERATOR,
     split: Annotated[str, typer.Option(help="Split whose compositions are asked for.")] = "test",
     train_split: Annotated[str, typer.Option(help="Split that novelty is judged against.")] = "train",
     split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",
@@ -120,12 +122,12 @@ def evaluate_generation(
     output: Annotated[Literal["table", "json"], typer.Option(help="How the figures are written.")] = "table",
 ) -> None:
     """Measure a generator: match rate, METRe, validity, uniqueness, novelty, space groups, conditions; as JSON."""
+    quiet_transformers()
     from ..data import load_crystal_dataset
+    from ..loading import load_generation_pipeline, load_property_pipeline
     from ..training.mat2seq_conditions import judge_of_pipeline
     from ..training.mat2seq_evaluation import GenerationSettings
     from ..training.mat2seq_evaluation import evaluate_generation as run_evaluation
-    from .generate import load_generation_pipeline
-    from .models import load_property_pipeline
 
     settings = GenerationSettings(
         split=split,
@@ -141,8 +143,8 @@ def evaluate_generation(
         num_workers=num_workers,
         time_limit=time_limit,
     )
-    pipeline = load_generation_pipeline(model, None)
-    judging = None if judge is None else judge_of_pipeline(load_property_pipeline(judge, None))
+    pipeline = load_generation_pipeline(model)
+    judging = None if judge is None else judge_of_pipeline(load_property_pipeline(judge))
     splits = load_crystal_dataset(data, split_column=split_column)
     _tell_steps()
     result = run_evaluation(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .models import quiet_transformers, resolve_model
+from .progress import quiet_transformers
 
 EXAMPLE = "Example: hf-crystal export mat2seq-mp20 exported"
 
@@ -23,17 +23,14 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
 ) -> None:
     """Write a folder that loads where this package is not installed, and check that it does."""
-    from ..checkpoints import embedded_checkpoints, embedded_generators
-
-    embedded = not Path(model).is_dir()
-    if embedded and model not in [*embedded_checkpoints(), *embedded_generators()]:
-        raise ValueError(f"model folder not found: {model}")
     quiet_transformers()
     from ..cards import shipped_hub_config
     from ..hub import export_pretrained
+    from ..loading import resolve_model
 
+    embedded = resolve_model(model) != model
     folder = export_pretrained(
-        resolve_model(model),
+        model,
         out,
         metrics=metrics,
         hub_config=hub_config or (shipped_hub_config(model) if embedded else None),

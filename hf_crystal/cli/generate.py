@@ -5,13 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from .models import check_device, quiet_transformers, resolve_model
-from .progress import counter
+from ..checkpoints import DEFAULT_GENERATOR
+from .progress import counter, quiet_transformers
 from .structure_files import StructureFormat, write_structure
 from .writers import Format, format_of_file, open_writer
 
 EXAMPLE = "Example: hf-crystal generate SrTiO3 --num 4 --output-dir output"
-DEFAULT_GENERATOR = "mat2seq-mp20"
 _COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "file"]
 _TYPES = {"num_atoms": "int64", "volume": "double", "log_likelihood": "double"}
 
@@ -51,39 +50,6 @@ def _formula_units(given: list[str]) -> list[int] | str | None:
     if not all(word.isdecimal() for word in given):
         raise typer.BadParameter(f"{' '.join(given)}: expected whole numbers or any", param_hint="--formula-units")
     return [int(word) for word in given] or None
-
-
-def load_generation_pipeline(name: str, device: str | None) -> Any:
-    """The pipeline "crystal-generation" with the named model.
-
-    Args:
-        name: an embedded generator, a folder, or a repository of the Hub.
-        device: torch device; None for an accelerator where there is one, else the CPU.
-
-    Returns:
-        `CrystalGenerationPipeline`.
-
-    Raises:
-        ValueError: there is no such model, or it is no generator.
-    """
-    from ..checkpoints import checkpoint_folder, embedded_generators
-
-    location = str(checkpoint_folder(name)) if name in embedded_generators() else resolve_model(name)
-    if device is not None:
-        check_device(device)
-    quiet_transformers()
-    if Path(location).is_dir() and not (Path(location) / "tokenizer_config.json").is_file():
-        raise ValueError(f"{name} has no tokenizer, so it is no generator; embedded are {embedded_generators()}")
-    from ..auto_model import AutoModelForCrystalGeneration
-    from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
-    from ..pipelines.pipeline_crystal_generation import CrystalGenerationPipeline
-
-    return CrystalGenerationPipeline(
-        model=AutoModelForCrystalGeneration.from_pretrained(location, dtype="auto"),
-        tokenizer=Mat2SeqTokenizer.from_pretrained(location),
-        task="crystal-generation",
-        device=device,
-    )
 
 
 def _one_composition(word: str | None, option: str | None) -> str | None:
@@ -163,6 +129,9 @@ def generate(
         "sites": site or None,
         "prompt": prompt,
     }
+    quiet_transformers()
+    from ..loading import load_generation_pipeline
+
     pipe = load_generation_pipeline(model, device)
     with counter(num, "crystal") as tell:
         results = pipe(

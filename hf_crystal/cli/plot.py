@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .models import DEFAULT_MODEL, check_model_type, quiet_transformers, resolve_model
+from ..checkpoints import DEFAULT_MODEL
+from .progress import quiet_transformers
 
 ATTENTION_EXAMPLE = "Example: hf-crystal plot attention examples/SrTiO3.cif --output-file attention.png"
 FRAMES_EXAMPLE = "Example: hf-crystal plot frames examples/LiFePO4.cif --atom 9 --output-file frames.png"
@@ -49,14 +50,6 @@ def _check_crystal(path: Path) -> None:
         raise ValueError(f"no such file: {path}")
 
 
-def _location(model: str) -> str:
-    """What `from_pretrained` takes, once it is known to be a crystal model."""
-    location = resolve_model(model)
-    quiet_transformers()
-    check_model_type(location)
-    return location
-
-
 def _place(number: int | None, option: str) -> int | None:
     """People count from 1, Python from 0."""
     if number is not None and number < 1:
@@ -76,10 +69,11 @@ def attention(
     """Attention between the atoms of a crystal, and of one atom over shells of neighbours."""
     with _chosen(output_file, crystal, "attention") as file:
         _check_crystal(crystal)
+        quiet_transformers()
         from ..viz import plot_attention
 
         options: dict[str, Any] = {"atom": _place(atom, "--atom"), "head": _place(head, "--head")}
-        plot_attention(crystal, _location(model), block=_place(block, "--block"), **options).savefig(file)
+        plot_attention(crystal, model, block=_place(block, "--block"), **options).savefig(file)
 
 
 @app.command("frames", short_help="Frames of an atom, block after block.", epilog=FRAMES_EXAMPLE)
@@ -93,10 +87,11 @@ def frames(
     """The local frame of an atom in every block of a CrystalFramer."""
     with _chosen(output_file, crystal, "frames") as file:
         _check_crystal(crystal)
+        quiet_transformers()
         from ..viz import plot_frames
 
         places = {"atom": _place(atom, "--atom"), "head": _place(head, "--head")}
-        plot_frames(crystal, _location(model), **places).savefig(file)  # type: ignore[arg-type]
+        plot_frames(crystal, model, **places).savefig(file)  # type: ignore[arg-type]
 
 
 @app.command("parity", short_help="Predictions against labels.", epilog=PARITY_EXAMPLE)
@@ -156,10 +151,10 @@ def perturbation(
     """How far a prediction moves when the atoms are displaced at random."""
     with _chosen(output_file, crystal, "perturbation") as file:
         _check_crystal(crystal)
+        quiet_transformers()
         from ..viz import plot_perturbation
 
-        models = {model: _location(model)}
-        plot_perturbation(crystal, models, repeats=repeats, seed=seed).savefig(file)
+        plot_perturbation(crystal, {model: model}, repeats=repeats, seed=seed).savefig(file)
 
 
 @app.command("view", short_help="A crystal in 3-D, for any browser.", epilog=VIEW_EXAMPLE)

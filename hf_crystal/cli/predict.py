@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .models import DEFAULT_MODEL, load_property_pipeline
-from .progress import track
+from ..checkpoints import DEFAULT_MODEL
+from .progress import quiet_transformers, track
 from .screening import OnError, Shard, Tally, columns_of, predict_rows
 from .sources import count_crystals, find_sources, read_crystals
 from .writers import Format, format_of_file, open_writer
@@ -60,7 +60,7 @@ def predict(
     tally = Tally(on_error)
     if output_dir is None:
         total = len(range(shard_index, count_crystals(sources), num_shards))
-        pipe = load_property_pipeline(model, device)
+        pipe = _pipeline(model, device)
         crystals = itertools.islice(read_crystals(sources), shard_index, None, num_shards)
         rows = track(predict_rows(pipe, crystals, **options), total, "crystal")
         with open_writer(chosen, output_file, *columns_of(pipe.model)) as writer:
@@ -73,8 +73,15 @@ def predict(
         if shard.is_complete:
             print(f"hf-crystal: complete already: {shard.folder}", file=sys.stderr)
             return
-        shard.predict(load_property_pipeline(model, device), tally, **options)
+        shard.predict(_pipeline(model, device), tally, **options)
     _report(tally)
+
+
+def _pipeline(model: str, device: str | None) -> Any:
+    quiet_transformers()
+    from ..loading import load_property_pipeline
+
+    return load_property_pipeline(model, device)
 
 
 def _check_options(batch_size: int, num_shards: int, shard_index: int) -> None:

@@ -1,4 +1,4 @@
-"""A progress bar with rate and remaining time, on standard error, for work that takes a while."""
+"""What a command shows while it works: one progress bar on standard error, and nothing of the libraries' own."""
 
 import contextlib
 import time
@@ -8,6 +8,16 @@ from typing import TypeVar
 _SECONDS_BEFORE_BAR = 2.0
 _SECONDS_BETWEEN_UPDATES = 0.1
 Item = TypeVar("Item")
+
+
+def quiet_transformers() -> None:
+    """Keep the libraries' progress bars and notices out of a command's output."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    hub_logging.set_verbosity_error()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 @contextlib.contextmanager

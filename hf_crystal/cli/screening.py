@@ -21,16 +21,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .progress import track
 from .sources import count_crystals, read_crystals
 from .writers import FileFormat, Writer, open_writer
 
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_crystal_property import CrystalPropertyPipeline
+    from ..typing import PropertyModel
+
 OnError = Literal["report", "skip", "raise"]
 
 
-def columns_of(model: Any) -> tuple[list[str], dict[str, str]]:
+def columns_of(model: "PropertyModel") -> tuple[list[str], dict[str, str]]:
     """Names of the output fields, and the Arrow types of those that are not text."""
     targets = model.config.target_names
     values = [column for name in targets for column in (name, f"{name}_unit")]
@@ -38,7 +42,9 @@ def columns_of(model: Any) -> tuple[list[str], dict[str, str]]:
     return ["source", "formula", "num_atoms", *values, "error"], types
 
 
-def predict_rows(pipe: Any, crystals: Iterable[tuple[str, Any]], **options: Any) -> Iterator[dict[str, Any]]:
+def predict_rows(
+    pipe: "CrystalPropertyPipeline", crystals: Iterable[tuple[str, Any]], **options: int
+) -> Iterator[dict[str, Any]]:
     """One row per crystal, in order.
 
     Args:
@@ -160,7 +166,7 @@ class Shard:
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_atomically(file, settings)
 
-    def predict(self, pipe: Any, tally: Tally, **options: Any) -> None:
+    def predict(self, pipe: "CrystalPropertyPipeline", tally: Tally, **options: int) -> None:
         """Write the files that are missing, then the mark of success; `begin` comes before.
 
         Args:

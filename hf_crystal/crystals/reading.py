@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""`as_structure`: any accepted form of a crystal to one plain numpy record, or a reason why not.
+"""`as_record`: any accepted form of a crystal to one plain numpy record, or a reason why not.
 
 Dictionaries, JSON, POSCAR and extended XYZ need numpy only; pymatgen is imported for CIF text and for its own objects.
 """
@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Union
 
 import numpy as np
 from transformers.utils import logging
@@ -28,11 +28,12 @@ __all__ = [
     "ACCEPTED_FORMS",
     "CHEMICAL_SYMBOLS",
     "CrystalInputError",
+    "CrystalLike",
     "CrystalRecord",
-    "as_structure",
+    "as_record",
     "parse_structure",
     "record_to_structure",
-    "structure_to_record",
+    "as_columns",
 ]
 
 logger = logging.get_logger(__name__)
@@ -43,6 +44,36 @@ ACCEPTED_FORMS = (
     "pymatgen Structure, ASE Atoms, a path to a CIF, POSCAR/CONTCAR/.vasp, extended XYZ or pymatgen/JARVIS JSON file, "
     "the text of one, or a record dict with cell (or lattice), frac_coords (or positions) and atomic_numbers"
 )
+
+
+class _PymatgenStructure(Protocol):
+    """What is read of a pymatgen `Structure`; the package need not be installed where this file travels."""
+
+    @property
+    def lattice(self) -> Any: ...
+    @property
+    def frac_coords(self) -> Any: ...
+    @property
+    def site_properties(self) -> Any: ...
+
+
+class _AseAtoms(Protocol):
+    """What is read of ASE `Atoms`."""
+
+    @property
+    def cell(self) -> Any: ...
+    @property
+    def positions(self) -> Any: ...
+    @property
+    def numbers(self) -> Any: ...
+    @property
+    def pbc(self) -> Any: ...
+
+
+# type of `ACCEPTED_FORMS`
+CrystalLike = Union[
+    CrystalRecord, Mapping[str, Any], str, bytes, bytearray, "os.PathLike[str]", _PymatgenStructure, _AseAtoms
+]
 
 _CELL_KEYS = ("cell", "lattice", "lattice_mat", "lattice_matrix")
 _FRACTIONAL_KEYS = ("frac_coords", "fractional_coords", "scaled_positions")
@@ -298,8 +329,8 @@ def _looks_like_text(value: str) -> bool:
     return "\n" in value or value.lstrip()[:1] in ("{", "[") or len(value) > 4096
 
 
-def parse_structure(obj: Any) -> CrystalRecord:
-    """Read any accepted form without judging the crystal; `as_structure` is this plus the checks.
+def parse_structure(obj: CrystalLike) -> CrystalRecord:
+    """Read any accepted form without judging the crystal; `as_record` is this plus the checks.
 
     Args:
         obj: any of `ACCEPTED_FORMS`.
@@ -330,15 +361,14 @@ def parse_structure(obj: Any) -> CrystalRecord:
     raise CrystalInputError(f"received {type(obj).__name__}; accepted: {ACCEPTED_FORMS}")
 
 
-def _name_of(obj: Any) -> str | None:
+def _name_of(obj: CrystalLike) -> str | None:
     if isinstance(obj, Mapping):
-        name = next((obj[key] for key in _NAME_KEYS if isinstance(obj.get(key), str)), None)
-        return name
+        return next((obj[key] for key in _NAME_KEYS if isinstance(obj.get(key), str)), None)
     return None
 
 
-def as_structure(
-    obj: Any,
+def as_record(
+    obj: CrystalLike,
     *,
     index: int | None = None,
     name: str | None = None,
@@ -389,7 +419,7 @@ def as_structure(
 # ------------------------------------------------------------------------------------------------------- and back
 
 
-def structure_to_record(structure: Any) -> dict[str, Any]:
+def as_columns(structure: CrystalLike) -> dict[str, Any]:
     """Plain-column form of a crystal, ready for Arrow: `lattice` 9 floats, `frac_coords` 3n floats, `atomic_numbers`.
 
     Args:
@@ -399,9 +429,9 @@ def structure_to_record(structure: Any) -> dict[str, Any]:
         dict of lists and `num_atoms`.
 
     Raises:
-        CrystalInputError: see `as_structure`.
+        CrystalInputError: see `as_record`.
     """
-    record = as_structure(structure)
+    record = as_record(structure)
     return {
         "lattice": record.cell.reshape(-1).tolist(),
         "frac_coords": record.frac_coords.reshape(-1).tolist(),
@@ -410,7 +440,7 @@ def structure_to_record(structure: Any) -> dict[str, Any]:
     }
 
 
-def record_to_structure(record: Any) -> Any:
+def record_to_structure(record: CrystalLike) -> Any:
     """Build the pymatgen `Structure` of a crystal; atoms in the same order, coordinates not wrapped.
 
     Args:
@@ -420,13 +450,13 @@ def record_to_structure(record: Any) -> Any:
         `pymatgen.core.Structure`.
 
     Raises:
-        CrystalInputError: see `as_structure`.
+        CrystalInputError: see `as_record`.
         ImportError: pymatgen is not installed.
     """
     try:
         from pymatgen.core import Lattice, Structure
     except ImportError as error:
         raise ImportError("record_to_structure needs pymatgen: pip install pymatgen") from error
-    checked = as_structure(record)
+    checked = as_record(record)
     symbols = [CHEMICAL_SYMBOLS[number] for number in checked.atomic_numbers]
     return Structure(Lattice(checked.cell), symbols, checked.frac_coords)

@@ -151,7 +151,7 @@ def hydrogen_isotope_warning(symbol: str) -> None:
     logger.warning_once(f"Hydrogen isotope {symbol} found: deuterium and tritium are read as hydrogen (Z = 1).")
 
 
-def atomic_number_of(symbol: Any) -> int:
+def atomic_number_of(symbol: object) -> int:
     """Atomic number of a chemical symbol; a charge (`Na1+`) is ignored, D and T are hydrogen.
 
     Args:

@@ -4,57 +4,6 @@
 Names are loaded when first used (PEP 562): importing this package imports neither torch nor datasets.
 """
 
-import importlib
-from typing import TYPE_CHECKING
+from .._lazy_names import lazy_names
 
-if TYPE_CHECKING:
-    from .batching import AtomBudgetBatchSampler as AtomBudgetBatchSampler
-    from .benchmarks import BenchmarkError as BenchmarkError
-    from .benchmarks import BenchmarkSpec as BenchmarkSpec
-    from .benchmarks import official_split as official_split
-    from .collators import CrystalCollator as CrystalCollator
-    from .jarvis import load_jarvis as load_jarvis
-    from .loading import load_crystal_dataset as load_crystal_dataset
-    from .materials_project import load_materials_project as load_materials_project
-    from .oqmd import load_oqmd as load_oqmd
-    from .properties import PROPERTIES as PROPERTIES
-    from .properties import PropertySpec as PropertySpec
-    from .properties import property_spec as property_spec
-    from .records import crystal_features as crystal_features
-    from .records import record_row as record_row
-    from .tables import CrystalDatasetDict as CrystalDatasetDict
-
-# public name -> file that defines it
-_NAMES = {
-    "PROPERTIES": "properties",
-    "AtomBudgetBatchSampler": "batching",
-    "BenchmarkError": "benchmarks",
-    "BenchmarkSpec": "benchmarks",
-    "CrystalCollator": "collators",
-    "CrystalDatasetDict": "tables",
-    "PropertySpec": "properties",
-    "crystal_features": "records",
-    "load_crystal_dataset": "loading",
-    "load_jarvis": "jarvis",
-    "load_materials_project": "materials_project",
-    "load_oqmd": "oqmd",
-    "official_split": "benchmarks",
-    "property_spec": "properties",
-    "record_row": "records",
-}
-
-__all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> object:
-    """Load a public name on first use."""
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_names(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Features, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from hf_crystal.crystals.reading import CrystalInputError, structure_to_record
+from hf_crystal.crystals.reading import CrystalInputError, as_columns
 
 from .records import crystal_features
 from .sources import STRUCTURE_COLUMN
@@ -68,7 +68,7 @@ def _infer_types(rows: Iterator[Row], label_names: list[str] | None) -> dict[str
 
 def _plain_row(row: Row, types: dict[str, str], required: set[str]) -> Row:
     """Crystal and further columns of one row in their Arrow types."""
-    plain = structure_to_record(row[STRUCTURE_COLUMN])
+    plain = as_columns(row[STRUCTURE_COLUMN])
     for name, type_name in types.items():
         value = row.get(name)
         if type_name == "string":

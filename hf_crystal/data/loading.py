@@ -157,7 +157,7 @@ def _load_path(path: Path, options: dict[str, Any], arguments: dict[str, Any]) -
     if name.endswith((".xyz", ".extxyz")):
         return tables_from_source(partial(iter_frames, path), [path], options, **arguments)
     raise ValueError(
-        f"{path.name}: expected is a table (parquet, CSV, JSON, XYZ) or a folder; for single crystals use as_structure"
+        f"{path.name}: expected is a table (parquet, CSV, JSON, XYZ) or a folder; for single crystals use as_record"
     )
 
 

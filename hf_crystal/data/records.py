@@ -4,7 +4,8 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_crystal.crystals.reading import structure_to_record
+from hf_crystal.crystals.reading import as_columns
+from hf_crystal.typing import CrystalLike
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -44,7 +45,7 @@ def has_crystal_columns(columns: Iterable[str]) -> bool:
     return {"lattice", "frac_coords", "atomic_numbers"} <= set(columns)
 
 
-def record_row(structure: Any, **values: Any) -> dict[str, Any]:
+def record_row(structure: CrystalLike, **values: float | str | None) -> dict[str, Any]:
     """One row of a table of crystals.
 
     Args:
@@ -57,4 +58,4 @@ def record_row(structure: Any, **values: Any) -> dict[str, Any]:
     Raises:
         CrystalInputError: the crystal cannot be read or used.
     """
-    return {**structure_to_record(structure), **values}
+    return {**as_columns(structure), **values}

@@ -22,7 +22,7 @@ __all__ = [
     "structure_files",
 ]
 
-# every reader puts the crystal here, in a form that `as_structure` accepts
+# every reader puts the crystal here, in a form that `as_record` accepts
 STRUCTURE_COLUMN = "__structure__"
 
 _STRUCTURE_SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".xyz", ".extxyz", ".json")

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
-from ..crystals.reading import as_structure
+from ..crystals.reading import CrystalLike, as_record
 from ..crystals.record import MAX_COORDINATE, CrystalInputError, CrystalRecord
 
 __all__ = ["CrystalBatch", "CrystalError", "CrystalFeatureExtractor"]
@@ -131,7 +131,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         self.float_dtype = float_dtype
         self.pad_to_multiple_of = pad_to_multiple_of
 
-    def read(self, structure: Any, *, index: int | None = None) -> CrystalRecord:
+    def read(self, structure: CrystalLike, *, index: int | None = None) -> CrystalRecord:
         """Read and check one crystal under this extractor's settings.
 
         Args:
@@ -144,7 +144,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         Raises:
             CrystalInputError: with `reason`, `index` and `name`.
         """
-        record = as_structure(
+        record = as_record(
             structure,
             index=index,
             max_atomic_number=self.max_atomic_number,
@@ -154,9 +154,9 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         )
         if self.cell_choice == "as_given":
             return record
-        return as_structure(_primitive(record, self.symprec, index), index=index, max_atoms=self.max_atoms)
+        return as_record(_primitive(record, self.symprec, index), index=index, max_atoms=self.max_atoms)
 
-    def extract(self, structure: Any) -> dict[str, np.ndarray]:
+    def extract(self, structure: CrystalLike) -> dict[str, np.ndarray]:
         """Arrays of one crystal without batch axis.
 
         Args:
@@ -214,7 +214,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
 
     def __call__(
         self,
-        structures: Any,
+        structures: CrystalLike | Iterable[CrystalLike],
         *,
         on_error: Literal["raise", "skip", "return"] = "raise",
         return_tensors: str | None = "pt",

@@ -8,7 +8,7 @@ Inside the encoder atoms are packed, (T, ...), and images are padded rows per at
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -469,7 +469,7 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         return self.embeddings(geometry.atomic_numbers - 1), geometry
 
     @torch.no_grad()
-    def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: Any) -> None:
+    def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: torch.Tensor) -> None:
         """Sets the data-dependent scale of the Gaussian widths from one batch, block after block (spec 2.1).
 
         Call it once, on the first training batch. Each block is calibrated with the outputs of the calibrated blocks
@@ -550,12 +550,12 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         self.head = CrystalPropertyHead(config)
         self.post_init()
 
-    def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: Any) -> None:
+    def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: torch.Tensor) -> None:
         """See [`CrystalformerModel.calibrate`]."""
         self.encoder.calibrate(batch, **inputs)
 
     @torch.no_grad()
-    def set_target_scaling(self, mean: Any, std: Any) -> None:
+    def set_target_scaling(self, mean: Sequence[float] | torch.Tensor, std: Sequence[float] | torch.Tensor) -> None:
         """Stores mean and standard deviation of the training targets, in physical units, one per target.
 
         Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hf_crystal.evaluation.pools import FAILURES
 from hf_crystal.evaluation.results import PlainResult, ReadCrystal, read_crystals, read_references
@@ -85,7 +86,7 @@ class DistributionResult(PlainResult):
     seed: int
 
 
-def wasserstein(first: Any, second: Any) -> float:
+def wasserstein(first: ArrayLike, second: ArrayLike) -> float:
     """Wasserstein-1 distance of two samples on a line: ∫ |F(x) - G(x)| dx of their distribution functions.
 
     Args:
@@ -166,7 +167,7 @@ def coverage(
     install beside pandas 3, so the fingerprint is an argument.
 
     Args:
-        crystals: Generated crystals; forms that `as_structure` takes, or objects with `structure` and `error`.
+        crystals: Generated crystals; forms that `as_record` takes, or objects with `structure` and `error`.
         references: Reference crystals, all readable.
         fingerprint: pymatgen `Structure` → (structure vector, composition vector), or None where there is none;
             raising counts as None.
@@ -248,7 +249,7 @@ def distribution_distances(
     them are used; `num_sampled` says how many.
 
     Args:
-        crystals: Generated crystals; forms that `as_structure` takes, or objects with `structure` and `error`.
+        crystals: Generated crystals; forms that `as_record` takes, or objects with `structure` and `error`.
         references: Reference crystals, all readable.
         num_samples: Generated crystals to draw without replacement; None for all.
         validity_filter: What a generated crystal has to pass to be used.

@@ -165,7 +165,7 @@ def uniqueness(
     equal.
 
     Args:
-        crystals: Forms that `as_structure` takes, or objects with `structure` and `error`.
+        crystals: Forms that `as_record` takes, or objects with `structure` and `error`.
         settings: Tolerances.
         bucket_by: What crystals must share to be compared at all.
         symprec: Tolerance of the space groups, Å.
@@ -227,7 +227,7 @@ def novelty(
     """Fraction of generated crystals that equal none of a reference set, the training set for instance.
 
     Args:
-        crystals: Forms that `as_structure` takes, or objects with `structure` and `error`.
+        crystals: Forms that `as_record` takes, or objects with `structure` and `error`.
         references: Known crystals, all readable.
         settings: Tolerances.
         bucket_by: What crystals must share to be compared at all.
@@ -291,7 +291,7 @@ def space_group_agreement(
     """Fraction of crystals in which moyopy finds the space group that was asked for or written.
 
     Args:
-        crystals: Forms that `as_structure` takes, or objects with `structure` and `error`.
+        crystals: Forms that `as_record` takes, or objects with `structure` and `error`.
         expected: ITA number or short symbol for each; by default what the sequence of each `DecodedCrystal` says
             (`canonical.space_group`).
         symprec: Tolerance, Å.

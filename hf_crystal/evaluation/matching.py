@@ -224,7 +224,7 @@ def match_rate(
 
     Args:
         predictions: For each reference a crystal, or a list or tuple of crystals (fewer than `n` are allowed, and
-            missing ones cannot match). Forms that `as_structure` takes, or objects with `structure` and `error`.
+            missing ones cannot match). Forms that `as_record` takes, or objects with `structure` and `error`.
         references: True crystals, all readable.
         n: Samples per item to look at; by default as many as the longest list has. See `MatchResult.at`.
         settings: Tolerances.

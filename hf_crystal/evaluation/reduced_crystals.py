@@ -99,7 +99,7 @@ def reduce_crystal(crystal: CrystalRecord, *, niggli: bool) -> ReducedCrystal:
     """Primitive cell as `StructureMatcher` takes it (pymatgen's, tolerance 0.25 Å).
 
     Args:
-        crystal: What `as_structure` gives.
+        crystal: What `as_record` gives.
         niggli: Whether the cell has to be Niggli-reduced, as that of the second crystal of a pair. That of the first
             need not be, since all its lattice vectors are tried; then the work is put off until it is needed.
     """

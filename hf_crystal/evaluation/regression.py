@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 PROTOCOL = "regression-v1: mean over crystals with a known label; percentile bootstrap over crystals"
 
@@ -108,12 +109,12 @@ def _bootstrap_interval(errors: np.ndarray, num_bootstrap: int, confidence: floa
 
 
 def regression_metrics(
-    predictions: Any,
-    labels: Any,
+    predictions: ArrayLike,
+    labels: ArrayLike,
     *,
     target_names: Sequence[str] | None = None,
     target_units: Sequence[str] | None = None,
-    baseline_mean: Any = None,
+    baseline_mean: ArrayLike | None = None,
     num_bootstrap: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,

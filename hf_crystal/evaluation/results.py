@@ -7,11 +7,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_crystal.crystals.reading import CHEMICAL_SYMBOLS, CrystalInputError, as_structure
+from hf_crystal.crystals.reading import CHEMICAL_SYMBOLS, CrystalInputError, as_record
 from hf_crystal.crystals.record import CrystalRecord
 from hf_crystal.mat2seq.canonical_symmetry import load_moyopy
+from hf_crystal.typing import CrystalLike, Decoded
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 
 class PlainResult:
@@ -59,13 +63,13 @@ def reduced_formula(atomic_numbers: Iterable[int]) -> tuple[tuple[int, int], ...
     return tuple((number, counts[number] // divisor) for number in sorted(counts))
 
 
-def read_crystal(obj: Any, *, index: int | None = None) -> ReadCrystal:
+def read_crystal(obj: CrystalLike | Decoded, *, index: int | None = None) -> ReadCrystal:
     """Read one generated crystal; what cannot be read keeps its place, with the reason.
 
     Overlapping atoms and small cells are read: judging them is the task of the metrics.
 
     Args:
-        obj: Any form that `as_structure` takes, or an object with `structure` and `error` (`DecodedCrystal`).
+        obj: Any form that `as_record` takes, or an object with `structure` and `error` (`DecodedCrystal`).
         index: Place in the caller's list.
     """
     if obj is None:
@@ -75,7 +79,7 @@ def read_crystal(obj: Any, *, index: int | None = None) -> ReadCrystal:
             return ReadCrystal(None, str(obj.error) if obj.error is not None else "no structure")
         obj = obj.structure
     try:
-        record = as_structure(obj, index=index, check_distances=False, min_volume_per_atom=0.0)
+        record = as_record(obj, index=index, check_distances=False, min_volume_per_atom=0.0)
     except CrystalInputError as error:
         return ReadCrystal(None, str(error))
     return ReadCrystal(record, None, reduced_formula(record.atomic_numbers.tolist()))
@@ -111,7 +115,7 @@ def plain_structure(record: CrystalRecord) -> Any:
     return Structure(Lattice(record.cell), [CHEMICAL_SYMBOLS[n] for n in record.atomic_numbers], record.frac_coords)
 
 
-def find_space_group(structure: Any, symprec: float) -> int | None:
+def find_space_group(structure: "Structure", symprec: float) -> int | None:
     """ITA number of the space group that moyopy finds, or None where it finds none.
 
     Args:

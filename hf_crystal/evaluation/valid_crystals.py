@@ -3,12 +3,15 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from hf_crystal.evaluation.results import PlainResult, ReadCrystal, read_crystals
 from hf_crystal.mat2seq.validity import SMACT_STATES, load_smact, smact_accepts
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 MIN_DISTANCE = 0.5  # Å
 MIN_VOLUME = 0.1  # Å³, of the cell
@@ -72,7 +75,7 @@ class ValidityResult(PlainResult):
     crystals: tuple[CrystalValidity, ...]
 
 
-def structure_is_valid(structure: Any) -> bool:
+def structure_is_valid(structure: "Structure") -> bool:
     """Whether no two atoms are nearer than 0.5 Å and the cell has at least 0.1 Å³.
 
     As in the protocol, an atom and its own periodic images are not compared.
@@ -127,7 +130,7 @@ def validity(crystals: Iterable[Any], *, composition: Literal["smact14"] | None 
     the literature used and which is no longer SMACT's default.
 
     Args:
-        crystals: Forms that `as_structure` takes, or objects with `structure` and `error`; an error is not valid.
+        crystals: Forms that `as_record` takes, or objects with `structure` and `error`; an error is not valid.
         composition: "smact14", or None to judge structures only.
 
     Returns:

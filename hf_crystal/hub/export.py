@@ -6,23 +6,29 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
 from ..cards import load_metrics, render_model_card
+from ..loading import load_generator, load_property_model, resolve_model
+from ..typing import Generator, ModelName, PropertyModel
 from . import generators, properties
 from .files import license_text, recipe_text
+
+if TYPE_CHECKING:
+    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
+    from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
 logger = logging.get_logger(__name__)
 
 
 def export_pretrained(
-    model: Any,
+    model: ModelName | PropertyModel | Generator,
     out: str | Path,
     *,
-    feature_extractor: Any = None,
-    tokenizer: Any = None,
+    feature_extractor: "CrystalFeatureExtractor | None" = None,
+    tokenizer: "Mat2SeqTokenizer | None" = None,
     metrics: Mapping[str, Any] | str | Path | None = None,
     hub_config: Mapping[str, Any] | str | Path | None = None,
     overwrite: bool = False,
@@ -36,7 +42,7 @@ def export_pretrained(
     separate process without this package, with outputs compared bit for bit, before the folder is moved to `out`.
 
     Args:
-        model: model with a property head, crystal generator, or a folder holding one.
+        model: model with a property head, crystal generator, or the name of one: a folder or an embedded checkpoint.
         out: folder to create; must not exist unless `overwrite`.
         feature_extractor: of a property model; by default that of the model's folder, else a fresh one.
         tokenizer: of a generator; by default that of the model's folder.
@@ -61,20 +67,23 @@ def export_pretrained(
             "overwrite=True (--overwrite) replaces it" if (out / "config.json").is_file() else "choose another folder"
         )
         raise ValueError(f"{out} exists already; {hint}")
-    source = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    source = Path(resolve_model(model)) if isinstance(model, (str, os.PathLike)) else None
     if source is not None and not source.is_dir():
         raise ValueError(f"model folder not found: {source}")
-    kind: Any = generators if generators.is_generator(model) else properties
-    model, companion = kind.load(model, tokenizer if kind is generators else feature_extractor)
+    kind: Any
+    if generators.is_generator(source or model):
+        kind, (loaded, companion) = generators, load_generator(source or model, tokenizer)
+    else:
+        kind, (loaded, companion) = properties, load_property_model(source or model, feature_extractor)
     if metrics is None and source is not None and (source / "metrics.json").is_file():
         metrics = source / "metrics.json"
     figures = load_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch, out.name)
-        kind.write_folder(model, companion, folder)
+        kind.write_folder(loaded, companion, folder)
         texts = {
-            "README.md": render_model_card(model, metrics=figures, hub_config=hub_config),
+            "README.md": render_model_card(loaded, metrics=figures, hub_config=hub_config),
             "LICENSE": license_text(),
             "metrics.json": None if figures is None else json.dumps(figures, indent=2) + "\n",
             "recipe.yaml": recipe_text(figures),
@@ -82,7 +91,7 @@ def export_pretrained(
         for name, text in texts.items():
             if text is not None:
                 (folder / name).write_text(text, encoding="utf-8")
-        kind.check_folder(folder, model, companion)
+        kind.check_folder(folder, loaded, companion)
         if out.exists():
             shutil.rmtree(out)
         os.replace(folder, out)

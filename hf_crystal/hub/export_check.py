@@ -56,7 +56,7 @@ def check_nothing_hidden_was_imported(hidden: Sequence[str] = HIDDEN) -> None:
         raise SystemExit(f"packages that should be hidden were imported: {loaded}")
 
 
-def check_property(folder: str, crystals: Any, outputs: str) -> None:
+def check_property(folder: str, crystals: list[dict[str, Any]], outputs: str) -> None:
     """Outputs of encoder, property head and pipeline, with remote code, as safetensors."""
     import torch
     import transformers
@@ -79,7 +79,7 @@ def check_property(folder: str, crystals: Any, outputs: str) -> None:
     check_nothing_hidden_was_imported()
 
 
-def check_generator(folder: str, asked: Any, outputs: str) -> None:
+def check_generator(folder: str, asked: dict[str, Any], outputs: str) -> None:
     """Logits and tokens of the stock classes; tokens of crystals and generation by the travelling code, as JSON."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

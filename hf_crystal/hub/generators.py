@@ -4,10 +4,14 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..typing import Generator, ModelName, PropertyModel
 from .files import code_files, edit_json, reference, run_check
 from .properties import PROBE_CRYSTALS
+
+if TYPE_CHECKING:
+    from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
 # a second copy of the tokenizer that needs no code: transformers refuses the first without trust_remote_code
 STOCK_TOKENIZER = "tokenizer_without_code"
@@ -15,44 +19,14 @@ STOCK_TOKENIZER = "tokenizer_without_code"
 PROBE_GENERATION = {"composition": {"Na": 1, "Cl": 1}, "num_return": 2, "seed": 0}
 
 
-def is_generator(model: Any) -> bool:
+def is_generator(model: ModelName | PropertyModel | Generator) -> bool:
     """Whether a model, or what its folder holds, is a crystal generator."""
     if isinstance(model, (str, os.PathLike)):
         return Path(model, "tokenizer_config.json").is_file()
     return hasattr(model, "generate_crystals")
 
 
-def load(model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """Generator and tokenizer as objects.
-
-    Args:
-        model: generator, or a folder holding one.
-        tokenizer: the one to use; None for that of the folder.
-
-    Raises:
-        ValueError: a model in memory without its tokenizer, or a folder with another network than a Llama.
-    """
-    from transformers import PreTrainedConfig
-
-    from ..auto_model import AutoModelForCrystalGeneration
-    from ..mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
-
-    if isinstance(model, (str, os.PathLike)):
-        model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
-        if model_type != "llama":
-            raise ValueError(
-                f"{model} holds a generator of type {model_type!r}; only llama is exported: the grammar travels as "
-                "its class. AutoModelForCausalLM loads the folder as it is; to export, train with "
-                "model.model_type=llama"
-            )
-        tokenizer = tokenizer or Mat2SeqTokenizer.from_pretrained(model)
-        model = AutoModelForCrystalGeneration.from_pretrained(model, dtype="auto")
-    if tokenizer is None:
-        raise ValueError("a generator in memory needs its tokenizer: pass tokenizer=")
-    return model.eval(), tokenizer
-
-
-def write_folder(model: Any, tokenizer: Any, folder: Path) -> None:
+def write_folder(model: Generator, tokenizer: "Mat2SeqTokenizer", folder: Path) -> None:
     """Weights and configuration of a stock Llama, tokenizer, generation settings, and the code that travels.
 
     `auto_map` names the classes with the grammar, for `trust_remote_code=True`. Without, `AutoModelForCausalLM` takes
@@ -111,7 +85,7 @@ def _expected_outputs(model: Any, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def check_folder(folder: str | Path, model: Any, tokenizer: Any) -> None:
+def check_folder(folder: str | Path, model: Generator, tokenizer: "Mat2SeqTokenizer") -> None:
     """Load an exported folder in a process without this package and compare outputs bit for bit.
 
     Without remote code: the model's logits and the tokens of sequence text. With it: the tokens of crystals and

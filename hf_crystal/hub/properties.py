@@ -1,12 +1,15 @@
 """The folder of a property model: weights, configuration, feature extractor, pipeline and their code."""
 
 import json
-import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..typing import PropertyModel
 from .files import code_files, edit_json, reference, run_check
+
+if TYPE_CHECKING:
+    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 # Small crystals of light elements for the check after an export; any model can read them.
 PROBE_CRYSTALS: list[dict[str, Any]] = [
@@ -28,32 +31,7 @@ PROBE_CRYSTALS: list[dict[str, Any]] = [
 ]
 
 
-def load(model: Any, feature_extractor: Any) -> tuple[Any, Any]:
-    """Model and feature extractor as objects.
-
-    Args:
-        model: model with a property head, or a folder holding one.
-        feature_extractor: the one to use; None for that of the folder, else a fresh one.
-
-    Raises:
-        TypeError: the model has no property head.
-    """
-    from ..auto_model import AutoModelForCrystalPropertyPrediction
-    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
-
-    if isinstance(model, (str, os.PathLike)):
-        folder = Path(model)
-        model = AutoModelForCrystalPropertyPrediction.from_pretrained(folder, dtype="auto")
-        if feature_extractor is None and (folder / "preprocessor_config.json").is_file():
-            feature_extractor = CrystalFeatureExtractor.from_pretrained(folder)
-    if not type(model).__name__.endswith("ForPropertyPrediction"):
-        raise TypeError(
-            f"model is a {type(model).__name__}; a crystal model with a property head or a generator is accepted"
-        )
-    return model.eval(), feature_extractor or CrystalFeatureExtractor()
-
-
-def write_folder(model: Any, feature_extractor: Any, folder: Path) -> None:
+def write_folder(model: PropertyModel, feature_extractor: "CrystalFeatureExtractor", folder: Path) -> None:
     """Weights, configuration with its `auto_map`, feature extractor, pipeline entry and code."""
     from ..auto import CLASSES
     from ..pipelines.pipeline_crystal_property import CrystalPropertyPipeline
@@ -104,7 +82,7 @@ def _expected_outputs(model: Any, feature_extractor: Any) -> dict[str, Any]:
     }
 
 
-def check_folder(folder: str | Path, model: Any, feature_extractor: Any) -> None:
+def check_folder(folder: str | Path, model: PropertyModel, feature_extractor: "CrystalFeatureExtractor") -> None:
     """Load an exported folder in a process without this package and compare outputs bit for bit.
 
     Args:

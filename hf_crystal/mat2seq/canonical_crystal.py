@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..crystals.record import CrystalRecord
 from .space_groups import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
 __all__ = [
@@ -153,14 +154,15 @@ class CanonicalCrystal:
             counts[site.atomic_number] += group.positions[site.position].multiplicity // len(group.centring)
         return dict(counts)
 
-    def to_record(self, *, primitive: bool = True) -> dict[str, np.ndarray]:
-        """Plain arrays `atomic_numbers (N,)`, `frac_coords (N, 3)`, `cell (3, 3)` in Å."""
+    def to_record(self, *, primitive: bool = True) -> CrystalRecord:
+        """All atoms of the primitive (or conventional standard) cell; the arrays are the caller's own."""
         if not primitive:
             return expand_crystal(self, primitive=False)
-        return {name: values.copy() for name, values in self._primitive_record.items()}
+        record = self._primitive_record
+        return CrystalRecord(record.atomic_numbers.copy(), record.frac_coords.copy(), record.cell.copy())
 
     @functools.cached_property
-    def _primitive_record(self) -> dict[str, np.ndarray]:
+    def _primitive_record(self) -> CrystalRecord:
         return expand_crystal(self)
 
     def to_structure(self, *, primitive: bool = True) -> Any:
@@ -171,7 +173,7 @@ class CanonicalCrystal:
             raise ImportError("to_structure needs pymatgen: pip install pymatgen") from error
 
         record = self.to_record(primitive=primitive)
-        return Structure(Lattice(record["cell"]), record["atomic_numbers"].tolist(), record["frac_coords"])
+        return Structure(Lattice(record.cell), record.atomic_numbers.tolist(), record.frac_coords)
 
 
 def quantise(values: np.ndarray | float, step: float) -> np.ndarray:
@@ -303,11 +305,11 @@ def _packed(points: np.ndarray, unit: int) -> np.ndarray:
     return (points[:, 0] * unit + points[:, 1]) * unit + points[:, 2]
 
 
-def expand_crystal(crystal: CanonicalCrystal, *, primitive: bool = True) -> dict[str, np.ndarray]:
+def expand_crystal(crystal: CanonicalCrystal, *, primitive: bool = True) -> CrystalRecord:
     """All atoms of a canonical crystal.
 
     Returns:
-        `atomic_numbers (N,)` int64, `frac_coords (N, 3)` float64 in [0, 1), `cell (3, 3)` Å.
+        `CrystalRecord` with `frac_coords` in [0, 1).
 
     Raises:
         ValueError: if the cell cannot exist or atoms coincide.
@@ -328,7 +330,7 @@ def expand_crystal(crystal: CanonicalCrystal, *, primitive: bool = True) -> dict
     if primitive:
         cell = group.primitive_basis @ cell
     atomic_numbers = np.repeat(np.array([site.atomic_number for site in crystal.sites], dtype=np.int64), sizes)
-    return {"atomic_numbers": atomic_numbers, "frac_coords": stacked / unit, "cell": cell}
+    return CrystalRecord(atomic_numbers, stacked / unit, cell)
 
 
 @functools.cache

@@ -5,11 +5,9 @@ Rotation, translation, choice of cell, order of the atoms and handedness of the 
 images stay different. Encoding what was decoded gives the same result.
 """
 
-from typing import Any
-
 import numpy as np
 
-from ..crystals.reading import as_structure
+from ..crystals.reading import CrystalLike, as_record
 from .canonical_crystal import (
     CanonicalCrystal,
     CanonicalSettings,
@@ -35,12 +33,12 @@ _LARGEST_MOVE = 0.02  # Å; atoms are at least 0.1 Å apart, so none coincide af
 
 
 def canonicalize(
-    structure: Any, *, symprec: float | None = None, settings: CanonicalSettings | None = None
+    structure: CrystalLike, *, symprec: float | None = None, settings: CanonicalSettings | None = None
 ) -> CanonicalCrystal:
     """The canonical crystal of a structure; equal for all its descriptions.
 
     Args:
-        structure: pymatgen `Structure`, ASE `Atoms`, path or text of a CIF or POSCAR, or record (see `as_structure`).
+        structure: pymatgen `Structure`, ASE `Atoms`, path or text of a CIF or POSCAR, or record (see `as_record`).
         symprec: Largest displacement of an atom, Å, that symmetry may cost; replaces the one of `settings`.
         settings: Grid and tolerances.
 
@@ -54,7 +52,7 @@ def canonicalize(
     settings = settings or CanonicalSettings()
     if symprec is not None:
         settings = CanonicalSettings(**{**settings.to_dict(), "symprec": symprec})
-    record = as_structure(structure)
+    record = as_record(structure)
     return canonicalize_record(record.cell, record.frac_coords, record.atomic_numbers, settings)
 
 
@@ -99,7 +97,7 @@ def _settle(crystal: CanonicalCrystal, settings: CanonicalSettings) -> Canonical
     history = [crystal]
     while len(history) <= _MAX_ROUNDS:
         record = history[-1].to_record()
-        following = _one_round(record["cell"], record["frac_coords"], record["atomic_numbers"], settings)
+        following = _one_round(record.cell, record.frac_coords, record.atomic_numbers, settings)
         if following in history:
             # A fixed point, or a cycle of which every member leads here: its smallest member stands for it.
             return min(history[history.index(following) :], key=lambda crystal: crystal.sort_key)

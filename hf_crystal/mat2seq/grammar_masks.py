@@ -8,6 +8,7 @@ kept as the grid steps still possible, so a digit narrows an array instead of be
 
 import functools
 import weakref
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ class GrammarMasks:
         row[list(ids)] = False
         return row
 
-    def row(self, key: Any, state: GrammarState, constraint: PromptConstraint) -> np.ndarray:
+    def row(self, key: Hashable, state: GrammarState, constraint: PromptConstraint) -> np.ndarray:
         """Mask row of a state between numbers, made once per key."""
         row = self._rows.get(key)
         if row is None:

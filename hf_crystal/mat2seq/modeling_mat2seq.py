@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from .grammar import CrystalGrammar
 from .logits_processor import CrystalLogitsProcessor
@@ -90,7 +90,7 @@ class Mat2SeqForCausalLM(LlamaForCausalLM):
         return generate_crystals_for_prompts(self, tokenizer, prompts, **options)
 
     @contextlib.contextmanager
-    def with_processor(self, processor: Any) -> Iterator[None]:
+    def with_processor(self, processor: LogitsProcessor) -> Iterator[None]:
         """Let `generate_batch`, which takes no logits processor, use this `ContinuousCrystalProcessor`."""
         self._extra_processor = processor
         try:
@@ -116,7 +116,7 @@ def generate_crystals(
     model: Any,
     tokenizer: Mat2SeqTokenizer,
     *,
-    composition: Any = None,
+    composition: str | Mapping[Any, Any] | None = None,
     formula_units: int | Sequence[int] | Literal["any"] | None = None,
     space_group: str | int | Sequence[str | int] | None = None,
     chemical_system: Sequence[str] | str | None = None,

@@ -54,7 +54,7 @@ class PreparedPrompt:
     has_conditions: bool = False
 
 
-def parse_composition(composition: Any) -> dict[int, int]:
+def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
     """Atomic number → count of a formula (`"Sr1Ti1O3"`), mapping of symbols or numbers, or pymatgen `Composition`.
 
     Raises:

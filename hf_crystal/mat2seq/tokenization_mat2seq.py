@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """`Mat2SeqTokenizer`: crystals to token ids and back.
 
-The tokenizer takes everything that `as_structure` takes (pymatgen `Structure`, ASE `Atoms`, files, records) and
+The tokenizer takes everything that `as_record` takes (pymatgen `Structure`, ASE `Atoms`, files, records) and
 sequence text. Its `tokenizer.json` alone reads and writes sequence text, also where this package is not installed.
 
 Source: Yan et al., NeurIPS 2024 (arXiv 2503.00152) for the aims; the sequence is this project's own.
@@ -12,12 +12,12 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 from transformers import BatchEncoding, PreTrainedConfig, TokenizersBackend
 from transformers.tokenization_utils_base import TruncationStrategy
 
-from ..crystals.reading import CrystalInputError
+from ..crystals.reading import CrystalInputError, CrystalLike
 from .canonicalize import CanonicalCrystal, CanonicalSettings, canonicalize
 from .sequence_text import (
     MissingEndError,
@@ -143,7 +143,7 @@ class Mat2SeqTokenizer(TokenizersBackend):
 
     # ---------------------------------------------------------------------------------------------------- encoding
 
-    def to_text(self, structure: Any, *, properties: Mapping[str, float | None] | None = None) -> str:
+    def to_text(self, structure: CrystalLike, *, properties: Mapping[str, float | None] | None = None) -> str:
         """Sequence text of a structure, with conditions in front.
 
         Raises:
@@ -267,7 +267,7 @@ class Mat2SeqTokenizer(TokenizersBackend):
         """Sequence text of ids (without begin, end and padding), the inverse of `encode`; lists of ids give lists."""
         return super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
 
-    def parse(self, token_ids: Any) -> CanonicalCrystal:
+    def parse(self, token_ids: Iterable[SupportsIndex]) -> CanonicalCrystal:
         """The crystal of a whole sequence of ids, on its grid.
 
         Raises:
@@ -292,7 +292,7 @@ class Mat2SeqTokenizer(TokenizersBackend):
     def _tokens_of(self, ids: list[int]) -> list[str | None]:
         return [self._tokenizer.id_to_token(i) if i >= 0 else None for i in ids]
 
-    def decode_structure(self, token_ids: Any, *, primitive: bool = True) -> Any:
+    def decode_structure(self, token_ids: Iterable[SupportsIndex], *, primitive: bool = True) -> Any:
         """The crystal of a sequence of ids as a pymatgen `Structure`.
 
         Raises:

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """The task "crystal-generation": a composition, a space group or nothing → crystals."""
 
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import Pipeline
@@ -100,7 +102,9 @@ class CrystalGenerationPipeline(Pipeline):
         forward = {name: given[name] for name in (*_SAMPLING_FIELDS, *_RESULT_FIELDS) if given.get(name) is not None}
         return prompt, forward, {}
 
-    def __call__(self, composition: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def __call__(  # type: ignore[override]
+        self, composition: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None, **kwargs: Any
+    ) -> Any:
         """Generate for one prompt (a list of results) or for a list of prompts (a list of lists)."""
         if kwargs.get("batch_size") is not None:  # the base class would take it for prompts per batch
             kwargs["generation_batch_size"] = kwargs.pop("batch_size")
@@ -111,7 +115,7 @@ class CrystalGenerationPipeline(Pipeline):
         parameters = {**self._forward_params, **parameters}
         return [self.postprocess(found) for found in self._generate(prompts, on_error="return", **parameters)]
 
-    def preprocess(self, input_: Any, **prompt: Any) -> dict[str, Any]:
+    def preprocess(self, input_: str | Mapping[str, Any], **prompt: Any) -> dict[str, Any]:
         """Fields of one prompt: those of the call, and those of the input if it is a dictionary of them."""
         if isinstance(input_, dict) and set(input_) <= set(_PROMPT_FIELDS):
             own = dict(input_)
@@ -155,7 +159,7 @@ class CrystalGenerationPipeline(Pipeline):
         """Decoded crystals → results."""
         return [_result(item) for item in model_outputs]
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save model and tokenizer; load with the same task name after `import hf_crystal`.
 
         The base class would also write a pipeline entry that names an Auto class unknown to transformers, and the

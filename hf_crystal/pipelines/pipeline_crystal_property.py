@@ -135,7 +135,7 @@ class CrystalPropertyPipeline(Pipeline):
         outputs = self.model(**input_tensors)
         return {"logits": outputs.logits, "pooler_output": outputs.pooler_output}
 
-    def postprocess(self, model_outputs: Any, return_embedding: bool = False) -> Any:  # type: ignore[override]
+    def postprocess(self, model_outputs: dict[str, Any], return_embedding: bool = False) -> Any:  # type: ignore[override]
         """One crystal's outputs → its result."""
         if "error" in model_outputs:
             return {"error": model_outputs["error"]}
@@ -150,7 +150,7 @@ class CrystalPropertyPipeline(Pipeline):
 
     def get_iterator(
         self,
-        inputs: Any,
+        inputs: Iterable[Any],
         num_workers: int,
         batch_size: int,
         preprocess_params: dict[str, Any],
@@ -213,7 +213,7 @@ class CrystalPropertyPipeline(Pipeline):
                 }
         return outputs
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save model and feature extractor; load with the same task name after `import hf_crystal`.
 
         The base class would also write a pipeline entry that names an Auto class unknown to transformers, and the

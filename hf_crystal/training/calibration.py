@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from hf_crystal.typing import PropertyModel
 
-def calibrate_model(model: Any, rows: list[Any], collator: Callable[[list[Any]], dict[str, Any]]) -> None:
+
+def calibrate_model(model: PropertyModel, rows: list[Any], collator: Callable[[list[Any]], dict[str, Any]]) -> None:
     """Set the data-dependent scale of an uncalibrated model from the first global training batch.
 
     Every process reads the same rows and so finds the same values, whatever the number of processes or

@@ -3,18 +3,29 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
 from hf_crystal.training.run_control import MODEL_FOLDER, RUN_NAME
+from hf_crystal.typing import PropertyModel
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_crystal.data import CrystalCollator
 
 
 @torch.no_grad()
 def predict_rows(
-    model: Any, rows: Any, collator: Any, *, batch_size: int = 64, progress: Callable[[int], None] | None = None
+    model: PropertyModel,
+    rows: "Dataset",
+    collator: "CrystalCollator",
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predictions and labels of all rows, in order.
 
@@ -54,7 +65,7 @@ def _recorded_columns(folder: str | Path) -> list[str]:
 
 def evaluate_property_folder(
     folder: str | Path,
-    rows: Any,
+    rows: "Dataset",
     columns: list[str] | None = None,
     *,
     batch_size: int = 64,

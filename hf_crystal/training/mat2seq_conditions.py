@@ -10,8 +10,10 @@ from hf_crystal.evaluation.distributions import wasserstein
 from hf_crystal.evaluation.intervals import wilson_interval
 from hf_crystal.evaluation.valid_crystals import structure_is_valid
 from hf_crystal.training.mat2seq_samples import sample_prompts
+from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
+    from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
     from hf_crystal.training.mat2seq_evaluation import GenerationSettings
 
 TOLERANCES = {"band_gap": 0.5, "formation_energy": 0.25}  # eV, eV/atom: how near a judged value has to be
@@ -49,7 +51,7 @@ def _judged(crystals: Sequence[Any], judge: Judge) -> dict[str, list[float | Non
 
 
 def measure_conditions(
-    model: Any, tokenizer: Any, folder: Path, settings: "GenerationSettings", judge: Judge
+    model: Generator, tokenizer: "Mat2SeqTokenizer", folder: Path, settings: "GenerationSettings", judge: Judge
 ) -> list[dict[str, Any]]:
     """How often a crystal asked for with a property has it, and how often one has it that was not asked for.
 

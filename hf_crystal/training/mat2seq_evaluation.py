@@ -25,9 +25,12 @@ from hf_crystal.evaluation.results import read_references, reduced_formula
 from hf_crystal.evaluation.valid_crystals import ValidityFilter
 from hf_crystal.training.mat2seq_conditions import Judge, measure_conditions, property_distances
 from hf_crystal.training.mat2seq_samples import sample_prompts
+from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
     import datasets
+
+    from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -79,8 +82,8 @@ class GenerationSettings:
 
 
 def evaluate_generation(
-    model: Any,
-    tokenizer: Any,
+    model: Generator,
+    tokenizer: "Mat2SeqTokenizer",
     splits: Mapping[str, "datasets.Dataset"],
     output_dir: str | Path,
     settings: GenerationSettings,

@@ -6,9 +6,11 @@ much like K. `docs/experiments.md` says what it buys.
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+
+from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
@@ -71,7 +73,7 @@ def token_features(tokenizer: "Mat2SeqTokenizer") -> dict[int, tuple[str, list[f
 
 
 @torch.no_grad()
-def initialize_by_meaning(model: Any, tokenizer: "Mat2SeqTokenizer") -> None:
+def initialize_by_meaning(model: Generator, tokenizer: "Mat2SeqTokenizer") -> None:
     """Set the embeddings of elements and numbers from their meaning plus a random part; others stay as they are.
 
     Args:

@@ -1,14 +1,19 @@
 """Language models of a generator recipe, with random weights."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hf_crystal.training.mat2seq_init import initialize_by_meaning
 from hf_crystal.training.mat2seq_recipe import GeneratorModelArguments
 
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
-def build_generator(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
+    from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
+
+
+def build_generator(shape: GeneratorModelArguments, tokenizer: "Mat2SeqTokenizer") -> Any:
     """A language model with random weights: `Mat2SeqForCausalLM`, or stock `GPT2LMHeadModel`.
 
     Args:
@@ -62,7 +67,7 @@ def _gpt2(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
     )
 
 
-def add_residual_dropout(model: Any, probability: float) -> None:
+def add_residual_dropout(model: "LlamaForCausalLM", probability: float) -> None:
     """Drop entries of what each layer of a Llama model adds; hooks, since stock Llama has no such option.
 
     The saved model is stock Llama: the hooks act in training mode only and are not part of it.

@@ -1,7 +1,7 @@
 """Optimisers of generators: AdamW, or Muon for the matrices inside the layers."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 BETAS = (0.9, 0.98)
 
 
-def build_optimizer(model: Any, training: "GeneratorTrainingArguments") -> torch.optim.Optimizer:
+def build_optimizer(model: torch.nn.Module, training: "GeneratorTrainingArguments") -> torch.optim.Optimizer:
     """Optimiser of a recipe; vectors and, with Muon, embeddings have no weight decay.
 
     Args:

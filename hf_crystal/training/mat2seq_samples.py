@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from hf_crystal.typing import Generator
+
 if TYPE_CHECKING:
     from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal, Mat2SeqTokenizer
 
@@ -18,7 +20,7 @@ PROMPTS_AT_A_TIME = 64
 
 
 def sample_prompts(
-    model: Any,
+    model: Generator,
     tokenizer: "Mat2SeqTokenizer",
     prompts: Sequence[Mapping[str, Any]],
     path: str | Path,

@@ -11,13 +11,21 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_crystal.training.mat2seq_data import Mat2SeqCollator
+from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
 
 def answer_loss(
-    model: Any, tokenizer: "Mat2SeqTokenizer", rows: Any, *, batch_size: int = 128, conditions: bool = False
+    model: Generator,
+    tokenizer: "Mat2SeqTokenizer",
+    rows: "Dataset",
+    *,
+    batch_size: int = 128,
+    conditions: bool = False,
 ) -> dict[str, float]:
     """Loss of what follows the composition, exactly averaged over tokens.
 
@@ -56,7 +64,7 @@ def answer_loss(
 
 
 def free_validity(
-    model: Any,
+    model: Generator,
     tokenizer: "Mat2SeqTokenizer",
     rows: Sequence[Mapping[str, Any]],
     *,

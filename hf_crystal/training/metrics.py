@@ -1,13 +1,14 @@
 """Validation figures of a property model while it trains."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from transformers import EvalPrediction
 
 from hf_crystal.evaluation.regression import regression_metrics
+from hf_crystal.typing import PropertyModel
 
 _LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "l1": torch.nn.functional.l1_loss,
@@ -31,7 +32,7 @@ def scaled_mae(predictions: np.ndarray, labels: np.ndarray, std: np.ndarray) -> 
     return float(np.mean(per_target))
 
 
-def make_compute_metrics(model: Any) -> Callable[[EvalPrediction], dict[str, float]]:
+def make_compute_metrics(model: PropertyModel) -> Callable[[EvalPrediction], dict[str, float]]:
     """Metrics in physical units for a property model.
 
     Args:
@@ -63,7 +64,7 @@ def make_compute_metrics(model: Any) -> Callable[[EvalPrediction], dict[str, flo
     return compute
 
 
-def exact_scaled_loss(model: Any, predictions: Any, labels: Any) -> float:
+def exact_scaled_loss(model: PropertyModel, predictions: ArrayLike, labels: ArrayLike) -> float:
     """Mean of the model's loss over all known labels at once, in units of each target's spread.
 
     Trainer averages batch means, repeats a ragged last batch and, under several processes, weighs them wrongly.

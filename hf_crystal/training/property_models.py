@@ -1,11 +1,10 @@
 """Which classes train under which `model_type`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
-from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints
+from hf_crystal.loading import resolve_model
 
 if TYPE_CHECKING:
     from hf_crystal.training.recipes import TrainingRecipe
@@ -19,7 +18,7 @@ def _check_model_type(model_type: Any) -> None:
         raise ValueError(f"model_type={model_type!r}: expected {' or '.join(_MODEL_TYPES)}")
 
 
-def property_config_class(model_type: Any) -> Any:
+def property_config_class(model_type: str | None) -> Any:
     """Config class of a model type.
 
     Raises:
@@ -35,7 +34,7 @@ def property_config_class(model_type: Any) -> Any:
     return CrystalformerConfig
 
 
-def property_model_class(model_type: Any) -> Any:
+def property_model_class(model_type: str | None) -> Any:
     """Property-prediction class of a model type.
 
     Raises:
@@ -49,12 +48,6 @@ def property_model_class(model_type: Any) -> Any:
     from hf_crystal.encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
 
     return CrystalformerForPropertyPrediction
-
-
-def _location(pretrained: str) -> str:
-    """Folder of the embedded checkpoint of that name, if there is one; else the folder or repository itself."""
-    embedded = pretrained in embedded_checkpoints() and not Path(pretrained).is_dir()
-    return str(checkpoint_folder(pretrained)) if embedded else pretrained
 
 
 def _check_pretrained(section: dict[str, Any], saved: dict[str, Any]) -> None:
@@ -86,7 +79,7 @@ def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> 
     config = recipe.model_config()
     pretrained = recipe.model.get("pretrained")
     if pretrained:
-        location = _location(pretrained)
+        location = resolve_model(pretrained)
         saved, _ = PreTrainedConfig.get_config_dict(location)
         _check_pretrained(recipe.model, saved)
         model = model_class.from_pretrained(

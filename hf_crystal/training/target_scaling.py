@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _READ_ROWS = 10_000
 
@@ -35,7 +38,7 @@ def _label_blocks(rows: Any, columns: Sequence[str]) -> Iterator[np.ndarray]:
         yield np.stack([np.asarray(block[name], dtype=np.float64) for name in columns], axis=1)
 
 
-def compute_target_scaling(rows: Any, columns: Sequence[str]) -> TargetScaling:
+def compute_target_scaling(rows: "Dataset", columns: Sequence[str]) -> TargetScaling:
     """Mean and population standard deviation of the known labels of each column.
 
     Call it with the training split only. Blocks are merged with the pairwise update of Chan, Golub and LeVeque

@@ -20,6 +20,7 @@ from hf_crystal.training.optimizers import build_optimizer
 from hf_crystal.training.run_control import CompleteCheckpointCallback, WallBudgetCallback, last_complete_checkpoint
 from hf_crystal.training.schedules import InverseSqrtSchedule
 from hf_crystal.training.weight_averaging import SWACallback
+from hf_crystal.typing import PropertyModel
 
 _HIDDEN_OUTPUTS = ["hidden_states", "attentions", "pooler_output", "last_hidden_state"]
 
@@ -85,7 +86,7 @@ class CrystalTrainer(Trainer):
 
     def __init__(
         self,
-        model: Any = None,
+        model: PropertyModel | None = None,
         args: CrystalTrainingArguments | None = None,
         *,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -194,7 +195,7 @@ class CrystalTrainer(Trainer):
 
     # -- optimisation -------------------------------------------------------------------------------------------
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the papers' parameter groups or Muon beside it, from the values in `args`."""
         if self.optimizer is None:
             self.optimizer = build_optimizer(
@@ -259,7 +260,11 @@ class CrystalTrainer(Trainer):
             self._averaged_weights_in_place = False
 
     def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """As in Trainer, with the logits as the only prediction: other outputs would be padded with -100."""
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys or _HIDDEN_OUTPUTS)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ..typing import CrystalLike, PropertyModelLike
 from .inspection import BlockView, EncoderView, inspect_encoder
 from .style import SEQUENTIAL, clean, element_colors, new_figure
 
@@ -13,8 +14,8 @@ _MOST_LABELS = 24  # of atoms beside a matrix; more are labelled at intervals
 
 
 def plot_attention(
-    structure: Any,
-    model: Any = None,
+    structure: CrystalLike | EncoderView,
+    model: PropertyModelLike | None = None,
     *,
     atom: int = 0,
     block: int | None = None,

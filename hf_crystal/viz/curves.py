@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .style import PALETTE, SEQUENTIAL, clean, new_figure
 
@@ -14,7 +15,11 @@ __all__ = ["plot_parity", "plot_training"]
 _MANY_POINTS = 1500  # from here on density is shown instead of points
 
 
-def plot_parity(predictions: Any, labels: Any, *, name: str = "", unit: str = "") -> Any:
+# file or folder of a run, its content, or the logged rows
+CurveSource = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+def plot_parity(predictions: ArrayLike, labels: ArrayLike, *, name: str = "", unit: str = "") -> Any:
     """Predictions against labels, and the distribution of the errors.
 
     Args:
@@ -74,7 +79,7 @@ def _draw_errors(axes: Any, errors: np.ndarray, suffix: str) -> None:
     axes.legend(fontsize=8, loc="upper left", facecolor="white", edgecolor="none", framealpha=0.85)
 
 
-def read_training_curve(source: Any) -> list[dict[str, Any]]:
+def read_training_curve(source: CurveSource) -> list[dict[str, Any]]:
     """Rows with `step` and whatever was logged.
 
     Args:
@@ -84,7 +89,7 @@ def read_training_curve(source: Any) -> list[dict[str, Any]]:
     Raises:
         ValueError: nothing was logged there.
     """
-    found = source
+    found: Any = source
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
@@ -101,7 +106,7 @@ def read_training_curve(source: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def plot_training(source: Any) -> Any:
+def plot_training(source: CurveSource) -> Any:
     """Loss, validation error and learning rate over the steps of a training.
 
     Args:

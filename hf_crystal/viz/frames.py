@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..typing import CrystalLike, PropertyModelLike
 from .inspection import AtomView, EncoderView, inspect_encoder
 from .style import PALETTE, element_colors, new_figure
 
@@ -16,8 +17,8 @@ _AXIS_STYLES = ("-", "--", ":")  # told apart in grey too
 
 
 def plot_frames(
-    structure: Any,
-    model: Any = "crystalframer-mp20",
+    structure: CrystalLike | EncoderView,
+    model: PropertyModelLike = "crystalframer-mp20",
     *,
     atom: int | Sequence[int] = 0,
     head: int = 0,

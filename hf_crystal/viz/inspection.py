@@ -3,13 +3,16 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..crystals.formula import reduced_formula
 from ..crystals.record import CHEMICAL_SYMBOLS
-from ..loading import load_property_model
+from ..typing import CrystalLike, PropertyModelLike
+
+if TYPE_CHECKING:
+    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 __all__ = ["AtomView", "BlockView", "EncoderView", "inspect_encoder"]
 
@@ -117,7 +120,12 @@ class EncoderView:
                 raise ValueError(f"there is no {name} {value + 1} (index {value}); {self.formula} has {count}")
 
 
-def inspect_encoder(structure: Any, model: Any = None, *, feature_extractor: Any = None) -> EncoderView:
+def inspect_encoder(
+    structure: CrystalLike | EncoderView,
+    model: PropertyModelLike | None = None,
+    *,
+    feature_extractor: "CrystalFeatureExtractor | None" = None,
+) -> EncoderView:
     """Run an encoder on one crystal and keep what it attends to.
 
     Args:
@@ -134,6 +142,8 @@ def inspect_encoder(structure: Any, model: Any = None, *, feature_extractor: Any
     if isinstance(structure, EncoderView):
         return structure
     import torch
+
+    from ..loading import load_property_model
 
     loaded, extractor = load_property_model(model, feature_extractor)
     arrays = extractor.extract(structure)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..loading import load_property_model
+from ..typing import CrystalLike, PropertyModelLike
 from .style import PALETTE, clean, new_figure
 
 __all__ = ["PerturbationStudy", "perturbation_study", "plot_perturbation"]
@@ -45,8 +45,8 @@ class PerturbationStudy:
 
 
 def perturbation_study(
-    structure: Any,
-    model: Any = None,
+    structure: CrystalLike,
+    model: PropertyModelLike | None = None,
     *,
     displacements: Sequence[float] = DISPLACEMENTS,
     repeats: int = 16,
@@ -75,6 +75,8 @@ def perturbation_study(
     lengths = np.asarray(displacements, dtype=float)
     if not lengths.size or repeats < 1 or (lengths < 0).any():
         raise ValueError(f"displacements {list(displacements)}, repeats {repeats}; accepted: not negative, at least 1")
+    from ..loading import load_property_model
+
     loaded, extractor = load_property_model(model)
     names = loaded.config.target_names
     if target is not None and target not in names:
@@ -96,7 +98,11 @@ def perturbation_study(
     return PerturbationStudy(formula, names[column], loaded.config.target_units[column], lengths, values, reference)
 
 
-def plot_perturbation(structure: Any, model: Any = None, **options: Any) -> Any:
+def plot_perturbation(
+    structure: CrystalLike,
+    model: PropertyModelLike | Sequence[PropertyModelLike] | Mapping[str, PropertyModelLike] | None = None,
+    **options: Any,
+) -> Any:
     """Change of a prediction against the size of random displacements, a panel per crystal and a colour per model.
 
     The line is the median over random directions, the band holds all of them.

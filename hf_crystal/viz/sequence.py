@@ -11,6 +11,7 @@ from ..crystals.record import CHEMICAL_SYMBOLS
 from ..mat2seq.canonicalize import CanonicalCrystal, canonicalize
 from ..mat2seq.sequence_text import SEPARATOR, write_text
 from ..mat2seq.space_groups import space_group, space_group_number
+from ..typing import CrystalLike
 from .style import PALETTE, new_figure
 
 __all__ = ["SequenceWord", "explain_sequence", "plot_sequence"]
@@ -55,7 +56,7 @@ def _text_of(crystal: Any) -> str:
     return write_text(canonicalize(crystal))
 
 
-def explain_sequence(crystal: Any) -> list[SequenceWord]:
+def explain_sequence(crystal: CrystalLike | CanonicalCrystal) -> list[SequenceWord]:
     """Every word of a crystal's sequence with its meaning.
 
     Args:
@@ -129,7 +130,12 @@ def _sites(part: str, number: int) -> list[SequenceWord]:
     return found
 
 
-def plot_sequence(crystal: Any, *, words_per_line: int = 12, title: str | None = None) -> Any:
+def plot_sequence(
+    crystal: CrystalLike | CanonicalCrystal,
+    *,
+    words_per_line: int = 12,
+    title: str | None = None,
+) -> Any:
     """The sequence in boxes coloured by what the words are, with the meaning below each.
 
     Args:

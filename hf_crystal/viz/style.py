@@ -1,10 +1,13 @@
 """Colours and measures that the pictures share."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..crystals.elements import FORMULA_RANK
 from ..crystals.record import CHEMICAL_SYMBOLS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["PALETTE", "SEQUENTIAL", "clean", "element_colors", "new_figure"]
 
@@ -33,7 +36,7 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def clean(axes: Any) -> None:
+def clean(axes: "Axes") -> None:
     """Leave only the two spines that carry a scale, and give all texts their size."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=_FONT_SIZE - 1)

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..crystals.reading import as_structure
+from ..crystals.reading import as_record
+from ..typing import CrystalLike
 from .inspection import EncoderView
 from .style import PALETTE, element_colors
 
@@ -65,7 +66,7 @@ class CrystalView:
 
 
 def view_3d(
-    structure: Any,
+    structure: CrystalLike,
     *,
     repeat: tuple[int, int, int] = (1, 1, 1),
     height: int = 400,
@@ -95,7 +96,7 @@ def view_3d(
     """
     if min(repeat) < 1:
         raise ValueError(f"repeat is {repeat}; accepted are three positive numbers")
-    record = as_structure(structure)
+    record = as_record(structure)
     cell = np.asarray(record.cell, dtype=float)
     symbols = [_symbol(number) for number in record.atomic_numbers]
     fractional, owners = _repeated(np.asarray(record.frac_coords, dtype=float), repeat)

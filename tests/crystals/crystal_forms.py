@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from hf_crystal.crystals.reading import as_structure
+from hf_crystal.crystals.reading import as_record
 from hf_crystal.crystals.record import (
     CHEMICAL_SYMBOLS,
 )
@@ -102,7 +102,7 @@ def forms():
             "atomic_numbers": NACL_NUMBERS,
         },
         "symbols": {"cell": NACL_CELL, "frac_coords": NACL_FRAC, "elements": ["Na"] * 4 + ["Cl"] * 4},
-        "record": as_structure(nacl()),
+        "record": as_record(nacl()),
     }
 
 

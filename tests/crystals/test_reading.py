@@ -20,7 +20,7 @@ from crystal_forms import (
 from transformers.testing_utils import CaptureLogger
 
 from hf_crystal.crystals import record as records_crystal
-from hf_crystal.crystals.reading import as_structure
+from hf_crystal.crystals.reading import as_record
 from hf_crystal.crystals.record import (
     CHEMICAL_SYMBOLS,
 )
@@ -28,10 +28,10 @@ from hf_crystal.crystals.record import (
 
 @pytest.mark.parametrize("form", sorted(forms()))
 def test_every_form_gives_the_same_record(form):
-    record = as_structure(forms()[form])
+    record = as_record(forms()[form])
     assert record.atomic_numbers.dtype == np.int64
     assert record.frac_coords.dtype == record.cell.dtype == np.float64
-    assert sites(record) == sites(as_structure(nacl()))
+    assert sites(record) == sites(as_record(nacl()))
     np.testing.assert_allclose(record.cell, NACL_CELL, atol=1e-12)
     assert record.formula == "NaCl"
 
@@ -53,8 +53,8 @@ def test_files_are_read_by_name_or_content(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text, encoding="utf-8")
     for given_path in (path, str(path)):
-        record = as_structure(given_path)
-        assert sites(record) == sites(as_structure(nacl()))
+        record = as_record(given_path)
+        assert sites(record) == sites(as_record(nacl()))
         assert record.name == name
 
 
@@ -63,13 +63,13 @@ def test_gzip_files_are_unpacked(tmp_path):
 
     path = tmp_path / "NaCl.cif.gz"
     path.write_bytes(gzip.compress(NACL_CIF.encode()))
-    assert as_structure(path).num_atoms == 8
+    assert as_record(path).num_atoms == 8
 
 
 def test_order_and_coordinates_stay_as_given():
     shift = np.array([3.0, -2.0, 0.25])
     order = np.array([5, 0, 7, 1, 2, 6, 3, 4])
-    record = as_structure(nacl(frac_coords=NACL_FRAC[order] + shift, atomic_numbers=NACL_NUMBERS[order]))
+    record = as_record(nacl(frac_coords=NACL_FRAC[order] + shift, atomic_numbers=NACL_NUMBERS[order]))
     np.testing.assert_array_equal(record.frac_coords, NACL_FRAC[order] + shift)
     np.testing.assert_array_equal(record.atomic_numbers, NACL_NUMBERS[order])
 
@@ -77,7 +77,7 @@ def test_order_and_coordinates_stay_as_given():
 def test_left_handed_cell_is_accepted():
     cell = NACL_CELL.copy()
     cell[0] *= -1
-    record = as_structure(nacl(lattice=cell))
+    record = as_record(nacl(lattice=cell))
     assert np.linalg.det(record.cell) < 0
     assert record.volume == pytest.approx(A**3)
 
@@ -85,7 +85,7 @@ def test_left_handed_cell_is_accepted():
 def test_selective_dynamics_and_cartesian_poscar():
     rows = "\n".join(" ".join(f"{x:.6f}" for x in row) + " T F T" for row in NACL_FRAC)
     text = f"t\n{A}\n1 0 0\n0 1 0\n0 0 1\nNa_pv Cl\n4 4\nSelective dynamics\nCartesian\n{rows}\n"
-    assert sites(as_structure(text)) == sites(as_structure(nacl()))
+    assert sites(as_record(text)) == sites(as_record(nacl()))
 
 
 @pytest.mark.parametrize("place", ["title", "line"])
@@ -94,14 +94,14 @@ def test_vasp4_symbols_from_title_or_lines(place):
     symbols = [CHEMICAL_SYMBOLS[z] if place == "line" else "" for z in NACL_NUMBERS]
     rows = "\n".join(" ".join(f"{x:.6f}" for x in r) + f" {s}" for r, s in zip(NACL_FRAC, symbols, strict=True))
     text = f"{title}\n{A}\n1 0 0\n0 1 0\n0 0 1\n4 4\nDirect\n{rows}\n"
-    assert as_structure(text).formula == "NaCl"
+    assert as_record(text).formula == "NaCl"
 
 
 def test_deuterium_is_hydrogen_with_one_warning():
     records_crystal.logger.warning_once.cache_clear()
     with CaptureLogger(records_crystal.logger) as log:
         for symbols in (["D", "O"], ["D", "D"], ["D", "Cl"]):
-            record = as_structure({"cell": NACL_CELL, "frac_coords": NACL_FRAC[[0, 4]], "species": symbols})
+            record = as_record({"cell": NACL_CELL, "frac_coords": NACL_FRAC[[0, 4]], "species": symbols})
             assert record.atomic_numbers[0] == 1
-        assert as_structure(NACL_CIF.replace("Cl1 Cl1-", "D1 D")).formula == "HNa"
+        assert as_record(NACL_CIF.replace("Cl1 Cl1-", "D1 D")).formula == "HNa"
     assert log.out.count("deuterium") == 1

@@ -16,7 +16,7 @@ from crystal_forms import (
 )
 
 from hf_crystal.crystals.cif import MAX_EXPANDED_SITES
-from hf_crystal.crystals.reading import as_structure
+from hf_crystal.crystals.reading import as_record
 from hf_crystal.crystals.record import (
     CrystalInputError,
 )
@@ -90,7 +90,7 @@ BAD = {
 def test_bad_input_is_a_named_reason(case):
     crystal, reason = BAD[case]
     with pytest.raises(CrystalInputError, match=reason) as caught:
-        as_structure(crystal, index=3)
+        as_record(crystal, index=3)
     error = caught.value
     assert isinstance(error, ValueError)
     assert error.index == 3
@@ -104,13 +104,13 @@ def test_disordered_objects_and_dummies_are_named():
     disordered = Structure(Lattice(NACL_CELL), [{"Na": 0.7, "K": 0.3}, "Cl"], NACL_FRAC[[0, 4]])
     for form in (disordered, disordered.as_dict()):
         with pytest.raises(CrystalInputError, match="disordered: site 0 .*0.7"):
-            as_structure(form)
+            as_record(form)
     dummy = Structure(Lattice(NACL_CELL), [DummySpecies("Xa"), "Cl"], NACL_FRAC[[0, 4]])
     for form in (dummy, dummy.as_dict()):
         with pytest.raises(CrystalInputError, match="unknown element"):
-            as_structure(form)
+            as_record(form)
     # 0.9999 is a rounded 1
-    as_structure(Structure(Lattice(NACL_CELL), [{"Na": 0.9999}, "Cl"], NACL_FRAC[[0, 4]]))
+    as_record(Structure(Lattice(NACL_CELL), [{"Na": 0.9999}, "Cl"], NACL_FRAC[[0, 4]]))
 
 
 def test_molecules_and_empty_objects_are_named():
@@ -118,27 +118,27 @@ def test_molecules_and_empty_objects_are_named():
     from pymatgen.core import Lattice, Structure
 
     with pytest.raises(CrystalInputError, match="without a cell"):
-        as_structure(Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.1]]))
+        as_record(Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.1]]))
     with pytest.raises(CrystalInputError, match="0 atoms"):
-        as_structure(Structure(Lattice(NACL_CELL), [], []))
+        as_record(Structure(Lattice(NACL_CELL), [], []))
     with pytest.raises(CrystalInputError, match="0 atoms"):
-        as_structure(Atoms(cell=NACL_CELL, pbc=True))
+        as_record(Atoms(cell=NACL_CELL, pbc=True))
 
 
 def test_error_names_the_crystal_and_survives_pickling(tmp_path):
     path = tmp_path / "bad.cif"
     path.write_text(NACL_CIF.replace("0 0 0 1", "0 0 0 0.5"), encoding="utf-8")
     with pytest.raises(CrystalInputError) as caught:
-        as_structure(path, index=7)
+        as_record(path, index=7)
     assert caught.value.name == "bad.cif"
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (copy.reason, copy.index, copy.name) == (caught.value.reason, 7, "bad.cif")
     assert str(copy) == str(caught.value)
     with pytest.raises(CrystalInputError) as caught:
-        as_structure(nacl(material_id="mp-1", lattice=[0.0] * 9))
+        as_record(nacl(material_id="mp-1", lattice=[0.0] * 9))
     assert caught.value.name == "mp-1"
     with pytest.raises(CrystalInputError) as caught:
-        as_structure(nacl(atomic_numbers=[11] * 7 + [119]))
+        as_record(nacl(atomic_numbers=[11] * 7 + [119]))
     assert caught.value.name == "Na7?"
 
 
@@ -146,30 +146,30 @@ def test_empty_and_oversized_files_are_named(tmp_path, monkeypatch):
     path = tmp_path / "empty.cif"
     path.write_bytes(b"\n \n")
     with pytest.raises(CrystalInputError, match="empty"):
-        as_structure(path)
+        as_record(path)
     monkeypatch.setattr("hf_crystal.crystals.reading.MAX_FILE_BYTES", 10)
     path.write_text(NACL_CIF, encoding="utf-8")
     with pytest.raises(CrystalInputError, match="at most 10 are read"):
-        as_structure(path)
+        as_record(path)
 
 
 def test_work_on_a_cif_is_bounded():
     rows = "\n".join(f"Na{i} Na 0.0 0.0 {i / 20000:.6f} 1" for i in range(MAX_EXPANDED_SITES + 1))
     text = NACL_CIF[: NACL_CIF.index("Na1 Na1+")].replace("F m -3 m", "P 1").replace("225", "1") + rows + "\n"
     with pytest.raises(CrystalInputError, match=f"at most {MAX_EXPANDED_SITES} are read"):
-        as_structure(text)
+        as_record(text)
     rows = "\n".join(f"Na{i} Na 0.0 0.0 {i / 20000:.6f} 1" for i in range(70))
     with pytest.raises(CrystalInputError, match="70 listed x 192 symmetry operations"):
-        as_structure(NACL_CIF[: NACL_CIF.index("Na1 Na1+")] + rows + "\n")
+        as_record(NACL_CIF[: NACL_CIF.index("Na1 Na1+")] + rows + "\n")
 
 
 def test_options_of_the_checks():
     close = nacl(frac_coords=[*NACL_FRAC[:7], NACL_FRAC[7] + [0.46, 0.0, 0.0]])
-    as_structure(close)
+    as_record(close)
     with pytest.raises(CrystalInputError, match="at least 0.5 Å"):
-        as_structure(close, min_distance=0.5)
-    as_structure(close, min_distance=0.5, check_distances=False)
+        as_record(close, min_distance=0.5)
+    as_record(close, min_distance=0.5, check_distances=False)
     with pytest.raises(CrystalInputError, match="max_atoms = 4"):
-        as_structure(nacl(), max_atoms=4)
+        as_record(nacl(), max_atoms=4)
     with pytest.raises(CrystalInputError, match="accepted are 1 to 16"):
-        as_structure(nacl(), max_atomic_number=16)
+        as_record(nacl(), max_atomic_number=16)

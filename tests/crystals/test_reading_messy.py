@@ -18,7 +18,7 @@ from crystal_forms import (
     pymatgen_nacl,
 )
 
-from hf_crystal.crystals.reading import as_structure
+from hf_crystal.crystals.reading import as_record
 from hf_crystal.crystals.record import (
     CrystalInputError,
 )
@@ -29,12 +29,12 @@ def test_records_need_numpy_only():
 import sys
 for name in ("pymatgen", "ase", "moyopy", "datasets", "pandas"):
     sys.modules[name] = None
-from hf_crystal.crystals.reading import as_structure
+from hf_crystal.crystals.reading import as_record
 record = {"lattice": [4, 0, 0, 0, 4, 0, 0, 0, 4], "frac_coords": [0, 0, 0], "atomic_numbers": [84]}
-assert as_structure(record).num_atoms == 1
-assert as_structure("Po\\n4.0\\n1 0 0\\n0 1 0\\n0 0 1\\nPo\\n1\\nDirect\\n0 0 0\\n").formula == "Po"
+assert as_record(record).num_atoms == 1
+assert as_record("Po\\n4.0\\n1 0 0\\n0 1 0\\n0 0 1\\nPo\\n1\\nDirect\\n0 0 0\\n").formula == "Po"
 try:
-    as_structure("data_x\\n_cell_length_a 4\\n")
+    as_record("data_x\\n_cell_length_a 4\\n")
 except ImportError as error:
     assert "pip install pymatgen" in str(error)
 else:
@@ -53,7 +53,7 @@ def test_every_messy_file_ends_in_a_record_or_a_reason(data_dir, tmp_path):
     records, reasons = {}, {}
     for path in files:
         try:
-            records[path.name] = as_structure(path)
+            records[path.name] = as_record(path)
         except CrystalInputError as error:
             assert error.name == path.name and len(error.reason) > 10
             reasons[path.name] = error.reason
@@ -91,7 +91,7 @@ def test_messy_records_agree_with_pymatgen(data_dir, tmp_path):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 theirs = Structure.from_str(text, fmt="poscar")
-            ours = as_structure(text)
+            ours = as_record(text)
             np.testing.assert_allclose(ours.cell, theirs.lattice.matrix, atol=1e-10)
             np.testing.assert_allclose(ours.positions, theirs.cart_coords, atol=1e-8)
             np.testing.assert_array_equal(ours.atomic_numbers, theirs.atomic_numbers)
@@ -159,7 +159,7 @@ def test_damaged_input_is_read_or_named_and_nothing_else(form):
     for _ in range(150):
         damaged = damaged_text(rng, texts[form]) if form in texts else damaged_record(rng, records[form])
         try:
-            outcomes["record"] += as_structure(damaged).num_atoms > 0
+            outcomes["record"] += as_record(damaged).num_atoms > 0
         except CrystalInputError as error:
             outcomes["reason"] += bool(error.reason)
     assert outcomes.total() == 150 and outcomes["reason"] > 20

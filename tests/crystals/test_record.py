@@ -12,7 +12,7 @@ from crystal_forms import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hf_crystal.crystals.reading import as_structure, record_to_structure, structure_to_record
+from hf_crystal.crystals.reading import as_columns, as_record, record_to_structure
 from hf_crystal.crystals.record import (
     CHEMICAL_SYMBOLS,
     CrystalInputError,
@@ -68,7 +68,7 @@ def test_a_thin_cell_overlaps_with_its_own_image():
     cell = np.diag([0.08, 20.0, 20.0])
     assert close_pair(np.zeros((1, 3)), cell, 0.1) == (0, 0, pytest.approx(0.08))
     with pytest.raises(CrystalInputError, match="0.0800 Å apart, periodic images included"):
-        as_structure({"cell": cell, "frac_coords": [[0, 0, 0]], "atomic_numbers": [6]})
+        as_record({"cell": cell, "frac_coords": [[0, 0, 0]], "atomic_numbers": [6]})
 
 
 def test_big_cells_are_checked_in_little_memory():
@@ -87,7 +87,7 @@ def test_big_cells_are_checked_in_little_memory():
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), num_atoms=st.integers(1, 8))
-def test_structure_to_record_and_back_changes_nothing(seed, num_atoms):
+def test_columns_and_back_change_nothing(seed, num_atoms):
     from pymatgen.core import Lattice, Structure
 
     rng = np.random.default_rng(seed)
@@ -95,7 +95,7 @@ def test_structure_to_record_and_back_changes_nothing(seed, num_atoms):
     frac = np.linspace(-1.3, 2.1, num_atoms)[:, None] + rng.uniform(0, 0.03, (num_atoms, 3))
     species = [CHEMICAL_SYMBOLS[z] for z in rng.integers(1, 104, num_atoms)]
     structure = Structure(Lattice(cell), species, frac)
-    record = structure_to_record(structure)
+    record = as_columns(structure)
     assert record["num_atoms"] == num_atoms
     assert len(record["lattice"]) == 9 and len(record["frac_coords"]) == 3 * num_atoms
     back = record_to_structure(json.loads(json.dumps(record)))
@@ -105,10 +105,10 @@ def test_structure_to_record_and_back_changes_nothing(seed, num_atoms):
 
 
 def test_record_reads_like_a_dict():
-    record = as_structure(nacl())
+    record = as_record(nacl())
     assert isinstance(record, CrystalRecord)
     assert set(dict(record)) == {"atomic_numbers", "frac_coords", "cell"}
-    np.testing.assert_array_equal(as_structure(dict(record)).cell, record.cell)
+    np.testing.assert_array_equal(as_record(dict(record)).cell, record.cell)
     np.testing.assert_allclose(record["positions"], NACL_FRAC * A)
     with pytest.raises(KeyError):
         record["charge"]

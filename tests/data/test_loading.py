@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDatasetDict
 
-from hf_crystal.crystals.reading import CrystalInputError, as_structure, record_to_structure
+from hf_crystal.crystals.reading import CrystalInputError, as_record, record_to_structure
 from hf_crystal.data import CrystalCollator, conversion, load_crystal_dataset
 from hf_crystal.data import loading as loading_module
 from hf_crystal.data.sources import iter_json
@@ -31,7 +31,7 @@ def structure(name):
 
 
 def jarvis_atoms(name):
-    record = as_structure(CRYSTALS[name])
+    record = as_record(CRYSTALS[name])
     return {
         "lattice_mat": record.cell.tolist(),
         "coords": record.frac_coords.tolist(),
@@ -48,8 +48,8 @@ def assert_has_the_crystals(splits, *, num_rows=3, label="energy"):
     assert len(rows) == num_rows
     for row in rows:
         name = row.get("id") or row["material_id"]
-        record = as_structure({key: row[key] for key in ("lattice", "frac_coords", "atomic_numbers")})
-        expected = as_structure(CRYSTALS[name])
+        record = as_record({key: row[key] for key in ("lattice", "frac_coords", "atomic_numbers")})
+        expected = as_record(CRYSTALS[name])
         np.testing.assert_allclose(record.cell, expected.cell, atol=1e-6)
         np.testing.assert_allclose(record.frac_coords, expected.frac_coords, atol=1e-6)
         np.testing.assert_array_equal(record.atomic_numbers, expected.atomic_numbers)
@@ -269,7 +269,7 @@ def test_a_table_without_a_single_crystal_is_an_error(tmp_path, load):
 def test_a_second_call_opens_the_files_of_the_first(cif_folder, load, monkeypatch):
     first = load(cif_folder)
     calls = []
-    monkeypatch.setattr(conversion, "structure_to_record", calls.append)
+    monkeypatch.setattr(conversion, "as_columns", calls.append)
     assert load(cif_folder)["train"].cache_files == first["train"].cache_files
     assert not calls
     monkeypatch.undo()
@@ -281,7 +281,7 @@ def test_a_killed_conversion_leaves_nothing_behind(cif_folder, tmp_path, load, m
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "structure_to_record", stop)
+    monkeypatch.setattr(conversion, "as_columns", stop)
     with pytest.raises(KeyboardInterrupt):
         load(cif_folder)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -473,5 +473,5 @@ def test_what_does_not_exist_is_named(load):
 
 
 def test_a_single_structure_file_is_no_table(cif_folder, load):
-    with pytest.raises(ValueError, match="for single crystals use as_structure"):
+    with pytest.raises(ValueError, match="for single crystals use as_record"):
         load(cif_folder / "iron.cif")

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoFeatureExtractor
 
 import hf_crystal  # noqa: F401  registers the extractor
-from hf_crystal.crystals.reading import CrystalInputError, as_structure, record_to_structure
+from hf_crystal.crystals.reading import CrystalInputError, as_record, record_to_structure
 from hf_crystal.encoders.feature_extraction_crystal import CrystalError, CrystalFeatureExtractor
 
 SALT = {
@@ -67,7 +67,7 @@ def test_positions_are_formed_in_double_precision():
 def test_one_crystal_is_a_batch_of_one():
     extractor = CrystalFeatureExtractor()
     structure = record_to_structure(SALT)
-    for one in (SALT, structure, as_structure(SALT), structure.to(fmt="poscar")):
+    for one in (SALT, structure, as_record(SALT), structure.to(fmt="poscar")):
         batch = extractor(one)
         assert batch["positions"].shape == (1, 8, 3)
         torch.testing.assert_close(batch["positions"], extractor([SALT])["positions"])
@@ -96,7 +96,7 @@ def test_the_fast_way_for_rows_equals_the_slow_one(data_dir):
     rows = table.slice(0, 50).to_pylist() + [SALT, IRON]
     extractor = CrystalFeatureExtractor(float_dtype="float64")
     fast = extractor(rows)
-    slow = extractor([as_structure(row) for row in rows])
+    slow = extractor([as_record(row) for row in rows])
     for name in fast:
         torch.testing.assert_close(fast[name], slow[name], rtol=0, atol=1e-12)
 
@@ -153,7 +153,7 @@ def test_wrong_arguments_are_refused():
 
 
 def test_limits_apply_to_rows_and_objects():
-    for crystals in ([SALT, IRON], [as_structure(SALT), as_structure(IRON)]):
+    for crystals in ([SALT, IRON], [as_record(SALT), as_record(IRON)]):
         with pytest.raises(CrystalInputError, match="max_atoms = 4"):
             CrystalFeatureExtractor(max_atoms=4)(crystals)
         with pytest.raises(CrystalInputError, match="accepted are 1 to 16"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from hf_crystal.crystals.reading import as_structure
+from hf_crystal.crystals.reading import as_record
 from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, fast_matcher
 from hf_crystal.evaluation.fast_matcher import fits, rms_distances
 from hf_crystal.evaluation.near_lattices import lll_mappings, near_lattices
@@ -56,7 +56,7 @@ def disturbed(structure: Structure, generator: np.random.Generator, amount: floa
 
 
 def reduced(structure: Structure, niggli: bool = True):
-    return reduce_crystal(as_structure(structure, check_distances=False), niggli=niggli)
+    return reduce_crystal(as_record(structure, check_distances=False), niggli=niggli)
 
 
 @pytest.mark.parametrize("settings", [DIFFCSP_MATCHER, DEFAULT_MATCHER, MatcherSettings(0.01, 0.02, 0.5)], ids=str)

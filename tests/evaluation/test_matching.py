@@ -6,7 +6,7 @@ import pytest
 from crystals_for_metrics import Decoded, caesium_chloride, chain, misbehaving_pairs, rocksalt
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from hf_crystal.crystals.reading import CrystalInputError, record_to_structure, structure_to_record
+from hf_crystal.crystals.reading import CrystalInputError, as_columns, record_to_structure
 from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, MatcherSettings, match_rate, matching, metre
 
 
@@ -92,8 +92,8 @@ def test_all_accepted_forms_give_the_same(tmp_path):
     structure = rocksalt()
     path = tmp_path / "salt.cif"
     structure.to(filename=str(path))
-    forms = [structure, structure_to_record(structure), str(path), path.read_text(), Decoded(structure)]
-    result = match_rate(forms, [record_to_structure(structure_to_record(structure))] * len(forms))
+    forms = [structure, as_columns(structure), str(path), path.read_text(), Decoded(structure)]
+    result = match_rate(forms, [record_to_structure(as_columns(structure))] * len(forms))
     assert result.match_rate == 1.0
     assert result.rmse < 1e-3
 

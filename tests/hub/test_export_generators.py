@@ -110,7 +110,7 @@ def test_a_gpt2_generator_is_refused_with_the_way_out(tmp_path):
     shape = GeneratorModelArguments(model_type="gpt2", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     build_generator(shape, tokenizer).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="generator of type 'gpt2'; only llama is exported.*model.model_type=llama"):
+    with pytest.raises(ValueError, match="generator of type 'gpt2'; accepted is llama.*model.model_type=llama"):
         export_pretrained(tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -11,8 +11,8 @@ from pymatgen.core import Lattice, Structure
 from hf_crystal import Mat2SeqTokenizer, load_crystal_dataset
 from hf_crystal.card_figures import generation_rows
 from hf_crystal.cli.main import run
-from hf_crystal.cli.models import load_property_pipeline
 from hf_crystal.evaluation.intervals import mean_interval, wilson_interval
+from hf_crystal.loading import load_property_pipeline
 from hf_crystal.training import mat2seq_samples
 from hf_crystal.training.mat2seq_conditions import judge_of_pipeline, property_distances
 from hf_crystal.training.mat2seq_evaluation import GenerationSettings, evaluate_generation

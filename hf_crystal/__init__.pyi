@@ -1,0 +1,28 @@
+from . import evaluation as evaluation
+from .checkpoints import embedded_checkpoint as embedded_checkpoint
+from .crystals.reading import CrystalInputError as CrystalInputError
+from .data import CrystalCollator as CrystalCollator
+from .data import load_crystal_dataset as load_crystal_dataset
+from .embeddings import embed as embed
+from .encoders.configuration_crystalformer import CrystalformerConfig as CrystalformerConfig
+from .encoders.configuration_crystalframer import CrystalFramerConfig as CrystalFramerConfig
+from .encoders.feature_extraction_crystal import CrystalFeatureExtractor as CrystalFeatureExtractor
+from .encoders.modeling_crystalformer import CrystalformerForPropertyPrediction as CrystalformerForPropertyPrediction
+from .encoders.modeling_crystalformer import CrystalformerModel as CrystalformerModel
+from .encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction as CrystalFramerForPropertyPrediction
+from .encoders.modeling_crystalframer import CrystalFramerModel as CrystalFramerModel
+from .hub import export_pretrained as export_pretrained
+from .hub import render_model_card as render_model_card
+from .loading import AutoModelForCrystalGeneration as AutoModelForCrystalGeneration
+from .loading import AutoModelForCrystalPropertyPrediction as AutoModelForCrystalPropertyPrediction
+from .mat2seq.canonicalize import CanonicalCrystal as CanonicalCrystal
+from .mat2seq.canonicalize import canonicalize as canonicalize
+from .mat2seq.modeling_mat2seq import Mat2SeqForCausalLM as Mat2SeqForCausalLM
+from .mat2seq.prompts import CrystalPrompt as CrystalPrompt
+from .mat2seq.tokenization_mat2seq import DecodedCrystal as DecodedCrystal
+from .mat2seq.tokenization_mat2seq import Mat2SeqTokenizer as Mat2SeqTokenizer
+from .pipelines.pipeline_crystal_generation import CrystalGenerationPipeline as CrystalGenerationPipeline
+from .pipelines.pipeline_crystal_property import CrystalPropertyPipeline as CrystalPropertyPipeline
+from .training import CrystalTrainer as CrystalTrainer
+
+__version__: str

@@ -1,0 +1,26 @@
+# no file may have the name of a function
+from .distributions import COVERAGE_CUTOFFS as COVERAGE_CUTOFFS
+from .distributions import CoverageResult as CoverageResult
+from .distributions import DistributionResult as DistributionResult
+from .distributions import coverage as coverage
+from .distributions import distribution_distances as distribution_distances
+from .generation import NoveltyResult as NoveltyResult
+from .generation import SpaceGroupResult as SpaceGroupResult
+from .generation import UniquenessResult as UniquenessResult
+from .generation import novelty as novelty
+from .generation import space_group_agreement as space_group_agreement
+from .generation import uniqueness as uniqueness
+from .matching import DEFAULT_MATCHER as DEFAULT_MATCHER
+from .matching import DIFFCSP_MATCHER as DIFFCSP_MATCHER
+from .matching import MatcherSettings as MatcherSettings
+from .matching import MatchResult as MatchResult
+from .matching import MetreResult as MetreResult
+from .matching import SampleMatch as SampleMatch
+from .matching import match_rate as match_rate
+from .matching import metre as metre
+from .regression import RegressionMetrics as RegressionMetrics
+from .regression import TargetMetrics as TargetMetrics
+from .regression import regression_metrics as regression_metrics
+from .valid_crystals import CrystalValidity as CrystalValidity
+from .valid_crystals import ValidityResult as ValidityResult
+from .valid_crystals import validity as validity

@@ -1,0 +1,13 @@
+from .attention import plot_attention as plot_attention
+from .calibration import plot_calibration as plot_calibration
+from .curves import plot_parity as plot_parity
+from .curves import plot_training as plot_training
+from .frames import plot_frames as plot_frames
+from .inspection import EncoderView as EncoderView
+from .inspection import inspect_encoder as inspect_encoder
+from .perturbation import perturbation_study as perturbation_study
+from .perturbation import plot_perturbation as plot_perturbation
+from .sequence import explain_sequence as explain_sequence
+from .sequence import plot_sequence as plot_sequence
+from .view3d import CrystalView as CrystalView
+from .view3d import view_3d as view_3d

@@ -1,0 +1,79 @@
+"""One door from the name of a model to the model: what comes first, and what is refused."""
+
+import pytest
+import torch
+from tiny_models import save_tiny_model, tiny_model
+from transformers import BertConfig
+
+from hf_crystal import CrystalFeatureExtractor, Mat2SeqForCausalLM, Mat2SeqTokenizer
+from hf_crystal.checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, checkpoint_folder, embedded_checkpoints
+from hf_crystal.loading import load_generator, load_property_model, resolve_model
+from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
+
+
+@pytest.fixture(scope="module")
+def generator():
+    tokenizer = Mat2SeqTokenizer()
+    torch.manual_seed(0)
+    return Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer, max_position_embeddings=64)), tokenizer
+
+
+@pytest.mark.skipif(DEFAULT_MODEL not in embedded_checkpoints(), reason="this checkout has no embedded checkpoint")
+def test_a_folder_comes_before_an_embedded_checkpoint_and_that_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model(DEFAULT_MODEL) == str(checkpoint_folder(DEFAULT_MODEL))
+    (tmp_path / DEFAULT_MODEL).mkdir()  # such as a folder of results
+    assert resolve_model(DEFAULT_MODEL) == str(checkpoint_folder(DEFAULT_MODEL))
+    (tmp_path / DEFAULT_MODEL / "config.json").write_text("{}")
+    assert resolve_model(DEFAULT_MODEL) == DEFAULT_MODEL
+    assert resolve_model(f"hf_crystal/{DEFAULT_MODEL}") == f"hf_crystal/{DEFAULT_MODEL}"
+
+
+def test_what_no_model_has_for_a_name_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        resolve_model(tmp_path)
+    for name in ("no-such-model", str(tmp_path / "none"), "a/b/c", "owner/name?"):
+        with pytest.raises(ValueError, match="model not found: .*accepted are a folder, a repository of the Hub"):
+            resolve_model(name)
+
+
+def test_a_property_model_saved_alone_has_the_default_reader(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    model, extractor = load_property_model(tmp_path)
+    assert extractor.to_dict() == CrystalFeatureExtractor().to_dict()
+    assert not model.training
+
+
+def test_kinds_of_models_are_not_mixed_up(generator, tmp_path):
+    property_model = save_tiny_model(tmp_path / "property")
+    model, tokenizer = generator
+    model.save_pretrained(tmp_path / "generator")
+    tokenizer.save_pretrained(tmp_path / "generator")
+    BertConfig().save_pretrained(tmp_path / "bert")
+    for folder, found in ((tmp_path / "generator", "llama"), (tmp_path / "bert", "bert")):
+        with pytest.raises(ValueError, match=f"model of type '{found}'; accepted are crystalformer, crystalframer"):
+            load_property_model(folder)
+    with pytest.raises(
+        ValueError, match=f"has no tokenizer, so it is no generator; embedded are .*{DEFAULT_GENERATOR}"
+    ):
+        load_generator(property_model)
+    tokenizer.save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match="generator of type 'bert'; accepted is llama"):
+        load_generator(tmp_path / "bert")
+
+
+def test_a_generator_is_a_folder_or_a_model_with_its_tokenizer(generator, tmp_path):
+    model, tokenizer = generator
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, read = load_generator(tmp_path, device="cpu")
+    assert type(loaded) is Mat2SeqForCausalLM
+    assert read.get_vocab() == tokenizer.get_vocab()
+    assert torch.equal(loaded.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    assert load_generator(model, tokenizer) == (model, tokenizer)
+    with pytest.raises(ValueError, match="a generator in memory needs its tokenizer"):
+        load_generator(model)
+    with pytest.raises(TypeError, match="model is a CrystalformerForPropertyPrediction; a crystal generator"):
+        load_generator(tiny_model(), tokenizer)
+    with pytest.raises(ValueError, match="device moon cannot be used"):
+        load_generator(tmp_path, device="moon")
