@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from .generation import novelty as novelty
     from .generation import space_group_agreement as space_group_agreement
     from .generation import uniqueness as uniqueness
-    from .matching import DEFAULT_MATCHER as DEFAULT_MATCHER
-    from .matching import DIFFCSP_MATCHER as DIFFCSP_MATCHER
-    from .matching import MatcherSettings as MatcherSettings
-    from .matching import MatchResult as MatchResult
-    from .matching import MetreResult as MetreResult
-    from .matching import SampleMatch as SampleMatch
-    from .matching import match_rate as match_rate
-    from .matching import metre as metre
     from .regression import RegressionMetrics as RegressionMetrics
     from .regression import TargetMetrics as TargetMetrics
     from .regression import regression_metrics as regression_metrics
+    from .structure_matching.matching import DEFAULT_MATCHER as DEFAULT_MATCHER
+    from .structure_matching.matching import DIFFCSP_MATCHER as DIFFCSP_MATCHER
+    from .structure_matching.matching import MatcherSettings as MatcherSettings
+    from .structure_matching.matching import MatchResult as MatchResult
+    from .structure_matching.matching import MetreResult as MetreResult
+    from .structure_matching.matching import SampleMatch as SampleMatch
+    from .structure_matching.matching import match_rate as match_rate
+    from .structure_matching.matching import metre as metre
     from .valid_crystals import CrystalValidity as CrystalValidity
     from .valid_crystals import ValidityResult as ValidityResult
     from .valid_crystals import validity as validity
@@ -36,25 +36,25 @@ if TYPE_CHECKING:
 # public name -> file that defines it; no file may have the name of a function
 _NAMES = {
     "COVERAGE_CUTOFFS": "distributions",
-    "DEFAULT_MATCHER": "matching",
-    "DIFFCSP_MATCHER": "matching",
+    "DEFAULT_MATCHER": "structure_matching.matching",
+    "DIFFCSP_MATCHER": "structure_matching.matching",
     "CoverageResult": "distributions",
     "CrystalValidity": "valid_crystals",
     "DistributionResult": "distributions",
-    "MatchResult": "matching",
-    "MatcherSettings": "matching",
-    "MetreResult": "matching",
+    "MatchResult": "structure_matching.matching",
+    "MatcherSettings": "structure_matching.matching",
+    "MetreResult": "structure_matching.matching",
     "NoveltyResult": "generation",
     "RegressionMetrics": "regression",
-    "SampleMatch": "matching",
+    "SampleMatch": "structure_matching.matching",
     "SpaceGroupResult": "generation",
     "TargetMetrics": "regression",
     "UniquenessResult": "generation",
     "ValidityResult": "valid_crystals",
     "coverage": "distributions",
     "distribution_distances": "distributions",
-    "match_rate": "matching",
-    "metre": "matching",
+    "match_rate": "structure_matching.matching",
+    "metre": "structure_matching.matching",
     "novelty": "generation",
     "regression_metrics": "regression",
     "space_group_agreement": "generation",
