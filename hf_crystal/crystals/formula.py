@@ -1,11 +1,11 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Reduced formulas as chemists write them (`SrTiO3`, `Ca3(PO4)2`), from atomic numbers, without pymatgen."""
+"""Formulas as chemists write them, from atomic numbers, without pymatgen: reduced (`TiO2`) and of a cell (`Ti2O4`)."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["reduced_formula"]
+__all__ = ["cell_formula", "reduced_formula"]
 
 SYMBOLS: list[str] = (  # noqa: SIM905
     "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr "
@@ -37,6 +37,32 @@ def _write(counts: dict[str, int]) -> str:
     return "".join(symbol if count == 1 else f"{symbol}{count}" for symbol, count in counts.items())
 
 
+def _counts(atomic_numbers: Iterable[int]) -> dict[str, int]:
+    """Atoms of each element, elements by electronegativity.
+
+    Raises:
+        ValueError: a number outside 1 to 118.
+    """
+    numbers = Counter(int(number) for number in atomic_numbers)
+    for number in numbers:
+        if not 1 <= number <= len(SYMBOLS):
+            raise ValueError(f"atomic number {number} is not known; accepted are 1 to {len(SYMBOLS)}")
+    counts = {SYMBOLS[number - 1]: count for number, count in numbers.items()}
+    return {name: counts[name] for name in sorted(counts, key=lambda name: (_ELECTRONEGATIVITY[name], name))}
+
+
+def cell_formula(atomic_numbers: Iterable[int]) -> str:
+    """Formula of all atoms, elements by electronegativity: `[8, 8, 22] * 2` → `Ti2O4`.
+
+    Args:
+        atomic_numbers: one integer between 1 and 118 per atom, any order.
+
+    Raises:
+        ValueError: a number outside 1 to 118.
+    """
+    return _write(_counts(atomic_numbers))
+
+
 def reduced_formula(atomic_numbers: Iterable[int]) -> str:
     """Reduced formula, elements by electronegativity, anion groups in brackets: `[11, 17] * 4` → `NaCl`.
 
@@ -49,13 +75,10 @@ def reduced_formula(atomic_numbers: Iterable[int]) -> str:
     Raises:
         ValueError: a number outside 1 to 118.
     """
-    numbers = Counter(int(number) for number in atomic_numbers)
-    for number in numbers:
-        if not 1 <= number <= len(SYMBOLS):
-            raise ValueError(f"atomic number {number} is not known; accepted are 1 to {len(SYMBOLS)}")
-    symbols = sorted((SYMBOLS[number - 1] for number in numbers), key=lambda name: (_ELECTRONEGATIVITY[name], name))
-    divisor = math.gcd(*numbers.values())
-    counts = {symbol: numbers[SYMBOLS.index(symbol) + 1] // divisor for symbol in symbols}
+    counts = _counts(atomic_numbers)
+    divisor = math.gcd(*counts.values())
+    counts = {symbol: count // divisor for symbol, count in counts.items()}
+    symbols = list(counts)
     anion = ""
     # the two most electronegative elements form a group where they are close (PO4, NO3, OH), not in a plain salt
     if len(symbols) >= 3 and _ELECTRONEGATIVITY[symbols[-1]] - _ELECTRONEGATIVITY[symbols[-2]] < 1.65:

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Data door: tables of crystals on disk, official benchmark splits, collation and batching.
+"""Data sets: tables of crystals on disk, official benchmark splits, collation and batching.
 
 Names are loaded when first used (PEP 562): importing this package imports neither torch nor datasets.
 """
@@ -13,34 +13,28 @@ if TYPE_CHECKING:
     from .benchmarks import BenchmarkSpec as BenchmarkSpec
     from .benchmarks import official_split as official_split
     from .collators import CrystalCollator as CrystalCollator
+    from .columns import crystal_features as crystal_features
+    from .columns import crystal_row as crystal_row
     from .jarvis import load_jarvis as load_jarvis
     from .loading import load_crystal_dataset as load_crystal_dataset
     from .materials_project import load_materials_project as load_materials_project
     from .oqmd import load_oqmd as load_oqmd
-    from .properties import PROPERTIES as PROPERTIES
-    from .properties import PropertySpec as PropertySpec
-    from .properties import property_spec as property_spec
-    from .records import crystal_features as crystal_features
-    from .records import record_row as record_row
     from .tables import CrystalDatasetDict as CrystalDatasetDict
 
 # public name -> file that defines it
 _NAMES = {
-    "PROPERTIES": "properties",
     "AtomBudgetBatchSampler": "batching",
     "BenchmarkError": "benchmarks",
     "BenchmarkSpec": "benchmarks",
     "CrystalCollator": "collators",
     "CrystalDatasetDict": "tables",
-    "PropertySpec": "properties",
-    "crystal_features": "records",
+    "crystal_features": "columns",
     "load_crystal_dataset": "loading",
     "load_jarvis": "jarvis",
     "load_materials_project": "materials_project",
     "load_oqmd": "oqmd",
     "official_split": "benchmarks",
-    "property_spec": "properties",
-    "record_row": "records",
+    "crystal_row": "columns",
 }
 
 __all__ = sorted(_NAMES)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..crystals.record import CHEMICAL_SYMBOLS
-from .canonical_crystal import CanonicalSite, cell_from_parameters, free_cell_parameters, orbit_points, quantise
+from ..crystals.record import CHEMICAL_SYMBOLS, cell_from_parameters
+from .canonical_crystal import CanonicalSite, free_cell_parameters, orbit_points, quantise
 from .grammar import CrystalGrammar, GrammarState
 from .grammar_constraint import PromptConstraint
 from .grammar_feasibility import equivalent_parameters

@@ -1,18 +1,16 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Plain Arrow columns of one crystal: readable by any parquet reader without this package."""
+"""Arrow columns of one crystal: readable by any parquet reader without this package."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_crystal.crystals.reading import structure_to_record
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS
 
 if TYPE_CHECKING:
     from datasets import Features
 
-__all__ = ["CRYSTAL_COLUMNS", "crystal_features", "has_crystal_columns", "record_row"]
-
-# lattice: 9 floats, vectors in rows, Å; frac_coords: 3n floats; atomic_numbers: n; num_atoms: n, for group_by_length
-CRYSTAL_COLUMNS = ("lattice", "frac_coords", "atomic_numbers", "num_atoms")
+__all__ = ["crystal_features", "crystal_row", "has_crystal_columns"]
 
 
 def crystal_features(labels: Mapping[str, str] | Iterable[str] = ()) -> "Features":
@@ -41,10 +39,10 @@ def crystal_features(labels: Mapping[str, str] | Iterable[str] = ()) -> "Feature
 
 def has_crystal_columns(columns: Iterable[str]) -> bool:
     """Whether a table already holds crystals as plain columns (`num_atoms` can be added)."""
-    return {"lattice", "frac_coords", "atomic_numbers"} <= set(columns)
+    return set(columns).issuperset(CRYSTAL_COLUMNS)
 
 
-def record_row(structure: Any, **values: Any) -> dict[str, Any]:
+def crystal_row(structure: Any, **values: Any) -> dict[str, Any]:
     """One row of a table of crystals.
 
     Args:
