@@ -55,7 +55,7 @@ class PreparedPrompt:
 
 
 def parse_composition(composition: Any) -> dict[int, int]:
-    """Atomic number → count of a formula (`"Sr1Ti1O3"`), mapping of symbols or numbers, or pymatgen `Composition`.
+    """Atomic number → count of a formula (`"SrTiO3"`), mapping of symbols or numbers, or pymatgen `Composition`.
 
     Raises:
         ValueError: for unknown elements, fractional or missing counts.
