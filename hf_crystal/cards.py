@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .card_figures import figure_rows, generation_rows, load_metrics, results_table, target_rows
+from .crystals.formula import cell_formula
+from .crystals.record import atomic_number_of
 from .typing import Generator, PropertyModel
 
 __all__ = ["figure_rows", "load_metrics", "read_hub_config", "render_model_card", "shipped_hub_config", "target_rows"]
@@ -214,7 +216,7 @@ def _example_values(example: str) -> dict[str, str]:
     """Slots of a composition in the words of a sequence: formula, dictionary, the words themselves."""
     words = example.split()
     counts = dict(zip(words[::2], map(int, words[1::2]), strict=True))
-    formula = "".join(f"{element}{count if count > 1 else ''}" for element, count in counts.items())
+    formula = cell_formula(atomic_number_of(element) for element, count in counts.items() for _ in range(count))
     return {"example_formula": formula, "example_counts": json.dumps(counts), "example_words": example}
 
 

@@ -26,8 +26,9 @@ from unittest.mock import patch
 
 from benchmarking import Report, measure
 
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS
+
 BATCH = 128
-COLUMNS = ["lattice", "frac_coords", "atomic_numbers"]
 ROWS_WANTED, CIFS_WANTED = 5000, 400  # crystals/s per core
 
 
@@ -171,7 +172,7 @@ def main(args: argparse.Namespace) -> int:
     from hf_crystal.checkpoints import checkpoint_folder
     from hf_crystal.crystals.reading import record_to_structure
 
-    table = pq.read_table(args.data_dir / "data" / "mp_20.parquet", columns=COLUMNS)
+    table = pq.read_table(args.data_dir / "data" / "mp_20.parquet", columns=list(CRYSTAL_COLUMNS))
     chosen = np.random.default_rng(args.seed).choice(len(table), args.num_rows, replace=False)
     table = table.take(chosen).combine_chunks()
     rows = table.to_pylist()

@@ -41,7 +41,7 @@ def make_samples(table: str, model_name: str, items: int, samples: int) -> tuple
 def plain_loop(truths: list[Any], made: list[list[Any]]) -> list[float | None]:
     """RMS displacement of every pair, pymatgen called one pair after the other."""
     from hf_crystal.evaluation import DIFFCSP_MATCHER
-    from hf_crystal.evaluation.pymatgen_matcher import pymatgen_rms
+    from hf_crystal.evaluation.structure_matching.pymatgen_matcher import pymatgen_rms
 
     return [
         pymatgen_rms(DIFFCSP_MATCHER, (crystal, truth))

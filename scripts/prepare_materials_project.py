@@ -21,13 +21,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS
+
 LABELS = {
     "formation_energy": ("mb_e_form", "e_form_megnet2018"),
     "band_gap": ("mb_band_gap_pbe", "band_gap_megnet2018"),
     "log10_bulk_modulus": ("mb_log10_K_VRH", None),
     "log10_shear_modulus": ("mb_log10_G_VRH", None),
 }
-_STRUCTURE = ["material_id", "lattice", "frac_coords", "atomic_numbers", "num_atoms"]
+_STRUCTURE = ["material_id", *CRYSTAL_COLUMNS, "num_atoms"]
 _HELD_PARTS = ("val", "test")
 
 

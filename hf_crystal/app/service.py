@@ -239,15 +239,14 @@ class Service:
         return [self._judge(result, model or self.property_models[0]) for result in results]
 
     def _judge(self, result: dict[str, Any], model: str) -> GeneratedCrystal:
+        from ..crystals.formula import reduced_formula
+        from ..evaluation.results import reduced_formula as integer_formula
         from ..evaluation.valid_crystals import structure_is_valid
         from ..mat2seq.validity import smact_accepts
 
         structure = result["structure"]
-        counts = {element.Z: int(count) for element, count in structure.composition.items()}
-        divisor = int(np.gcd.reduce(list(counts.values())))
-        formula = tuple(sorted((number, count // divisor) for number, count in counts.items()))
         try:
-            neutral: bool | None = smact_accepts(formula)
+            neutral: bool | None = smact_accepts(integer_formula(structure.atomic_numbers))
         except ImportError:  # smact is optional
             neutral = None
         try:
@@ -257,7 +256,7 @@ class Service:
         return GeneratedCrystal(
             structure=structure,
             cif=result["cif"],
-            formula=structure.composition.reduced_formula,
+            formula=reduced_formula(structure.atomic_numbers),
             space_group=result["space_group"],
             sequence=result["sequence"],
             log_likelihood=result["log_likelihood"],

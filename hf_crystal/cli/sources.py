@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..crystals.record import CRYSTAL_COLUMNS
+
 _SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json", ".parquet")
 _PREFIXES = ("poscar", "contcar")
 _NAME_COLUMNS = ("material_id", "jid", "id", "name")
-_CRYSTAL_COLUMNS = (("lattice", "frac_coords", "atomic_numbers"), ("cif",), ("structure",), ("atoms",))
+_CRYSTAL_COLUMNS = (CRYSTAL_COLUMNS, ("cif",), ("structure",), ("atoms",))
 
 
 def _is_crystal_file(path: Path) -> bool:
@@ -63,7 +65,7 @@ def _open_parquet(file: str) -> Any:
     names = set(table.schema_arrow.names)
     if not any(names.issuperset(columns) for columns in _CRYSTAL_COLUMNS):
         raise ValueError(
-            f"{file} has columns {sorted(names)[:12]}; needed are lattice, frac_coords and atomic_numbers, "
+            f"{file} has columns {sorted(names)[:12]}; needed are {', '.join(CRYSTAL_COLUMNS)}, "
             "or one of cif, structure, atoms"
         )
     return table

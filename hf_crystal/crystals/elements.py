@@ -1,9 +1,16 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""The order in which a composition lists its elements."""
+"""The chemical elements, and the order in which a composition lists them."""
 
-from .record import CHEMICAL_SYMBOLS
+__all__ = ["CHEMICAL_SYMBOLS", "ELEMENT_ORDER", "FORMULA_RANK"]
 
-__all__ = ["ELEMENT_ORDER", "FORMULA_RANK"]
+_SYMBOL_TABLE = (
+    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr "
+    "Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu "
+    "Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr "
+    "Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
+)
+# index = atomic number; 0 is padding
+CHEMICAL_SYMBOLS: tuple[str, ...] = tuple(_SYMBOL_TABLE.split())
 
 # Formulas are written from electropositive to electronegative: the element sequence of IUPAC's Nomenclature of
 # Inorganic Chemistry (2005), table VI, read backwards; so SrTiO3, NH3, H2O come out as usual.

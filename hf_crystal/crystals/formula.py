@@ -1,18 +1,13 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Reduced formulas as chemists write them (`SrTiO3`, `Ca3(PO4)2`), from atomic numbers, without pymatgen."""
+"""Formulas as chemists write them, from atomic numbers, without pymatgen: reduced (`TiO2`) and of a cell (`Ti2O4`)."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["reduced_formula"]
+from .elements import CHEMICAL_SYMBOLS
 
-SYMBOLS: list[str] = (  # noqa: SIM905
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr "
-    "Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu "
-    "Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr "
-    "Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
-).split()
+__all__ = ["cell_formula", "reduced_formula"]
 
 _UNKNOWN = math.inf  # no Pauling value: written last
 # Pauling electronegativities, same order; 0 where none is tabulated
@@ -26,7 +21,7 @@ _PAULING = [
 ]  # fmt: skip
 _ELECTRONEGATIVITY = {
     symbol: (_PAULING[index] if index < len(_PAULING) and _PAULING[index] else _UNKNOWN)
-    for index, symbol in enumerate(SYMBOLS)
+    for index, symbol in enumerate(CHEMICAL_SYMBOLS[1:])
 }
 
 # molecules and peroxides whose formula is not divided down
@@ -35,6 +30,32 @@ _KEPT_DOUBLE = frozenset(("LiO", "NaO", "KO", "RbO", "CsO", "HO", "O", "N", "F",
 
 def _write(counts: dict[str, int]) -> str:
     return "".join(symbol if count == 1 else f"{symbol}{count}" for symbol, count in counts.items())
+
+
+def _counts(atomic_numbers: Iterable[int]) -> dict[str, int]:
+    """Atoms of each element, elements by electronegativity.
+
+    Raises:
+        ValueError: a number outside 1 to 118.
+    """
+    numbers = Counter(int(number) for number in atomic_numbers)
+    for number in numbers:
+        if not 1 <= number < len(CHEMICAL_SYMBOLS):
+            raise ValueError(f"atomic number {number} is not known; accepted are 1 to {len(CHEMICAL_SYMBOLS) - 1}")
+    counts = {CHEMICAL_SYMBOLS[number]: count for number, count in numbers.items()}
+    return {name: counts[name] for name in sorted(counts, key=lambda name: (_ELECTRONEGATIVITY[name], name))}
+
+
+def cell_formula(atomic_numbers: Iterable[int]) -> str:
+    """Formula of all atoms, elements by electronegativity: `[8, 8, 22] * 2` → `Ti2O4`.
+
+    Args:
+        atomic_numbers: one integer between 1 and 118 per atom, any order.
+
+    Raises:
+        ValueError: a number outside 1 to 118.
+    """
+    return _write(_counts(atomic_numbers))
 
 
 def reduced_formula(atomic_numbers: Iterable[int]) -> str:
@@ -49,13 +70,10 @@ def reduced_formula(atomic_numbers: Iterable[int]) -> str:
     Raises:
         ValueError: a number outside 1 to 118.
     """
-    numbers = Counter(int(number) for number in atomic_numbers)
-    for number in numbers:
-        if not 1 <= number <= len(SYMBOLS):
-            raise ValueError(f"atomic number {number} is not known; accepted are 1 to {len(SYMBOLS)}")
-    symbols = sorted((SYMBOLS[number - 1] for number in numbers), key=lambda name: (_ELECTRONEGATIVITY[name], name))
-    divisor = math.gcd(*numbers.values())
-    counts = {symbol: numbers[SYMBOLS.index(symbol) + 1] // divisor for symbol in symbols}
+    counts = _counts(atomic_numbers)
+    divisor = math.gcd(*counts.values())
+    counts = {symbol: count // divisor for symbol, count in counts.items()}
+    symbols = list(counts)
     anion = ""
     # the two most electronegative elements form a group where they are close (PO4, NO3, OH), not in a plain salt
     if len(symbols) >= 3 and _ELECTRONEGATIVITY[symbols[-1]] - _ELECTRONEGATIVITY[symbols[-2]] < 1.65:

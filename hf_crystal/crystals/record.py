@@ -6,8 +6,8 @@ Convention: `cell[i]` is lattice vector i (rows), Å; `positions = frac_coords @
 
 import functools
 import itertools
+import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,16 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from .elements import CHEMICAL_SYMBOLS
+from .formula import reduced_formula
+
 __all__ = [
     "CHEMICAL_SYMBOLS",
+    "CRYSTAL_COLUMNS",
     "MAX_COORDINATE",
     "CrystalInputError",
     "CrystalRecord",
+    "ImpossibleCellError",
     "atomic_number_of",
     "cell_from_parameters",
     "check_record",
@@ -33,15 +38,9 @@ logger = logging.get_logger(__name__)
 # Å for the cell, multiples of it for fractional coordinates; beyond, float64 no longer resolves distances
 MAX_COORDINATE = 1e6
 _FEW_ATOMS = 32
+# a crystal in a table: 9 floats, vectors in rows, Å; 3n floats; n integers
+CRYSTAL_COLUMNS = ("lattice", "frac_coords", "atomic_numbers")
 
-_SYMBOL_TABLE = (
-    "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr "
-    "Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu "
-    "Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr "
-    "Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
-)
-# index = atomic number; 0 is padding
-CHEMICAL_SYMBOLS: tuple[str, ...] = tuple(_SYMBOL_TABLE.split())
 _ATOMIC_NUMBERS = {symbol: number for number, symbol in enumerate(CHEMICAL_SYMBOLS) if number}
 _HYDROGEN_ISOTOPES = {"D": 1, "T": 1}
 _CHARGED_SYMBOL = re.compile(r"^([A-Za-z]{1,2})[0-9.]*[+-]?[0-9.]*$")  # Na, Na1+, O2-, Fe+3
@@ -80,6 +79,10 @@ def _rebuild_error(reason: str, index: int | None, name: str | None) -> CrystalI
     return CrystalInputError(reason, index=index, name=name)
 
 
+class ImpossibleCellError(CrystalInputError):
+    """Cell parameters that form no cell."""
+
+
 @dataclass(frozen=True, eq=False)
 class CrystalRecord:
     """One ordered crystal as plain arrays; fields can also be read as `record["cell"]`, and `dict(record)` works.
@@ -108,7 +111,7 @@ class CrystalRecord:
 
     @property
     def formula(self) -> str:
-        """Reduced formula, elements by atomic number: `SrTiO3` reads `O3TiSr`."""
+        """Reduced formula: `SrTiO3`."""
         return formula_of(self.atomic_numbers)
 
     @property
@@ -133,17 +136,11 @@ class CrystalRecord:
 
 
 def formula_of(atomic_numbers: np.ndarray) -> str:
-    """Reduced formula of a list of atomic numbers, elements by atomic number; `"?"` for unknown numbers."""
-    counts = Counter(int(number) for number in atomic_numbers)
-    if not counts:
-        return ""
-    divisor = int(np.gcd.reduce(list(counts.values())))
-    parts = []
-    for number in sorted(counts):
-        symbol = CHEMICAL_SYMBOLS[number] if 0 < number < len(CHEMICAL_SYMBOLS) else "?"
-        count = counts[number] // divisor
-        parts.append(symbol if count == 1 else f"{symbol}{count}")
-    return "".join(parts)
+    """`reduced_formula` for messages about numbers that were not checked yet: `"?"` where one is unknown."""
+    try:
+        return reduced_formula(atomic_numbers.tolist())
+    except ValueError:
+        return "?"
 
 
 def hydrogen_isotope_warning(symbol: str) -> None:
@@ -188,21 +185,24 @@ def cell_from_parameters(a: float, b: float, c: float, alpha: float, beta: float
         `np.ndarray` of shape `(3, 3)`, Å.
 
     Raises:
-        CrystalInputError: lengths not positive, or angles that no cell can have.
+        ImpossibleCellError: lengths that are not positive, or angles that no cell can have.
     """
-    lengths = np.array([a, b, c], dtype=np.float64)
-    angles = np.radians(np.array([alpha, beta, gamma], dtype=np.float64))
-    cosines, sin_gamma = np.cos(angles), np.sin(angles[2])
-    given = f"a, b, c = {a}, {b}, {c} Å and alpha, beta, gamma = {alpha}, {beta}, {gamma}°"
-    if not (np.all(lengths > 0) and np.all(np.sin(angles) > 1e-6)):
-        raise CrystalInputError(f"cell parameters {given} describe no cell; lengths and angles must be positive")
-    x = cosines[1]
-    y = (cosines[0] - cosines[1] * cosines[2]) / sin_gamma
-    z_squared = 1.0 - x * x - y * y
-    if z_squared <= 0:
-        raise CrystalInputError(f"cell parameters {given} describe a flat or impossible cell")
-    directions = np.array([[1.0, 0.0, 0.0], [cosines[2], sin_gamma, 0.0], [x, y, np.sqrt(z_squared)]])
-    return lengths[:, None] * directions
+    if a > 0 and b > 0 and c > 0 and all(0 < angle < 180 for angle in (alpha, beta, gamma)):
+        # cos 90° and cos 120° come out exact, so that symmetric cells are symmetric to the last bit
+        cos_alpha, cos_beta, cos_gamma = (
+            {90.0: 0.0, 120.0: -0.5, 60.0: 0.5}.get(angle, math.cos(math.radians(angle)))
+            for angle in (alpha, beta, gamma)
+        )
+        sin_gamma = math.sqrt(max(0.0, 1.0 - cos_gamma * cos_gamma))
+        c_y = (cos_alpha - cos_beta * cos_gamma) / sin_gamma if sin_gamma > 0 else 0.0
+        c_z_squared = 1.0 - cos_beta * cos_beta - c_y * c_y
+        if sin_gamma >= 1e-3 and c_z_squared >= 1e-6:
+            along_c = [c * cos_beta, c * c_y, c * math.sqrt(c_z_squared)]
+            return np.array([[a, 0.0, 0.0], [b * cos_gamma, b * sin_gamma, 0.0], along_c])
+    raise ImpossibleCellError(
+        f"a cell with a, b, c = {a:g}, {b:g}, {c:g} Å and alpha, beta, gamma = {alpha:g}, {beta:g}, {gamma:g}° cannot "
+        "exist; accepted are positive lengths, and angles of 0 to 180° that span a volume"
+    )
 
 
 def _reach(cell: np.ndarray, distance: float) -> np.ndarray:

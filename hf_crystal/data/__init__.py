@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Data door: tables of crystals on disk, official benchmark splits, collation and batching.
+"""Data sets: tables of crystals on disk, official benchmark splits, collation and batching.
 
 Names are loaded when first used (PEP 562): importing this package imports neither torch nor datasets.
 """

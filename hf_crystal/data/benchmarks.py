@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .columns import crystal_features
 from .conversion import convert_rows
 from .downloads import Download, fetch
-from .records import crystal_features
 from .sources import STRUCTURE_COLUMN, iter_json
 from .tables import CrystalDatasetDict, build_tables, cache_root, fingerprint
 

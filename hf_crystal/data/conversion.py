@@ -13,8 +13,9 @@ from datasets import Features, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
 from hf_crystal.crystals.reading import CrystalInputError, as_columns
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS
 
-from .records import crystal_features
+from .columns import crystal_features
 from .sources import STRUCTURE_COLUMN
 from .tables import CrystalDatasetDict, build_tables, cache_root, fingerprint
 
@@ -51,7 +52,7 @@ def _infer_types(rows: Iterator[Row], label_names: list[str] | None) -> dict[str
                 values.setdefault(name, []).append(value)
     types: dict[str, str] = {}
     for name, column in values.items():
-        if name in ("lattice", "frac_coords", "atomic_numbers", "num_atoms"):
+        if name in (*CRYSTAL_COLUMNS, "num_atoms"):
             continue
         try:
             known = [number for number in map(_number, column) if number is not None]

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from datasets import DatasetDict, IterableDatasetDict, load_dataset, load_from_disk
 from transformers.utils import logging
 
+from .columns import has_crystal_columns
 from .conversion import ROWS_TO_INFER_TYPES, Row, tables_from_source
 from .plain_tables import finish_tables, stream_tables
-from .records import has_crystal_columns
 from .sources import (
     STRUCTURE_COLUMN,
     find_label_table,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .benchmarks import BenchmarkError
+from .columns import crystal_features
 from .conversion import convert_rows
 from .downloads import Download, fetch
-from .records import crystal_features
 from .sources import STRUCTURE_COLUMN
 from .tables import CrystalDatasetDict, build_tables, cache_root, fingerprint
 

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
 from hf_crystal.crystals.reading import CrystalInputError
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS
 from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 from .conversion import MISSING, Row
@@ -30,7 +31,7 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray:
 def _bad_rows(rows: Dataset) -> list[dict[str, Any]]:
     """Rows of a plain table that hold no usable crystal; whole batches are checked at once."""
     extractor = CrystalFeatureExtractor()
-    columns = rows.select_columns(["lattice", "frac_coords", "atomic_numbers"]).with_format("arrow")
+    columns = rows.select_columns(list(CRYSTAL_COLUMNS)).with_format("arrow")
     names = next((c for c in ("material_id", "jid", "id", "file", "name") if c in rows.column_names), None)
     bad: list[dict[str, Any]] = []
     for start in range(0, len(rows), _ROWS_PER_CHECK):
@@ -125,7 +126,7 @@ def stream_tables(streams: IterableDatasetDict, files: list[Path], split_column:
     def is_good(row: Row) -> bool:
         """Whether the crystal of a row can be read."""
         try:
-            extractor.read({key: row[key] for key in ("lattice", "frac_coords", "atomic_numbers")})
+            extractor.read({key: row[key] for key in CRYSTAL_COLUMNS})
         except CrystalInputError as error:
             logger.warning(f"left out {row.get('material_id') or row.get('jid') or row.get('id')}: {error.reason}")
             return False

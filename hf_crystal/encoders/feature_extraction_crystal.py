@@ -10,7 +10,7 @@ from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from ..crystals.reading import CrystalLike, as_record
-from ..crystals.record import MAX_COORDINATE, CrystalInputError, CrystalRecord
+from ..crystals.record import CRYSTAL_COLUMNS, MAX_COORDINATE, CrystalInputError, CrystalRecord
 
 __all__ = ["CrystalBatch", "CrystalError", "CrystalFeatureExtractor"]
 
@@ -285,7 +285,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
 
         Returns None where any item is something else or fails a check; the slow path then finds out which and why.
         """
-        if not all(isinstance(item, Mapping) and item.keys() >= _PLAIN_COLUMNS for item in items):
+        columns = set(CRYSTAL_COLUMNS)
+        if not all(isinstance(item, Mapping) and item.keys() >= columns for item in items):
             return None
         try:
             counts = np.array([len(item["atomic_numbers"]) for item in items], dtype=np.int64)
@@ -361,9 +362,6 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             "cell": cells.astype(dtype),
             "attention_mask": mask.astype(np.int64),
         }
-
-
-_PLAIN_COLUMNS = {"lattice", "frac_coords", "atomic_numbers"}
 
 
 def _cartesian(counts: np.ndarray, frac: np.ndarray, cells: np.ndarray) -> np.ndarray:

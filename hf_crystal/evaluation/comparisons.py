@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from hf_crystal.evaluation.fast_matcher import Pair
 from hf_crystal.evaluation.pools import JobPool, Outcome
-from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings
-from hf_crystal.evaluation.reduced_crystals import reduce_crystal
 from hf_crystal.evaluation.results import ReadCrystal
+from hf_crystal.evaluation.structure_matching.fast_matcher import Pair
+from hf_crystal.evaluation.structure_matching.pymatgen_matcher import MatcherSettings
+from hf_crystal.evaluation.structure_matching.reduced_crystals import reduce_crystal
 
 Verdicts = Callable[[MatcherSettings, Sequence[Pair]], list[Any]]
 

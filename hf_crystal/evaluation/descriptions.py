@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_crystal.mat2seq.canonical_start import primitive_cell
-from hf_crystal.mat2seq.canonical_symmetry import load_moyopy
+from hf_crystal.mat2seq.canonical_symmetry import find_dataset, load_moyopy
 
 __all__ = ["alternative_setting", "random_description"]
 
@@ -70,25 +70,18 @@ def alternative_setting(
     Returns:
         A record of the same crystal; its primitive cell where moyopy finds no or too much symmetry.
     """
-    moyopy = load_moyopy()
     cell = np.asarray(record["cell"], dtype=float).reshape(3, 3)
     frac = np.asarray(record["frac_coords"], dtype=float).reshape(-1, 3)
     numbers = np.asarray(record["atomic_numbers"])
     if np.linalg.det(cell) < 0:
         cell, frac = cell[[1, 0, 2]], frac[:, [1, 0, 2]]
     cell, frac, numbers = primitive_cell(cell, frac, numbers)
-    plain = moyopy.Cell(cell.tolist(), frac.tolist(), numbers.tolist())
-    dataset = None
-    try:
-        number = moyopy.MoyoDataset(plain, symprec=symprec).number
-    except ValueError:
-        number = 1
-    for hall in generator.permutation(_hall_numbers()[number]):
-        try:
-            dataset = moyopy.MoyoDataset(plain, symprec=symprec, setting=moyopy.Setting.hall_number(int(hall)))
-            break
-        except ValueError:  # moyopy does not reach every setting
-            continue
+    plain = (cell.tolist(), frac.tolist(), numbers.tolist(), symprec)
+    found = find_dataset(*plain)
+    settings = generator.permutation(_hall_numbers()[1 if found is None else found.number])
+    # moyopy does not reach every setting
+    datasets = (find_dataset(*plain, load_moyopy().Setting.hall_number(int(hall))) for hall in settings)
+    dataset = next((dataset for dataset in datasets if dataset is not None), None)
     if dataset is None:
         return {"cell": cell, "frac_coords": frac, "atomic_numbers": numbers}
     linear = np.array(dataset.std_linear).T  # rows: new axes in the primitive cell

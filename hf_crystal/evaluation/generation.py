@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_crystal.evaluation.comparisons import PairComparer
-from hf_crystal.evaluation.fast_matcher import fits
-from hf_crystal.evaluation.matching import DEFAULT_MATCHER
 from hf_crystal.evaluation.pools import Outcome
-from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings
 from hf_crystal.evaluation.results import (
     PlainResult,
     ReadCrystal,
@@ -19,6 +16,9 @@ from hf_crystal.evaluation.results import (
     read_crystals,
     read_references,
 )
+from hf_crystal.evaluation.structure_matching.fast_matcher import fits
+from hf_crystal.evaluation.structure_matching.matching import DEFAULT_MATCHER
+from hf_crystal.evaluation.structure_matching.pymatgen_matcher import MatcherSettings
 from hf_crystal.mat2seq.space_groups import space_group_number
 
 SYMPREC = 0.1  # Å; what CrystaLLM and the Materials Project use for crystals that are not exact

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_crystal.crystals.reading import CHEMICAL_SYMBOLS, CrystalInputError, as_record
 from hf_crystal.crystals.record import CrystalRecord
-from hf_crystal.mat2seq.canonical_symmetry import load_moyopy
+from hf_crystal.mat2seq.canonical_symmetry import find_dataset
 from hf_crystal.typing import CrystalLike, Decoded
 
 if TYPE_CHECKING:
@@ -122,15 +122,6 @@ def find_space_group(structure: "Structure", symprec: float) -> int | None:
         structure: pymatgen `Structure`.
         symprec: Tolerance, Å.
     """
-    moyopy = load_moyopy()
     numbers = [site.specie.Z for site in structure]
-    cell = moyopy.Cell(structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), numbers)
-    try:
-        return int(moyopy.MoyoDataset(cell, symprec=symprec).number)
-    except ValueError:
-        return None
-    except BaseException as error:
-        # a Rust panic arrives as a BaseException; anything else goes on its way
-        if type(error).__name__ != "PanicException":
-            raise
-        return None
+    dataset = find_dataset(structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), numbers, symprec)
+    return None if dataset is None else int(dataset.number)

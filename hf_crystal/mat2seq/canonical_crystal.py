@@ -6,14 +6,13 @@ positions, primitive cell) follows from these, see `expand_crystal`.
 """
 
 import functools
-import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from ..crystals.record import CrystalRecord
+from ..crystals.record import CrystalRecord, cell_from_parameters
 from .space_groups import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
 __all__ = [
@@ -21,9 +20,7 @@ __all__ = [
     "CanonicalCrystal",
     "CanonicalSettings",
     "CanonicalSite",
-    "ImpossibleCellError",
     "PRESETS",
-    "cell_from_parameters",
     "coordinate_strides",
     "expand_crystal",
     "free_cell_parameters",
@@ -47,15 +44,11 @@ _FREE_PARAMETERS = {
     "hexagonal": ("a", "c"),
     "cubic": ("a",),
 }
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {  # changes of the defaults of `CanonicalSettings`
     "fine": {"fraction_steps": 10_000, "length_step": 0.001, "angle_step": 0.01, "coordinate_step": 0.0},
-    "default": {"fraction_steps": 2_000, "length_step": 0.01, "angle_step": 0.1, "coordinate_step": 0.01},
+    "default": {},
     "mid": {"fraction_steps": 1_000, "length_step": 0.005, "angle_step": 0.05, "coordinate_step": 0.0},
 }
-
-
-class ImpossibleCellError(ValueError):
-    """Cell parameters that form no cell."""
 
 
 @dataclass(frozen=True)
@@ -259,26 +252,6 @@ def full_cell_parameters(number: int, free: dict[str, float]) -> tuple[float, ..
     gamma = 120.0 if 143 <= number <= 194 else 90.0
     values = {"b": free["a"], "c": free["a"], "alpha": 90.0, "beta": 90.0, "gamma": gamma, **free}
     return tuple(values[name] for name in _CELL_PARAMETERS)
-
-
-def cell_from_parameters(a: float, b: float, c: float, alpha: float, beta: float, gamma: float) -> np.ndarray:
-    """Cell with rows a, b, c: a along x, b in the xy plane; Å and degrees.
-
-    Raises:
-        ImpossibleCellError: if the parameters cannot form a cell.
-    """
-    # cos 90° and cos 120° come out exact, so that symmetric cells are symmetric to the last bit.
-    cos_alpha, cos_beta, cos_gamma = (
-        {90.0: 0.0, 120.0: -0.5, 60.0: 0.5}.get(angle, math.cos(math.radians(angle))) for angle in (alpha, beta, gamma)
-    )
-    sin_gamma = math.sqrt(max(0.0, 1.0 - cos_gamma * cos_gamma))
-    c_y = (cos_alpha - cos_beta * cos_gamma) / sin_gamma if sin_gamma > 0 else 0.0
-    c_z_squared = 1.0 - cos_beta * cos_beta - c_y * c_y
-    if min(a, b, c) <= 0 or sin_gamma < 1e-3 or c_z_squared < 1e-6:
-        raise ImpossibleCellError(f"cell {a:g} {b:g} {c:g} Å, {alpha:g} {beta:g} {gamma:g}° cannot exist")
-    return np.array(
-        [[a, 0.0, 0.0], [b * cos_gamma, b * sin_gamma, 0.0], [c * cos_beta, c * c_y, c * math.sqrt(c_z_squared)]]
-    )
 
 
 def orbit_points(group: SpaceGroup, position: WyckoffPosition, parameters: tuple[int, ...], steps: int) -> np.ndarray:

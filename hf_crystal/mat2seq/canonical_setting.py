@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..crystals.record import cell_from_parameters
 from .canonical_crystal import (
     BOUNDARY,
     CanonicalCrystal,
     CanonicalSettings,
-    cell_from_parameters,
     coordinate_strides,
     full_cell_parameters,
     orbit_points,

@@ -16,7 +16,7 @@ import numpy as np
 from .canonical_crystal import CanonicalSettings
 from .space_groups import SpaceGroup, space_group
 
-__all__ = ["SymmetricCrystal", "find_symmetry", "load_moyopy"]
+__all__ = ["SymmetricCrystal", "find_dataset", "find_symmetry", "load_moyopy"]
 
 _TOLERANCE_FACTORS = (4.0, 2.0, 1.2, 0.8, 0.5)
 _LAST_FACTORS = (0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -66,10 +66,10 @@ def find_symmetry(
 
     def propose(factor: float) -> tuple | None:
         """What moyopy finds at this multiple of the tolerance, kept if it is new and can be made exact; its key."""
-        proposal = _ask_moyopy(cell, factor * settings.symprec)
-        if proposal is None:
+        dataset = find_dataset(*cell, factor * settings.symprec, load_moyopy().Setting.standard())
+        if dataset is None:
             return None
-        number, linear, origin = proposal
+        number, linear, origin = dataset.number, np.array(dataset.std_linear), np.array(dataset.std_origin_shift)
         key = (number, np.round(linear, 6).tobytes())
         if key not in seen:
             seen.add(key)
@@ -96,7 +96,7 @@ def find_symmetry(
 
 
 def load_moyopy() -> Any:
-    """The module moyopy, which warns of nothing.
+    """Import moyopy with its warnings silenced.
 
     It warns of operations that do not fit the input cell where it found a smaller one; they are never used here.
 
@@ -114,19 +114,31 @@ def load_moyopy() -> Any:
     return moyopy
 
 
-def _ask_moyopy(cell: tuple[list, list, list], symprec: float) -> tuple[int, np.ndarray, np.ndarray] | None:
-    """Space-group number and the transformation to a standard setting, or None where moyopy finds nothing."""
+def find_dataset(
+    lattice: list[list[float]], frac_coords: list[list[float]], numbers: list[int], symprec: float, setting: Any = None
+) -> Any | None:
+    """The `MoyoDataset` of a crystal, or None where moyopy finds no symmetry or panics.
+
+    Args:
+        lattice: Lattice vectors in rows, Å.
+        frac_coords: Fractional coordinates, one row per atom.
+        numbers: Atomic numbers.
+        symprec: Tolerance, Å.
+        setting: `moyopy.Setting`; None for its default.
+
+    Raises:
+        ImportError: if moyopy is not installed.
+    """
     moyopy = load_moyopy()
     try:
-        dataset = moyopy.MoyoDataset(moyopy.Cell(*cell), symprec=symprec, setting=moyopy.Setting.standard())
-    except ValueError:  # "no symmetry found at this tolerance": another tolerance is tried
+        return moyopy.MoyoDataset(moyopy.Cell(lattice, frac_coords, numbers), symprec=symprec, setting=setting)
+    except ValueError:  # "no symmetry found at this tolerance", or a setting out of reach
         return None
     except BaseException as error:
-        # A Rust panic arrives as a BaseException; anything that is not one goes on its way.
+        # a Rust panic arrives as a BaseException; anything else passes through
         if type(error).__name__ != "PanicException":
             raise
         return None
-    return dataset.number, np.array(dataset.std_linear), np.array(dataset.std_origin_shift)
 
 
 def _without_symmetry(metric: np.ndarray, frac: np.ndarray, numbers: np.ndarray) -> SymmetricCrystal:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..crystals.record import CHEMICAL_SYMBOLS
-from .canonical_crystal import CanonicalSite, cell_from_parameters, free_cell_parameters, orbit_points, quantise
+from ..crystals.record import CHEMICAL_SYMBOLS, cell_from_parameters
+from .canonical_crystal import CanonicalSite, free_cell_parameters, orbit_points, quantise
 from .grammar import CrystalGrammar, GrammarState
 from .grammar_constraint import PromptConstraint
 from .grammar_feasibility import equivalent_parameters
@@ -55,7 +55,7 @@ class PreparedPrompt:
 
 
 def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
-    """Atomic number → count of a formula (`"Sr1Ti1O3"`), mapping of symbols or numbers, or pymatgen `Composition`.
+    """Atomic number → count of a formula (`"SrTiO3"`), mapping of symbols or numbers, or pymatgen `Composition`.
 
     Raises:
         ValueError: for unknown elements, fractional or missing counts.

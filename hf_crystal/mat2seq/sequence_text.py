@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..crystals.elements import FORMULA_RANK
-from ..crystals.record import CHEMICAL_SYMBOLS
+from ..crystals.record import CHEMICAL_SYMBOLS, ImpossibleCellError
 from .canonical_crystal import (
     CanonicalCrystal,
     CanonicalSettings,
     CanonicalSite,
-    ImpossibleCellError,
     free_cell_parameters,
 )
 from .space_groups import space_group, space_group_symbols

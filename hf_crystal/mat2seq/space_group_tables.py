@@ -5,6 +5,10 @@ One line per type: number; short Hermann-Mauguin symbol; centring letter; genera
 generators of the orientation-preserving affine normaliser modulo the group, directions without a fixed origin left
 out (`*` for triclinic and monoclinic groups, whose normalisers are infinite); Wyckoff letters with their multiplicity
 in the conventional cell and the first coordinate triplet.
+
+moyopy knows these tables too. They are frozen here because letters, settings and generators define the sequence and
+its vocabulary: a checkpoint must read the same crystal whatever version of a library is installed. The tests compare
+them with moyopy's operations, Wyckoff letters and normalizers.
 """
 
 __all__ = ["SPACE_GROUP_LINES"]

@@ -59,6 +59,9 @@ class DecodedCrystal:
     canonical: CanonicalCrystal | None = None
 
 
+_GRID = CanonicalSettings()  # its defaults are the tokenizer's
+
+
 class Mat2SeqTokenizer(TokenizersBackend):
     """Tokenizer of crystals.
 
@@ -84,11 +87,11 @@ class Mat2SeqTokenizer(TokenizersBackend):
 
     def __init__(
         self,
-        symprec: float = 0.01,
-        fraction_steps: int = 2_000,
-        length_step: float = 0.01,
-        angle_step: float = 0.1,
-        max_strain: float = 1e-3,
+        symprec: float = _GRID.symprec,
+        fraction_steps: int = _GRID.fraction_steps,
+        length_step: float = _GRID.length_step,
+        angle_step: float = _GRID.angle_step,
+        max_strain: float = _GRID.max_strain,
         max_atoms: int = MAX_COUNT,
         digits_per_token: int = 2,
         properties: Sequence[PropertyBins | Mapping[str, Any]] | None = None,
@@ -97,7 +100,7 @@ class Mat2SeqTokenizer(TokenizersBackend):
         **kwargs: Any,
     ):
         if coordinate_step is None:
-            coordinate_step = 0.01 if vocab is None else 0.0
+            coordinate_step = _GRID.coordinate_step if vocab is None else 0.0
         settings = CanonicalSettings(
             symprec, fraction_steps, length_step, angle_step, max_strain, max_atoms, coordinate_step
         )

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import Pipeline
 
+from ..crystals.formula import cell_formula
+
 __all__ = ["CrystalGenerationPipeline"]
 
 _PROMPT_FIELDS = (
@@ -48,7 +50,7 @@ class CrystalGenerationPipeline(Pipeline):
     Every crystal has the composition and the space group asked for, as its sequence spells them. A result has:
 
     - `structure`: pymatgen `Structure` of the primitive cell; `cif`: the same as CIF text;
-    - `formula`: formula of the primitive cell; `space_group`: symbol as the sequence has it;
+    - `formula`: formula of the primitive cell (`Ti2O4`); `space_group`: symbol as the sequence has it;
     - `sequence`: the sequence as text; equal crystals have equal sequences;
     - `log_likelihood`: natural logarithm of the probability of the generated part (temperature 1, without grammar).
 
@@ -180,7 +182,7 @@ def _result(item: Any) -> dict[str, Any]:
     return {
         "structure": item.structure,
         "cif": item.structure.to(fmt="cif"),
-        "formula": item.structure.composition.formula.replace(" ", ""),
+        "formula": cell_formula(item.structure.atomic_numbers),
         "space_group": item.sequence.split(" | ")[1],
         "sequence": item.sequence,
         "log_likelihood": item.log_likelihood,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS
 from hf_crystal.data.tables import build_tables
 from hf_crystal.mat2seq.canonicalize import CanonicalCrystal, CanonicalSettings, canonicalize
 from hf_crystal.mat2seq.sequence_text import SEPARATOR
@@ -31,7 +32,6 @@ IGNORED_LABEL = -100
 SETTINGS_NAME = "tokens.json"
 ROLES = ("train", "validation", "test")
 ROWS_PER_BLOCK = 4096  # tokenised at a time
-_STRUCTURE_COLUMNS = ("lattice", "frac_coords", "atomic_numbers")
 
 
 def tokenize_splits(
@@ -170,7 +170,7 @@ def _crystals(rows: "datasets.Dataset", work: Any, run: Any) -> Iterator[tuple[i
     """Index, row and canonical crystal (or the reason why there is none), a block at a time."""
     for start in range(0, len(rows), ROWS_PER_BLOCK):
         block = [dict(row) for row in rows.select(range(start, min(start + ROWS_PER_BLOCK, len(rows))))]
-        records = [{column: row[column] for column in _STRUCTURE_COLUMNS} for row in block]
+        records = [{column: row[column] for column in CRYSTAL_COLUMNS} for row in block]
         for place, (row, crystal) in enumerate(zip(block, run(work, records), strict=True)):
             yield start + place, row, crystal
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from transformers.utils import logging
 
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS
 from hf_crystal.evaluation import (
     distribution_distances,
     match_rate,
@@ -165,7 +166,7 @@ def _predicted(
     model: Any, tokenizer: Any, rows: "datasets.Dataset", folder: Path, settings: GenerationSettings
 ) -> dict[str, Any]:
     """Match rate, METRe, validity and space groups of crystals generated for the compositions of true ones."""
-    rows = rows.select_columns(["lattice", "frac_coords", "atomic_numbers"])
+    rows = rows.select_columns(list(CRYSTAL_COLUMNS))
     truths = [dict(row) for row in rows]
     prompts = _prompts(rows, tokenizer)
     sampled: dict[str, tuple[float, list[list[Any]]]] = {
@@ -265,7 +266,7 @@ def _free(
         seed=settings.seed,
     )
     crystals = [item[0] for item in drawn]
-    truths = [dict(row) for row in rows.select_columns(["lattice", "frac_coords", "atomic_numbers"])]
+    truths = [dict(row) for row in rows.select_columns(list(CRYSTAL_COLUMNS))]
     found: dict[str, Any] = {"validity": _validity(crystals, settings)}
     distinct = uniqueness(crystals, **settings.pool)
     found["uniqueness"] = _summary(distinct, **_share("uniqueness", distinct.num_unique, distinct.num_crystals))
@@ -297,5 +298,5 @@ def _possibly_equal(crystals: list[Any], known: "datasets.Dataset") -> list[dict
         reduced_formula(site.specie.Z for site in crystal.structure) for crystal in crystals if crystal.structure
     }
     places = [i for i, numbers in enumerate(known["atomic_numbers"]) if reduced_formula(numbers) in formulas]
-    chosen = known.select(places or [0]).select_columns(["lattice", "frac_coords", "atomic_numbers"])
+    chosen = known.select(places or [0]).select_columns(list(CRYSTAL_COLUMNS))
     return [dict(row) for row in chosen]

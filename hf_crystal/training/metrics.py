@@ -7,14 +7,9 @@ import torch
 from numpy.typing import ArrayLike
 from transformers import EvalPrediction
 
+from hf_crystal.encoders.modeling_crystalformer import LOSSES
 from hf_crystal.evaluation.regression import regression_metrics
 from hf_crystal.typing import PropertyModel
-
-_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
-    "l1": torch.nn.functional.l1_loss,
-    "mse": torch.nn.functional.mse_loss,
-    "smooth_l1": torch.nn.functional.smooth_l1_loss,
-}
 
 
 def scaled_mae(predictions: np.ndarray, labels: np.ndarray, std: np.ndarray) -> float:
@@ -77,4 +72,4 @@ def exact_scaled_loss(model: PropertyModel, predictions: ArrayLike, labels: Arra
     known = ~np.isnan(labels)
     std = np.broadcast_to(model.head.target_std.detach().cpu().double().numpy(), known.shape)
     errors = torch.from_numpy(((np.asarray(predictions, dtype=np.float64) - labels) / std)[known])
-    return float(_LOSSES[model.config.loss_function](errors, torch.zeros_like(errors)))
+    return float(LOSSES[model.config.loss_function](errors, torch.zeros_like(errors)))

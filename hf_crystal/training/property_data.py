@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from accelerate import PartialState
 
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS
+
 if TYPE_CHECKING:
     import datasets
 
     from hf_crystal.training.arguments import DataArguments
 
-_STRUCTURE_COLUMNS = ("lattice", "frac_coords", "atomic_numbers", "num_atoms", "material_id")
+_STRUCTURE_COLUMNS = (*CRYSTAL_COLUMNS, "num_atoms", "material_id")
 
 
 def label_columns(data: "DataArguments") -> list[str]:

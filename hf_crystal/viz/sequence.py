@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..crystals.elements import FORMULA_RANK
+from ..crystals.formula import cell_formula
 from ..crystals.record import CHEMICAL_SYMBOLS
 from ..mat2seq.canonicalize import CanonicalCrystal, canonicalize
 from ..mat2seq.sequence_text import SEPARATOR, write_text
@@ -166,7 +167,9 @@ def plot_sequence(
 
 
 def _formula(words: Sequence[SequenceWord]) -> str:
-    return "".join(word.text for word in words if word.kind == "composition" and word.text != "1")
+    texts = [word.text for word in words if word.kind == "composition"]
+    pairs = zip(texts[::2], texts[1::2], strict=True)
+    return cell_formula(CHEMICAL_SYMBOLS.index(symbol) for symbol, count in pairs for _ in range(int(count)))
 
 
 def _legend(figure: Any, kinds: set[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..crystals.formula import reduced_formula
 from ..crystals.reading import as_record
 from ..typing import CrystalLike
 from .inspection import EncoderView
@@ -97,13 +98,14 @@ def view_3d(
     if min(repeat) < 1:
         raise ValueError(f"repeat is {repeat}; accepted are three positive numbers")
     record = as_record(structure)
+    formula = reduced_formula(record.atomic_numbers.tolist())
     cell = np.asarray(record.cell, dtype=float)
     symbols = [_symbol(number) for number in record.atomic_numbers]
     fractional, owners = _repeated(np.asarray(record.frac_coords, dtype=float), repeat)
     positions = fractional @ cell
     colors = element_colors(symbols)
     crystal: dict[str, Any] = {
-        "title": record.formula,
+        "title": formula,
         "atoms": [
             [*np.round(point, 4).tolist(), _radius(symbols[owner]), colors[symbols[owner]], symbols[owner]]
             for point, owner in zip(positions, owners, strict=True)
@@ -123,11 +125,9 @@ def view_3d(
         for drawn in crystal["atoms"]:
             drawn[3] = round(0.55 * drawn[3], 3)
         crystal |= {"bonds": [], **_inside(inspected, start, atom, block, head)}
-    label = (
-        f"{record.formula}, {len(positions)} atoms drawn. Drag or use the arrow keys to turn, plus and minus to zoom."
-    )
+    label = f"{formula}, {len(positions)} atoms drawn. Drag or use the arrow keys to turn, plus and minus to zoom."
     page = _PAGE.format(
-        title=html.escape(record.formula),
+        title=html.escape(formula),
         label=html.escape(label),
         background=background,
         # "</" would end the script

@@ -45,9 +45,9 @@ def test_table_and_cif_files(command, generator, tmp_path):
     lines = out.splitlines()
     assert (code, err) == (0, "")
     assert lines[0].split() == ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "file"]
-    assert [line.split()[0] for line in lines[2:]] == ["Sr1Ti1O3"] * 3
+    assert [line.split()[0] for line in lines[2:]] == ["SrTiO3"] * 3
     files = sorted((tmp_path / "made").iterdir())
-    assert [file.name[:12] for file in files] == ["Sr1Ti1O3_001", "Sr1Ti1O3_002", "Sr1Ti1O3_003"]
+    assert [file.name[:10] for file in files] == ["SrTiO3_001", "SrTiO3_002", "SrTiO3_003"]
     assert {Structure.from_file(file).composition for file in files} == {Composition("SrTiO3")}
     assert command(*words, "--output-dir", tmp_path / "made")[1] == out
 

@@ -5,7 +5,7 @@ import random
 import pytest
 from pymatgen.core import Composition, Element
 
-from hf_crystal.crystals.formula import SYMBOLS, reduced_formula
+from hf_crystal.crystals.formula import SYMBOLS, cell_formula, reduced_formula
 
 
 def numbers_of(counts: dict[str, int]) -> list[int]:
@@ -27,6 +27,11 @@ def numbers_of(counts: dict[str, int]) -> list[int]:
 )
 def test_known_formulas(counts, formula):
     assert reduced_formula(numbers_of(counts)) == formula
+
+
+def test_formula_of_a_cell_is_not_divided():
+    assert cell_formula([8, 8, 22] * 2) == "Ti2O4"
+    assert cell_formula([8, 38, 8, 22, 8]) == "SrTiO3"
 
 
 def test_same_as_pymatgen_on_random_compositions():

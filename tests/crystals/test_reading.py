@@ -103,5 +103,5 @@ def test_deuterium_is_hydrogen_with_one_warning():
         for symbols in (["D", "O"], ["D", "D"], ["D", "Cl"]):
             record = as_record({"cell": NACL_CELL, "frac_coords": NACL_FRAC[[0, 4]], "species": symbols})
             assert record.atomic_numbers[0] == 1
-        assert as_record(NACL_CIF.replace("Cl1 Cl1-", "D1 D")).formula == "HNa"
+        assert as_record(NACL_CIF.replace("Cl1 Cl1-", "D1 D")).formula == "NaH"
     assert log.out.count("deuterium") == 1

@@ -1,10 +1,12 @@
 """Official splits: the published rule, the published sizes and ids, and clear errors where the data is another."""
 
+import functools
 import hashlib
+import http.server
 import json
 import pickle
 import random
-import urllib.error
+import threading
 import zipfile
 from dataclasses import replace
 
@@ -12,7 +14,6 @@ import numpy as np
 import pytest
 
 from hf_crystal.data import BenchmarkError, load_jarvis, load_materials_project, load_oqmd, official_split
-from hf_crystal.data import downloads as downloads_module
 from hf_crystal.data.downloads import Download, fetch
 from hf_crystal.data.jarvis import JARVIS
 from hf_crystal.data.materials_project import MEGNET
@@ -280,30 +281,41 @@ def test_a_missing_or_damaged_file_is_named(jarvis_file, tmp_path):
         load_jarvis(path=jarvis_file, cache_dir=tmp_path)
 
 
-def test_download_is_checked_and_done_once(tmp_path):
-    content = b"crystals"
-    (tmp_path / "remote").write_bytes(content)
-    url = (tmp_path / "remote").as_uri()
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder and the address under which its files are served."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_download_is_checked_and_done_once(served, tmp_path):
+    folder, address = served
+    content, url = b"crystals", f"{address}/file"
+    (folder / "file").write_bytes(content)
     known = Download(url, "known.json", hashlib.sha256(content).hexdigest(), "")
     assert fetch(known, cache_dir=tmp_path / "cache").read_bytes() == content
     wrong = Download(url, "wrong.json", "0" * 64, "")
-    with pytest.raises(ValueError, match="benchmark's definition says 0000"):
+    with pytest.raises(ValueError, match="does not match the known hash: expected 0000"):
         fetch(wrong, cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache" / "downloads" / "wrong.json").exists()
     # where no digest is published, the first download's is kept and later changes are noticed
     unknown = Download(url, "unknown.json", None, "")
     first = fetch(unknown, cache_dir=tmp_path / "cache")
-    (tmp_path / "remote").unlink()
-    assert fetch(unknown, cache_dir=tmp_path / "cache") == first
-    first.write_bytes(b"changed")
-    with pytest.raises(ValueError, match="unknown.json.sha256, written at download, says"):
+    (folder / "file").write_bytes(b"another version")
+    assert fetch(unknown, cache_dir=tmp_path / "cache").read_bytes() == content
+    first.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="does not match the known hash"):
         fetch(unknown, cache_dir=tmp_path / "cache")
 
 
-def test_without_internet_the_message_says_how_to_go_on(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(downloads_module.urllib.request, "urlopen", refuse)
+def test_without_internet_the_message_says_what_to_do(served, tmp_path):
+    absent = Download(f"{served[1]}/absent", "absent.json", None, "")
     with pytest.raises(ConnectionError, match="could not be downloaded .*pass path=<file>"):
-        load_oqmd(cache_dir=tmp_path)
+        fetch(absent, cache_dir=tmp_path)
     assert not any((tmp_path / "downloads").iterdir())

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_crystal.crystals.reading import CrystalInputError
-from hf_crystal.data import CrystalCollator, crystal_features, record_row
+from hf_crystal.data import CrystalCollator, crystal_features, crystal_row
 from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 IRON = {
@@ -60,7 +60,7 @@ def test_a_bad_row_is_named_by_its_id(rows):
 
 def test_every_form_of_row_is_collated(rows):
     nested = {"cell": np.diag([3.35] * 3), "frac_coords": [[0, 0, 0]], "atomic_numbers": [84], "e": 1.0}
-    batch = CrystalCollator(label_names=["e"])([rows[0], nested, {**record_row(nested), "e": 2.0}])
+    batch = CrystalCollator(label_names=["e"])([rows[0], nested, {**crystal_row(nested), "e": 2.0}])
     assert batch["labels"][:, 0].tolist() == [-8.5, 1.0, 2.0]
     torch.testing.assert_close(batch["cell"][1], batch["cell"][2])
 

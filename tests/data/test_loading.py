@@ -387,9 +387,9 @@ def test_parquet_folder_and_saved_folder(tmp_path, load):
 
 def load_rows(rows):
     """Plain columns of rows that hold CIF text."""
-    from hf_crystal.data import crystal_features, record_row
+    from hf_crystal.data import crystal_features, crystal_row
 
-    plain = [record_row(row["cif"], id=row["id"], energy=row["energy"]) for row in rows]
+    plain = [crystal_row(row["cif"], id=row["id"], energy=row["energy"]) for row in rows]
     return Dataset.from_list(plain, features=crystal_features({"id": "string", "energy": "float64"}))
 
 

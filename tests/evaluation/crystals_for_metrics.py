@@ -50,7 +50,7 @@ def doubled(job: Any) -> Any:
 
 def misbehaving_pairs(settings: Any, pairs: Any) -> list[float | None]:
     """Stands for the matcher: dies for potassium, hangs for rubidium, fails for lithium."""
-    from hf_crystal.evaluation.fast_matcher import rms_distances
+    from hf_crystal.evaluation.structure_matching.fast_matcher import rms_distances
 
     for pair in pairs:
         for number, job in ((19, "die"), (37, "hang"), (3, "raise")):

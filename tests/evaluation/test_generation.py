@@ -5,8 +5,8 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
 from hf_crystal.evaluation import generation, match_rate, novelty, space_group_agreement, uniqueness, validity
-from hf_crystal.evaluation.matching import DEFAULT_MATCHER
 from hf_crystal.evaluation.results import find_space_group, read_crystal
+from hf_crystal.evaluation.structure_matching.matching import DEFAULT_MATCHER
 
 BROKEN = Decoded(None, ValueError("dead end"))
 

@@ -94,3 +94,58 @@ def test_symbols_are_distinct_and_found_again():
 def test_what_is_no_space_group_is_refused(wrong):
     with pytest.raises(ValueError, match="space_group"):
         space_group_number(wrong)
+
+
+def test_normalizers_agree_with_moyopy():
+    import moyopy
+
+    def cosets(changes, rotations):
+        """Changes of basis modulo the point group, without those that no proper one is equal to."""
+        chiral = (np.linalg.det(rotations) > 0).all()
+        kept = [change for change in changes if np.linalg.det(change) > 0 or not chiral]
+        return {min(tuple(np.rint(change @ r).astype(int).ravel().tolist()) for r in rotations) for change in kept}
+
+    for number in range(16, 231):  # below, normalizers are infinite
+        group = space_group(number)
+        basis = group.primitive_basis.T
+        rotations = group.primitive_rotations.astype(int).tolist()
+        theirs = moyopy.integral_normalizer(rotations, group.primitive_translations.tolist())
+        changes = [basis @ np.array(found.linear) @ np.linalg.inv(basis) for found in theirs]
+        mine = [family.basis_change for family in group.settings]
+        assert cosets(changes, group.rotations) <= cosets(mine, group.rotations), number
+        if number not in (143, 144, 145, 147):  # moyopy 0.21 lists half of theirs
+            both = [*changes, *(-change for change in changes)]  # it lists them up to inversion
+            assert cosets(both, group.rotations) == cosets(mine, group.rotations), number
+
+
+def test_wyckoff_letters_are_those_moyopy_finds():
+    import moyopy
+
+    hexagonal = np.array([[7.0, 0, 0], [-3.5, 3.5 * 3**0.5, 0], [0, 0, 9.5]])
+    cells = {
+        "triclinic": np.array([[7.0, 0, 0], [0.9, 7.7, 0], [1.3, 0.7, 8.9]]),
+        "monoclinic": np.array([[7.0, 0, 0], [0, 7.9, 0], [-1.7, 0, 9.1]]),
+        "orthorhombic": np.diag([7, 8, 9.5]),
+        "tetragonal": np.diag([7, 7, 9.5]),
+        "trigonal": hexagonal,
+        "hexagonal": hexagonal,
+        "cubic": np.diag([9, 9, 9]),
+    }
+    generator = np.random.default_rng(0)
+    for number in range(1, 231):
+        group = space_group(number)
+        special = group.positions[number % len(group.positions)]
+        points = []
+        for position in (special, group.positions[-1]):
+            point = position.matrix @ generator.random(position.num_parameters) + position.offset / TRANSLATION_GRID
+            images = group.all_rotations @ point + group.all_translations / TRANSLATION_GRID
+            points.append(np.unique(np.round(images - np.floor(images + 1e-9), 6) % 1, axis=0))
+        elements = [11] * len(points[0]) + [17] * len(points[1])
+        cell = moyopy.Cell(np.asarray(cells[group.crystal_system]).tolist(), np.concatenate(points).tolist(), elements)
+        found = moyopy.MoyoDataset(cell, symprec=1e-4, setting=moyopy.Setting.standard())
+        assert found.number == number
+        # moyopy may choose another of the equivalent origins; its normalizer says which letters that exchanges
+        places = [place for place, element in enumerate(found.std_cell.numbers) if element == 11]
+        sequences = [letters for _, letters in found.normalizer_wyckoff_positions().coset_representatives]
+        possible = {(letters[p].letter, letters[p].multiplicity) for letters in sequences for p in places}
+        assert (special.letter, special.multiplicity) in possible, (number, special.letter, possible)

@@ -5,11 +5,12 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from hf_crystal.crystals.reading import as_record
-from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, fast_matcher
-from hf_crystal.evaluation.fast_matcher import fits, rms_distances
-from hf_crystal.evaluation.near_lattices import lll_mappings, near_lattices
-from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings, pymatgen_fit, pymatgen_rms
-from hf_crystal.evaluation.reduced_crystals import reduce_crystal
+from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER
+from hf_crystal.evaluation.structure_matching import fast_matcher
+from hf_crystal.evaluation.structure_matching.fast_matcher import fits, rms_distances
+from hf_crystal.evaluation.structure_matching.near_lattices import lll_mappings, near_lattices
+from hf_crystal.evaluation.structure_matching.pymatgen_matcher import MatcherSettings, pymatgen_fit, pymatgen_rms
+from hf_crystal.evaluation.structure_matching.reduced_crystals import reduce_crystal
 
 FCC = Lattice.from_parameters(4, 4, 4, 60, 60, 60)
 PROTOTYPES = [
@@ -168,7 +169,7 @@ def test_near_lattices_are_those_of_pymatgen(monkeypatch):
         assert {tuple(basis.ravel()) for basis in bases[owners == place]} == expected
         total += len(expected)
     assert len(bases) == total > 100
-    monkeypatch.setattr("hf_crystal.evaluation.near_lattices._BLOCK_POINTS", 500)
+    monkeypatch.setattr("hf_crystal.evaluation.structure_matching.near_lattices._BLOCK_POINTS", 500)
     again_owners, again = near_lattices(*arguments)
     order, again_order = np.argsort(owners, kind="stable"), np.argsort(again_owners, kind="stable")
     np.testing.assert_array_equal(again[again_order], bases[order])

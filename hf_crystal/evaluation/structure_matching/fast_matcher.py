@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_crystal.evaluation.assignments import TiedMatch, matches, partnered
-from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings, pymatgen_fit, pymatgen_rms
-from hf_crystal.evaluation.reduced_crystals import ReducedCrystal, site_blocks
 from hf_crystal.evaluation.results import plain_structure
-from hf_crystal.evaluation.superpositions import superpositions
+from hf_crystal.evaluation.structure_matching.assignments import TiedMatch, matches, partnered
+from hf_crystal.evaluation.structure_matching.pymatgen_matcher import MatcherSettings, pymatgen_fit, pymatgen_rms
+from hf_crystal.evaluation.structure_matching.reduced_crystals import ReducedCrystal, site_blocks
+from hf_crystal.evaluation.structure_matching.superpositions import superpositions
 
 Pair = tuple[ReducedCrystal, ReducedCrystal]
 Measure = Callable[[np.ndarray], np.ndarray]

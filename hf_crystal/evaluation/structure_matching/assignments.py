@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from hf_crystal.evaluation.near_lattices import lll_mappings, pymatgen_lll_mapping
-from hf_crystal.evaluation.reduced_crystals import SiteBlocks
-from hf_crystal.evaluation.superpositions import Superpositions
+from hf_crystal.evaluation.structure_matching.near_lattices import lll_mappings, pymatgen_lll_mapping
+from hf_crystal.evaluation.structure_matching.reduced_crystals import SiteBlocks
+from hf_crystal.evaluation.structure_matching.superpositions import Superpositions
 
 # neighbouring cells, one of each pair of opposite ones
 _SHIFTS = np.array([s for s in itertools.product((-1, 0, 1), repeat=3) if s > (0, 0, 0)], dtype=float)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_crystal.evaluation.comparisons import PairComparer
-from hf_crystal.evaluation.fast_matcher import rms_distances
 from hf_crystal.evaluation.pools import Outcome
-from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings
 from hf_crystal.evaluation.results import PlainResult, ReadCrystal, read_crystals, read_references
+from hf_crystal.evaluation.structure_matching.fast_matcher import rms_distances
+from hf_crystal.evaluation.structure_matching.pymatgen_matcher import MatcherSettings
 from hf_crystal.evaluation.valid_crystals import ValidityFilter, passes
 
 SampleOutcome = Literal[

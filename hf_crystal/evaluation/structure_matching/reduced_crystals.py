@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_crystal.crystals.record import CrystalRecord
-from hf_crystal.evaluation.near_lattices import lengths_and_angles
 from hf_crystal.evaluation.results import plain_structure
+from hf_crystal.evaluation.structure_matching.near_lattices import lengths_and_angles
 
 _REDUCIBLE_WITHIN = 1.5 * (1 + 1e-6)  # Å: see `_may_be_reducible`
 

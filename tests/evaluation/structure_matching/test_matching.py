@@ -7,7 +7,8 @@ from crystals_for_metrics import Decoded, caesium_chloride, chain, misbehaving_p
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from hf_crystal.crystals.reading import CrystalInputError, as_columns, record_to_structure
-from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, MatcherSettings, match_rate, matching, metre
+from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, MatcherSettings, match_rate, metre
+from hf_crystal.evaluation.structure_matching import matching
 
 
 @pytest.fixture(scope="module")

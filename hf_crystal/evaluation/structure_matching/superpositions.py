@@ -6,9 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_crystal.evaluation.near_lattices import adjugates, determinants, lattices_of, lengths_and_angles, near_lattices
-from hf_crystal.evaluation.pymatgen_matcher import MatcherSettings
-from hf_crystal.evaluation.reduced_crystals import ReducedCrystal, SiteBlocks
+from hf_crystal.evaluation.structure_matching.near_lattices import (
+    adjugates,
+    determinants,
+    lattices_of,
+    lengths_and_angles,
+    near_lattices,
+)
+from hf_crystal.evaluation.structure_matching.pymatgen_matcher import MatcherSettings
+from hf_crystal.evaluation.structure_matching.reduced_crystals import ReducedCrystal, SiteBlocks
 
 _COORDINATE_STEPS = 10**8  # coordinates and
 _LENGTH_STEPS = 10**7  # lengths (per Å, and angles per degree) that agree to these are the same

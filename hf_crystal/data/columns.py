@@ -1,19 +1,17 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Plain Arrow columns of one crystal: readable by any parquet reader without this package."""
+"""Arrow columns of one crystal: readable by any parquet reader without this package."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_crystal.crystals.reading import as_columns
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS
 from hf_crystal.typing import CrystalLike
 
 if TYPE_CHECKING:
     from datasets import Features
 
-__all__ = ["CRYSTAL_COLUMNS", "crystal_features", "has_crystal_columns", "record_row"]
-
-# lattice: 9 floats, vectors in rows, Å; frac_coords: 3n floats; atomic_numbers: n; num_atoms: n, for group_by_length
-CRYSTAL_COLUMNS = ("lattice", "frac_coords", "atomic_numbers", "num_atoms")
+__all__ = ["crystal_features", "crystal_row", "has_crystal_columns"]
 
 
 def crystal_features(labels: Mapping[str, str] | Iterable[str] = ()) -> "Features":
@@ -42,10 +40,10 @@ def crystal_features(labels: Mapping[str, str] | Iterable[str] = ()) -> "Feature
 
 def has_crystal_columns(columns: Iterable[str]) -> bool:
     """Whether a table already holds crystals as plain columns (`num_atoms` can be added)."""
-    return {"lattice", "frac_coords", "atomic_numbers"} <= set(columns)
+    return set(columns).issuperset(CRYSTAL_COLUMNS)
 
 
-def record_row(structure: CrystalLike, **values: float | str | None) -> dict[str, Any]:
+def crystal_row(structure: CrystalLike, **values: float | str | None) -> dict[str, Any]:
     """One row of a table of crystals.
 
     Args:
