@@ -16,7 +16,7 @@ import numpy as np
 from transformers.utils import logging
 
 from .elements import CHEMICAL_SYMBOLS
-from .formula import reduced_formula
+from .formula import cell_formula, reduced_formula
 
 __all__ = [
     "CHEMICAL_SYMBOLS",
@@ -136,11 +136,9 @@ class CrystalRecord:
 
 
 def formula_of(atomic_numbers: np.ndarray) -> str:
-    """`reduced_formula` for messages about numbers that were not checked yet: `"?"` where one is unknown."""
-    try:
-        return reduced_formula(atomic_numbers.tolist())
-    except ValueError:
-        return "?"
+    """`reduced_formula`, also for numbers that were not checked yet: the cell's atoms, and `"?"` for unknown ones."""
+    known = [number for number in atomic_numbers.tolist() if 1 <= number < len(CHEMICAL_SYMBOLS)]
+    return reduced_formula(known) if len(known) == len(atomic_numbers) else f"{cell_formula(known)}?"
 
 
 def hydrogen_isotope_warning(symbol: str) -> None:
