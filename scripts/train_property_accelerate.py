@@ -104,7 +104,7 @@ def train(accelerator, recipe, task):
 def score(task, split, batch_size):
     """Metrics of one split as plain values."""
     from hf_crystal.evaluation import regression_metrics
-    from hf_crystal.training.inference import predict_rows
+    from hf_crystal.evaluation.property_report import predict_rows
 
     predictions, labels = predict_rows(task.model, task.splits[split], task.collator, batch_size=batch_size)
     config = task.model.config
@@ -125,8 +125,9 @@ def main(args: argparse.Namespace) -> int:
     from accelerate import Accelerator
 
     from hf_crystal.training import load_recipe
-    from hf_crystal.training.property_run import environment_record, prepare_property_task, save_run
+    from hf_crystal.training.property_run import prepare_property_task, save_run
     from hf_crystal.training.recipe_files import without_folders
+    from hf_crystal.training.run_control import environment_record
 
     overrides = [*args.overrides, *([] if args.data is None else [f"data.path={args.data}"])]
     try:

@@ -55,7 +55,7 @@ ALLOWED_PACKAGES = {
     "pipelines": set(),
     "checkpoints": set(),
     "data": {"models"},
-    "evaluation": {"models"},
+    "evaluation": {"data", "loading", "models"},
     "training": {"checkpoints", "data", "evaluation", "models"},
     "conversion": {"models"},
 }

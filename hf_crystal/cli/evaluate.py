@@ -42,7 +42,7 @@ def evaluate_property(
     quiet_transformers()
     check_model_type(location)
     from ..data import load_crystal_dataset
-    from ..training.inference import evaluate_property_folder
+    from ..evaluation.property_report import evaluate_property_folder
 
     splits = load_crystal_dataset(data, split_column=split_column)
     if split not in splits:
@@ -121,9 +121,8 @@ def evaluate_generation(
 ) -> None:
     """Measure a generator: match rate, METRe, validity, uniqueness, novelty, space groups, conditions; as JSON."""
     from ..data import load_crystal_dataset
-    from ..training.mat2seq_conditions import judge_of_pipeline
-    from ..training.mat2seq_evaluation import GenerationSettings
-    from ..training.mat2seq_evaluation import evaluate_generation as run_evaluation
+    from ..evaluation.conditions import GenerationSettings, judge_of_pipeline
+    from ..evaluation.generator_report import evaluate_generation as run_evaluation
     from .generate import load_generation_pipeline
     from .models import load_property_pipeline
 

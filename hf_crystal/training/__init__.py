@@ -6,15 +6,19 @@ from hf_crystal.training.arguments import (
     OptimizationArguments,
     TargetArguments,
 )
-from hf_crystal.training.calibration import calibrate_model
 from hf_crystal.training.data_order import EpochBatchSampler, EpochShuffleSampler
 from hf_crystal.training.metrics import make_compute_metrics
-from hf_crystal.training.optimizers import RELEASE_BIAS_WEIGHT_DECAY, build_adamw, build_optimizer, parameter_groups
-from hf_crystal.training.recipes import TrainingRecipe, load_recipe
+from hf_crystal.training.optimizers import (
+    RELEASE_BIAS_WEIGHT_DECAY,
+    InverseSqrtSchedule,
+    build_adamw,
+    build_optimizer,
+    parameter_groups,
+)
+from hf_crystal.training.property_recipe import TrainingRecipe, load_recipe
 from hf_crystal.training.run_control import last_complete_checkpoint
-from hf_crystal.training.schedules import InverseSqrtSchedule
 from hf_crystal.training.target_scaling import TargetScaling, compute_target_scaling
-from hf_crystal.training.trainer import CrystalTrainer
+from hf_crystal.training.trainer import CrystalTrainer, calibrate_model
 from hf_crystal.training.weight_averaging import AveragedWeights, SWACallback
 
 __all__ = [

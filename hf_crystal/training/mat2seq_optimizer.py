@@ -8,7 +8,7 @@ import torch
 from hf_crystal.training.optimizers import MuonWithAdamW
 
 if TYPE_CHECKING:
-    from hf_crystal.training.mat2seq_recipe import GeneratorTrainingArguments
+    from hf_crystal.training.generator_recipe import GeneratorTrainingArguments
 
 BETAS = (0.9, 0.98)
 

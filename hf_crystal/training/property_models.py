@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints
 
 if TYPE_CHECKING:
-    from hf_crystal.training.recipes import TrainingRecipe
+    from hf_crystal.training.property_recipe import TrainingRecipe
     from hf_crystal.training.target_scaling import TargetScaling
 
 _MODEL_TYPES = ("crystalformer", "crystalframer")

@@ -2,12 +2,9 @@
 
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,13 @@ import torch
 from transformers import set_seed
 
 from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
+from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
 from hf_crystal.training.arguments import CrystalTrainingArguments
 from hf_crystal.training.property_data import label_columns, load_property_data
 from hf_crystal.training.property_models import build_property_model
+from hf_crystal.training.property_recipe import TrainingRecipe
 from hf_crystal.training.recipe_files import without_folders
-from hf_crystal.training.recipes import TrainingRecipe
-from hf_crystal.training.run_control import MODEL_FOLDER, RECIPE_NAME, RUN_NAME, open_run
+from hf_crystal.training.run_control import environment_record, open_run
 from hf_crystal.training.target_scaling import TargetScaling, compute_target_scaling
 from hf_crystal.training.trainer import CrystalTrainer
 
@@ -189,35 +187,6 @@ def save_run(recipe: TrainingRecipe, task: PropertyTask, record: dict[str, Any],
     task.feature_extractor.save_pretrained(output_dir / MODEL_FOLDER)
     recipe.save(output_dir / RECIPE_NAME)
     (output_dir / RUN_NAME).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout this file lies in, with "-dirty" for local changes; None outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        state = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("-dirty" if state.stdout.strip() else "")
-
-
-def environment_record() -> dict[str, Any]:
-    """Versions, commit and machine, for a run's record."""
-    packages = ["torch", "transformers", "accelerate", "datasets", "numpy", "pymatgen"]
-    return {
-        "git_commit": _git_commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
-        "num_threads": torch.get_num_threads(),
-        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
-    }
 
 
 def run_record(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from hf_crystal.evaluation.property_report import predict_rows
 from hf_crystal.training import CrystalTrainer, CrystalTrainingArguments, last_complete_checkpoint
-from hf_crystal.training.inference import predict_rows
 from hf_crystal.training.run_control import COMPLETE_MARKER_NAME
 
 

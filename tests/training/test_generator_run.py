@@ -15,14 +15,14 @@ from transformers import AutoModelForCausalLM
 
 from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
 from hf_crystal.mat2seq.modeling_mat2seq import generate_crystals
-from hf_crystal.training.mat2seq_data import IGNORED_LABEL, Mat2SeqCollator, tokenize_splits
-from hf_crystal.training.mat2seq_models import build_generator
-from hf_crystal.training.mat2seq_recipe import (
+from hf_crystal.training.generator_data import IGNORED_LABEL, Mat2SeqCollator, tokenize_splits
+from hf_crystal.training.generator_init import build_generator
+from hf_crystal.training.generator_recipe import (
     GeneratorModelArguments,
     generator_recipe_from_dict,
     load_generator_recipe,
 )
-from hf_crystal.training.mat2seq_run import LAST_RATE, learning_rate_factor, train_generator
+from hf_crystal.training.generator_run import LAST_RATE, learning_rate_factor, train_generator
 from hf_crystal.training.run_control import WallBudgetCallback
 
 RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes_mat2seq").glob("*.yaml"))
@@ -69,7 +69,7 @@ def test_rows_decode_and_are_read_again_from_disk(recipe, tokenizer, tokens):
 
 
 def test_blocks_and_workers_write_the_same_rows_and_none_into_memory(recipe, tokenizer, tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_crystal.training.mat2seq_data.ROWS_PER_BLOCK", 5)
+    monkeypatch.setattr("hf_crystal.training.generator_data.ROWS_PER_BLOCK", 5)
     data = dataclasses.replace(recipe.data, num_workers=2)
     again = tokenize_splits(data, tokenizer, tmp_path / "rows", recipe.training.seed)
     for role, rows in tokens[1].items():

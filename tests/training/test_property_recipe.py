@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from hf_crystal.training import load_recipe
-from hf_crystal.training.recipes import recipe_from_dict
+from hf_crystal.training.property_recipe import recipe_from_dict
 
 RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").glob("*.yaml"))
 MINIMAL = {

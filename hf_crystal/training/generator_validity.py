@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_crystal.training.mat2seq_data import Mat2SeqCollator
+from hf_crystal.training.generator_data import Mat2SeqCollator
 
 if TYPE_CHECKING:
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer

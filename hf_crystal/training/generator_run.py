@@ -18,20 +18,18 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
 from hf_crystal.training.data_order import LengthBatchSampler
-from hf_crystal.training.mat2seq_data import Mat2SeqCollator, tokenize_splits
-from hf_crystal.training.mat2seq_models import build_generator
-from hf_crystal.training.mat2seq_optimizer import build_optimizer
-from hf_crystal.training.mat2seq_recipe import GeneratorRecipe, GeneratorTrainingArguments
-from hf_crystal.training.mat2seq_validity import ValidityCallback, answer_loss, free_validity
-from hf_crystal.training.property_run import environment_record
+from hf_crystal.training.generator_data import Mat2SeqCollator, tokenize_splits
+from hf_crystal.training.generator_init import build_generator
+from hf_crystal.training.generator_recipe import GeneratorRecipe, GeneratorTrainingArguments
+from hf_crystal.training.generator_validity import ValidityCallback, answer_loss, free_validity
+from hf_crystal.training.optimizers import build_optimizer
 from hf_crystal.training.recipe_files import without_folders
 from hf_crystal.training.run_control import (
-    MODEL_FOLDER,
-    RECIPE_NAME,
-    RUN_NAME,
     CompleteCheckpointCallback,
     WallBudgetCallback,
+    environment_record,
     open_run,
 )
 from hf_crystal.training.weight_averaging import SWACallback
