@@ -1,17 +1,11 @@
 """Training of property models: recipes, the Trainer and its parts."""
 
-from hf_crystal.training.arguments import (
-    CrystalTrainingArguments,
-    DataArguments,
-    OptimizationArguments,
-    TargetArguments,
-)
+from hf_crystal.training.arguments import CrystalTrainingArguments, DataArguments, TargetArguments
 from hf_crystal.training.data_order import EpochBatchSampler, EpochShuffleSampler
 from hf_crystal.training.metrics import make_compute_metrics
 from hf_crystal.training.optimizers import (
     RELEASE_BIAS_WEIGHT_DECAY,
     InverseSqrtSchedule,
-    build_adamw,
     build_optimizer,
     parameter_groups,
 )
@@ -30,12 +24,10 @@ __all__ = [
     "EpochBatchSampler",
     "EpochShuffleSampler",
     "InverseSqrtSchedule",
-    "OptimizationArguments",
     "SWACallback",
     "TargetArguments",
     "TargetScaling",
     "TrainingRecipe",
-    "build_adamw",
     "build_optimizer",
     "calibrate_model",
     "compute_target_scaling",

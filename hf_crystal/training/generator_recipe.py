@@ -1,19 +1,16 @@
 """Recipes of generators: YAML files in which every key is checked."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
+import torch
+from huggingface_hub.dataclasses import strict
 
-from hf_crystal.training.arguments import check_keys, check_optimizer, section_from_dict
-from hf_crystal.training.recipe_files import read_recipe
-
-_SECTIONS = ["description", "cost", "model", "data", "training"]
+from hf_crystal.training.arguments import RecipeTrainingArguments
+from hf_crystal.training.recipe_files import Recipe, read_section, read_training
 
 
+@strict
 @dataclass(kw_only=True)
 class GeneratorModelArguments:
     """Shape of the language model.
@@ -26,20 +23,16 @@ class GeneratorModelArguments:
         embedding_init: "random", or "meaning": like elements and near numbers begin near each other.
     """
 
-    model_type: str = "llama"
+    model_type: Literal["llama", "gpt2"] = "llama"
     hidden_size: int = 256
     num_hidden_layers: int = 6
     num_attention_heads: int = 4
     intermediate_size: int = 768
     max_position_embeddings: int = 1024
     dropout: float = 0.0
-    embedding_init: str = "random"
+    embedding_init: Literal["random", "meaning"] = "random"
 
     def __post_init__(self) -> None:
-        if self.embedding_init not in ("random", "meaning"):
-            raise ValueError(f"model.embedding_init={self.embedding_init!r}: expected random or meaning")
-        if self.model_type not in ("llama", "gpt2"):
-            raise ValueError(f"model.model_type={self.model_type!r}: expected llama or gpt2")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout={self.dropout}: expected 0 up to, not including, 1")
         if self.num_attention_heads < 1 or self.hidden_size % (2 * self.num_attention_heads):
@@ -49,6 +42,7 @@ class GeneratorModelArguments:
             )
 
 
+@strict
 @dataclass(kw_only=True)
 class GeneratorDataArguments:
     """Crystals, splits and conditions.
@@ -74,124 +68,69 @@ class GeneratorDataArguments:
     num_workers: int = 1
 
 
-@dataclass(kw_only=True)
-class GeneratorTrainingArguments:
-    """Optimisation.
+@dataclass
+class GeneratorTrainingArguments(RecipeTrainingArguments):
+    """Training of a generator.
+
+    The rates rise linearly over `warmup_steps`; a cosine takes them down to a tenth of a percent. `bf16` is on with a
+    GPU. On a CPU it is twice as fast if that has bfloat16 instructions (AVX512-BF16, AMX), slower if not.
 
     Attributes:
-        batch_size: Crystals per optimiser step over all processes and accumulation steps.
-        accumulation_steps: Backward passes per optimiser step; does not change the result.
-        eval_batch_size: Crystals per evaluation batch.
-        num_epochs: Passes over the training split.
-        optimizer: "adamw", or "muon": Muon for the matrices inside the layers, AdamW for the rest.
-        learning_rate: Highest rate of AdamW, after the warm-up; a cosine takes it down to a tenth of a percent.
-        muon_learning_rate: The same for Muon.
-        warmup_steps: Steps of linear warm-up.
-        weight_decay: Decoupled weight decay of matrices; vectors have none.
-        max_grad_norm: Gradients are clipped to this norm.
-        bf16: Mixed precision; on a GPU always. On a CPU twice as fast if it has bfloat16 instructions (AVX512-BF16,
-            AMX), slower if not.
-        swa_epochs: The saved weights are the mean over the steps of so many last epochs; 0 takes the last weights.
         condition_probability: Chance of each known condition to be written in front of a sequence.
         composition_loss_probability: Chance of a sequence that its composition carries loss.
         given_condition_probability: `condition_probability` of the other sequences; null for the same.
-        eval_steps: Steps between validations and checkpoints.
-        log_steps: Steps between entries of the loss curve.
         validity_samples: Sequences sampled without grammar at each validation.
-        seed: Seed of everything.
     """
 
     batch_size: int = 64
-    eval_batch_size: int = 128
-    accumulation_steps: int = 1
-    num_epochs: int = 10
-    optimizer: str = "adamw"
+    per_device_eval_batch_size: int = 128
+    num_train_epochs: int = 10
     learning_rate: float = 1e-3
     muon_learning_rate: float = 0.02
     warmup_steps: int = 100
     weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    bf16: bool = False
-    swa_epochs: int = 0
+    bf16: bool = field(default_factory=torch.cuda.is_available)
+    eval_strategy: str = "steps"
+    eval_steps: int | None = 500
+    logging_steps: int = 50
+    logging_first_step: bool = True
+    save_total_limit: int | None = 2
+    prediction_loss_only: bool = True
     condition_probability: float = 0.3
     composition_loss_probability: float = 0.5
     given_condition_probability: float | None = None
-    eval_steps: int = 500
-    log_steps: int = 50
     validity_samples: int = 32
-    seed: int = 123
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation_steps", "eval_batch_size", "num_epochs", "eval_steps", "log_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name}={getattr(self, name)}: expected 1 or more")
-        for name in ("condition_probability", "composition_loss_probability"):
-            self._check_chance(name)
-        if self.given_condition_probability is not None:
-            self._check_chance("given_condition_probability")
-        if not 0 <= self.swa_epochs <= self.num_epochs:
-            raise ValueError(f"training.swa_epochs={self.swa_epochs}: expected 0 to num_epochs={self.num_epochs}")
-        check_optimizer(self.optimizer, self.learning_rate, self.muon_learning_rate)
-
-    def _check_chance(self, name: str) -> None:
-        if not 0 <= getattr(self, name) <= 1:
-            raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 to 1")
+        if self.eval_steps is None or self.eval_steps < 1:
+            raise ValueError(f"training.eval_steps={self.eval_steps}: expected 1 or more")
+        self.save_steps = self.eval_steps
+        super().__post_init__()
+        for name in ("condition_probability", "composition_loss_probability", "given_condition_probability"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"training.{name}={value}: expected 0 to 1")
 
 
 @dataclass(kw_only=True)
-class GeneratorRecipe:
+class GeneratorRecipe(Recipe):
     """A complete description of one generator training.
 
     Attributes:
-        description: What is trained on what, in a sentence.
-        cost: Measured cost of the run, or that it was not measured.
         model: Shape of the model.
         data: Crystals, splits and conditions.
-        training: Optimisation.
+        training: Training arguments.
     """
 
-    description: str = ""
-    cost: str = "Not measured"
     model: GeneratorModelArguments
     data: GeneratorDataArguments
     training: GeneratorTrainingArguments
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that `generator_recipe_from_dict` reads back."""
-        return dataclasses.asdict(self)
-
-    def save(self, path: str | Path) -> None:
-        """Write the recipe as YAML, defaults included."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def generator_recipe_from_dict(given: Mapping[str, Any]) -> GeneratorRecipe:
-    """Build a recipe from nested plain values.
-
-    Raises:
-        ValueError: For unknown keys (with the accepted and the closest ones), wrong types and values out of range.
-    """
-    check_keys("recipe", given, _SECTIONS)
-    for section in ("model", "data", "training"):
-        if not isinstance(given.get(section, {}), Mapping):
-            raise ValueError(f"{section}={given[section]!r}: expected a section with keys")
-    return GeneratorRecipe(
-        description=str(given.get("description", "")),
-        cost=str(given.get("cost", "Not measured")),
-        model=section_from_dict(GeneratorModelArguments, given.get("model", {}), "model"),
-        data=section_from_dict(GeneratorDataArguments, given.get("data", {}), "data"),
-        training=section_from_dict(GeneratorTrainingArguments, given.get("training", {}), "training"),
-    )
-
-
-def load_generator_recipe(path: str | Path, overrides: Sequence[str] = ()) -> GeneratorRecipe:
-    """Read a recipe.
-
-    Args:
-        path: YAML file.
-        overrides: "section.key=value" texts, values in YAML: `training.num_epochs=5`.
-
-    Raises:
-        ValueError: See `generator_recipe_from_dict`; also for text that is no YAML, naming the file.
-    """
-    return read_recipe(path, overrides, generator_recipe_from_dict, _SECTIONS)
+    @classmethod
+    def read_sections(cls, model: dict[str, Any], data: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+        """Checked sections by name."""
+        return {
+            "model": read_section(GeneratorModelArguments, model, "model"),
+            "data": read_section(GeneratorDataArguments, data, "data"),
+            "training": read_training(GeneratorTrainingArguments, training),
+        }

@@ -215,16 +215,7 @@ class CrystalTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW with the papers' parameter groups or Muon beside it, from the values in `args`."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(
-                self.model if model is None else model,
-                self.args.optimizer,
-                learning_rate=self.args.learning_rate,
-                muon_learning_rate=self.args.muon_learning_rate,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-                weight_decay=self.args.weight_decay,
-                bias_weight_decay=self.args.bias_weight_decay,
-            )
+            self.optimizer = build_optimizer(self.model if model is None else model, self.args)
         return self.optimizer
 
     def create_scheduler(

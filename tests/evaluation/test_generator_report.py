@@ -186,7 +186,7 @@ def test_command_line_trains_and_evaluates_a_generator(crystal_table, tmp_path, 
     recipe.write_text(
         "description: made-up crystals\n"
         "model: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16}\n"
-        "training: {batch_size: 8, num_epochs: 1, eval_steps: 6, validity_samples: 1}\n"
+        "training: {batch_size: 8, num_train_epochs: 1, eval_steps: 6, validity_samples: 1}\n"
     )
     words = ["--config", str(recipe), "--data", str(crystal_table), "--output-dir", str(tmp_path / "run")]
     assert run(["train", "generator", *words]) == 0

@@ -1,12 +1,13 @@
 """Recipes for the made-up crystals, and a Trainer on them."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
 from hf_crystal.training import load_recipe
-from hf_crystal.training.property_run import prepare_property_task, training_arguments
+from hf_crystal.training.property_run import prepare_property_task
 from hf_crystal.training.trainer import CrystalTrainer
 
 
@@ -37,12 +38,12 @@ def recipe_file(crystal_table: Path, tmp_path_factory: pytest.TempPathFactory) -
         },
         "training": {
             "batch_size": 8,
-            "num_epochs": 4,
+            "num_train_epochs": 4,
             "swa_epochs": 1,
             "learning_rate": 2.0e-3,
             "decay_steps": 20,
-            "eval_batch_size": 4,
-            "log_steps": 1,
+            "per_device_eval_batch_size": 4,
+            "logging_steps": 1,
             "seed": 7,
         },
     }
@@ -57,12 +58,12 @@ def generator_recipe(crystal_table: Path, tmp_path_factory: pytest.TempPathFacto
         "data": {"path": str(crystal_table), "conditions": {"formation_energy": "energy", "band_gap": "gap"}},
         "training": {
             "batch_size": 8,
-            "num_epochs": 2,
+            "num_train_epochs": 2,
             "swa_epochs": 1,
             "optimizer": "muon",
             "warmup_steps": 2,
             "eval_steps": 4,
-            "log_steps": 1,
+            "logging_steps": 1,
             "validity_samples": 2,
         },
     }
@@ -78,7 +79,7 @@ def make_trainer(recipe_file: Path, tmp_path: Path):
         task = prepare_property_task(recipe)
         trainer = CrystalTrainer(
             model=task.model,
-            args=training_arguments(recipe, tmp_path / folder, max_hours=max_hours),
+            args=dataclasses.replace(recipe.training, output_dir=str(tmp_path / folder), max_hours=max_hours),
             data_collator=task.collator,
             train_dataset=task.splits["train"],
             eval_dataset=task.splits["validation"],

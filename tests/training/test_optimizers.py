@@ -3,15 +3,18 @@ import math
 import pytest
 import torch
 
+from hf_crystal import Mat2SeqTokenizer
 from hf_crystal.encoders.configuration_crystalformer import CrystalformerConfig
 from hf_crystal.encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
 from hf_crystal.training import (
     RELEASE_BIAS_WEIGHT_DECAY,
+    CrystalTrainingArguments,
     InverseSqrtSchedule,
-    build_adamw,
     build_optimizer,
     parameter_groups,
 )
+from hf_crystal.training.generator_init import build_generator
+from hf_crystal.training.generator_recipe import GeneratorModelArguments, GeneratorTrainingArguments
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_frozen_parameters_are_left_out(model):
 
 
 def test_defaults_are_the_papers(model):
-    optimizer = build_adamw(model)
+    optimizer = build_optimizer(model, CrystalTrainingArguments())
     assert isinstance(optimizer, torch.optim.AdamW)
     for group, decay in zip(optimizer.param_groups, (1e-5, 0.0), strict=True):
         assert (group["lr"], group["betas"], group["eps"]) == (5e-4, (0.9, 0.98), 1e-8)
@@ -52,7 +55,8 @@ def test_defaults_are_the_papers(model):
 def test_muon_takes_the_linear_maps_of_the_encoder_and_adamw_the_rest(model):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     model.encoder.layers[0].mlp.fc1.weight.requires_grad_(False)
-    muon, adamw = build_optimizer(model, "muon", muon_learning_rate=0.01, learning_rate=1e-3, weight_decay=0.1).parts
+    settings = {"muon_learning_rate": 0.01, "learning_rate": 1e-3, "weight_decay": 0.1}
+    muon, adamw = build_optimizer(model, CrystalTrainingArguments(optimizer="muon", **settings)).parts
     ours, theirs = ([names[id(p)] for group in part.param_groups for p in group["params"]] for part in (muon, adamw))
     assert sorted(ours) == sorted(
         f"encoder.layers.0.{layer}.weight"
@@ -64,8 +68,19 @@ def test_muon_takes_the_linear_maps_of_the_encoder_and_adamw_the_rest(model):
     assert all(group["lr"] == 1e-3 for group in adamw.param_groups)
 
 
-def test_adamw_has_everything_unless_muon_is_asked_for(model):
-    assert isinstance(build_optimizer(model), torch.optim.AdamW)
+def test_muon_gives_a_generator_decay_of_its_matrices_only():
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    tokenizer = Mat2SeqTokenizer()
+    for model_type, num_matrices in (("llama", 7), ("gpt2", 4)):
+        model = build_generator(GeneratorModelArguments(model_type=model_type, **shape), tokenizer)
+        args = GeneratorTrainingArguments(optimizer="muon", weight_decay=0.1)
+        muon, adamw = build_optimizer(model, args, rest_weight_decay=0.0).parts
+        (group,) = muon.param_groups
+        assert (len(group["params"]), group["weight_decay"]) == (num_matrices, 0.1)
+        rest = [p for group in adamw.param_groups for p in group["params"]]
+        assert model.get_input_embeddings().weight in {*rest}
+        assert len(rest) + num_matrices == len(list(model.parameters()))
+        assert {group["weight_decay"] for group in adamw.param_groups} == {0.0}
 
 
 def make_schedule(decay_steps=4):
