@@ -107,8 +107,8 @@ def measure(digits: int, folder: str, args: argparse.Namespace) -> dict[str, Any
     from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
     from hf_crystal.evaluation import match_rate
     from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
-    from hf_crystal.training.mat2seq_data import Mat2SeqCollator
-    from hf_crystal.training.mat2seq_validity import answer_loss
+    from hf_crystal.training.generator_data import Mat2SeqCollator
+    from hf_crystal.training.generator_validity import answer_loss
 
     written, tokenizer = Mat2SeqTokenizer(), Mat2SeqTokenizer(digits_per_token=digits)
     splits = {

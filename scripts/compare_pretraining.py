@@ -48,8 +48,8 @@ def train(recipe: str, folder: Path, overrides: list[str]) -> dict[str, Any]:
 def absolute_errors(folder: Path, rows: Any, columns: list[str]) -> np.ndarray:
     """Absolute errors of a run's model, `(rows, targets)`, NaN where a label is unknown."""
     from hf_crystal.data import CrystalCollator
+    from hf_crystal.evaluation.property_report import predict_rows
     from hf_crystal.loading import load_property_model
-    from hf_crystal.training.inference import predict_rows
 
     model, feature_extractor = load_property_model(folder / "model")
     collator = CrystalCollator(feature_extractor, label_names=columns)

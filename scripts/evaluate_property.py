@@ -30,10 +30,10 @@ def make_parser(parser: argparse.ArgumentParser | None = None) -> argparse.Argum
 def main(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit code."""
     from hf_crystal.data import load_crystal_dataset
+    from hf_crystal.evaluation.property_report import evaluate_property_folder
+    from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME
     from hf_crystal.training import load_recipe
-    from hf_crystal.training.inference import evaluate_property_folder
     from hf_crystal.training.property_data import label_columns
-    from hf_crystal.training.run_control import MODEL_FOLDER, RECIPE_NAME
 
     folder = Path(args.folder)
     columns, split, split_column = args.column, args.split or "test", args.split_column or "split"

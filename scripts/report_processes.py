@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["data.max_train_rows=128", "training.batch_size=32", "training.num_epochs=2", "training.swa_epochs=0"]
-SMALL += ["training.log_steps=1", "training.eval_steps=8", "data.max_validation_rows=16"]
+SMALL = ["data.max_train_rows=128", "training.batch_size=32", "training.num_train_epochs=2", "training.swa_epochs=0"]
+SMALL += ["training.logging_steps=1", "training.eval_steps=8", "data.max_validation_rows=16"]
 PROPERTY = ("scripts/recipes/crystalformer-perov5.yaml", [])
 GENERATOR = (
     "scripts/recipes_mat2seq/mat2seq-perov5.yaml",
@@ -52,7 +52,7 @@ def measure(data: str) -> list[dict[str, Any]]:
     references: dict[str, list[float]] = {}
     for name, script, (recipe, more), ways in LOOPS:
         for processes, accumulation in ways:
-            settings = [*SMALL, *more, f"training.accumulation_steps={accumulation}"]
+            settings = [*SMALL, *more, f"training.gradient_accumulation_steps={accumulation}"]
             curve = losses(script, recipe, settings, data, processes)
             reference = references.setdefault(recipe, curve)
             if len(curve) != len(reference):

@@ -3,7 +3,7 @@
     python scripts/train_property_accelerate.py scripts/recipes/crystalformer-perov5.yaml \
         --data perov_5.parquet --output-dir runs/perov5
 
-Same recipe, rows, order, calibration, optimiser, schedule, averaging and metrics; a test holds the two loss curves
+Same recipe, rows, order, calibration, optimizer, schedule, averaging and metrics; a test holds the two loss curves
 against each other. No checkpoints and no wall budget here: for those use train_property.py.
 """
 
@@ -32,7 +32,7 @@ def groups_of(batches, size):
 
 
 def train_step(accelerator, model, optimizer, group, max_grad_norm):
-    """One optimiser step over micro-batches; returns its loss and the gradient norm before clipping.
+    """One optimizer step over micro-batches; returns its loss and the gradient norm before clipping.
 
     The loss is the mean over all known labels of the global batch, whichever process or micro-batch holds them.
     """
@@ -59,37 +59,29 @@ def train(accelerator, recipe, task):
 
     from hf_crystal import training
     from hf_crystal.training.data_order import first_rows
-    from hf_crystal.training.property_run import rows_per_process
 
     setup, rows = recipe.training, task.splits["train"]
-    order = training.EpochShuffleSampler(len(rows), setup.seed, multiple_of=setup.batch_size if setup.drop_last else 1)
-    batches = training.EpochBatchSampler(order, rows_per_process(recipe, accelerator.num_processes))
+    order = training.EpochShuffleSampler(
+        len(rows), setup.seed, multiple_of=setup.batch_size if setup.drop_last_train_rows else 1
+    )
+    batches = training.EpochBatchSampler(order, setup.per_device_train_batch_size)
     loader = accelerator.prepare(DataLoader(rows, batch_sampler=batches, collate_fn=task.collator))
 
     own_model = task.model.to(accelerator.device)
-    first = first_rows(batches, accelerator.num_processes * setup.accumulation_steps)
+    first = first_rows(batches, accelerator.num_processes * setup.gradient_accumulation_steps)
     training.calibrate_model(own_model, [rows[index] for index in first], task.collator)
-    optimizer = training.build_optimizer(
-        own_model,
-        setup.optimizer,
-        learning_rate=setup.learning_rate,
-        muon_learning_rate=setup.muon_learning_rate,
-        betas=(setup.betas[0], setup.betas[1]),
-        eps=setup.eps,
-        weight_decay=setup.weight_decay,
-        bias_weight_decay=recipe.bias_weight_decay,
-    )
+    optimizer = training.build_optimizer(own_model, setup)
     model, optimizer = accelerator.prepare(own_model, optimizer)
     schedule = training.InverseSqrtSchedule(optimizer, setup.decay_steps)  # prepared, it would step once per process
 
     curve, averaged = [], None
-    for epoch in range(setup.num_epochs):
-        if setup.swa_epochs and epoch == setup.num_epochs - setup.swa_epochs:
+    for epoch in range(setup.num_train_epochs):
+        if setup.swa_epochs and epoch == setup.num_train_epochs - setup.swa_epochs:
             averaged = training.AveragedWeights(own_model)
             schedule.freeze()
         loader.set_epoch(epoch)
         model.train()
-        for group in groups_of(loader, setup.accumulation_steps):
+        for group in groups_of(loader, setup.gradient_accumulation_steps):
             rate = schedule.get_last_lr()[0]
             loss, norm = train_step(accelerator, model, optimizer, group, setup.max_grad_norm)
             schedule.step()
@@ -104,7 +96,7 @@ def train(accelerator, recipe, task):
 def score(task, split, batch_size):
     """Metrics of one split as plain values."""
     from hf_crystal.evaluation import regression_metrics
-    from hf_crystal.training.inference import predict_rows
+    from hf_crystal.evaluation.property_report import predict_rows
 
     predictions, labels = predict_rows(task.model, task.splits[split], task.collator, batch_size=batch_size)
     config = task.model.config
@@ -125,8 +117,9 @@ def main(args: argparse.Namespace) -> int:
     from accelerate import Accelerator
 
     from hf_crystal.training import load_recipe
-    from hf_crystal.training.property_run import environment_record, prepare_property_task, save_run
+    from hf_crystal.training.property_run import prepare_property_task, save_run
     from hf_crystal.training.recipe_files import without_folders
+    from hf_crystal.training.run_control import environment_record
 
     overrides = [*args.overrides, *([] if args.data is None else [f"data.path={args.data}"])]
     try:
@@ -143,7 +136,9 @@ def main(args: argparse.Namespace) -> int:
     curve = train(accelerator, recipe, task)
     seconds = time.monotonic() - started
     if accelerator.is_main_process:
-        scores = {split: score(task, split, recipe.training.eval_batch_size) for split in ("validation", "test")}
+        scores = {
+            split: score(task, split, recipe.training.per_device_eval_batch_size) for split in ("validation", "test")
+        }
         record = {
             "recipe": without_folders(recipe.to_dict()),
             "seed": recipe.training.seed,

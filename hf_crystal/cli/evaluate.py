@@ -40,8 +40,8 @@ def evaluate_property(
         raise typer.BadParameter(f"folder {output_file.parent} does not exist", param_hint="--output-file")
     quiet_transformers()
     from ..data import load_crystal_dataset
+    from ..evaluation.property_report import evaluate_property_folder
     from ..loading import check_property_model
-    from ..training.inference import evaluate_property_folder
 
     location = check_property_model(model)
     splits = load_crystal_dataset(data, split_column=split_column)
@@ -124,10 +124,9 @@ def evaluate_generation(
     """Measure a generator: match rate, METRe, validity, uniqueness, novelty, space groups, conditions; as JSON."""
     quiet_transformers()
     from ..data import load_crystal_dataset
+    from ..evaluation.conditions import GenerationSettings, judge_of_pipeline
+    from ..evaluation.generator_report import evaluate_generation as run_evaluation
     from ..loading import load_generation_pipeline, load_property_pipeline
-    from ..training.mat2seq_conditions import judge_of_pipeline
-    from ..training.mat2seq_evaluation import GenerationSettings
-    from ..training.mat2seq_evaluation import evaluate_generation as run_evaluation
 
     settings = GenerationSettings(
         split=split,

@@ -78,10 +78,10 @@ def train_generator(
 ) -> None:
     """Train a generator, test it, and save it under OUTPUT_DIR/model with its record in OUTPUT_DIR/run.json."""
     overrides = _overrides(config, settings, {"data.path": data, "data.num_workers": num_workers})
-    from ..training.mat2seq_recipe import load_generator_recipe
-    from ..training.mat2seq_run import train_generator as run_training
+    from ..training.generator_recipe import GeneratorRecipe
+    from ..training.generator_run import train_generator as run_training
 
-    recipe = load_generator_recipe(config, overrides)
+    recipe = GeneratorRecipe.load(config, overrides)
     with contextlib.redirect_stdout(sys.stderr):
         record = run_training(recipe, output_dir, tokens_folder=tokens, resume=resume, max_hours=max_hours)
     if not record:  # not the main process

@@ -1,14 +1,12 @@
 """Which classes train under which `model_type`."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedConfig
 
 from hf_crystal.loading import resolve_model
-
-if TYPE_CHECKING:
-    from hf_crystal.training.recipes import TrainingRecipe
-    from hf_crystal.training.target_scaling import TargetScaling
+from hf_crystal.training.arguments import TargetArguments
 
 _MODEL_TYPES = ("crystalformer", "crystalframer")
 
@@ -50,7 +48,17 @@ def property_model_class(model_type: str | None) -> Any:
     return CrystalformerForPropertyPrediction
 
 
-def _check_pretrained(section: dict[str, Any], saved: dict[str, Any]) -> None:
+def property_config(section: Mapping[str, Any], targets: Sequence[TargetArguments]) -> PreTrainedConfig:
+    """Config of a recipe's model section, with the names and units of the targets."""
+    values = {key: value for key, value in section.items() if key not in ("model_type", "pretrained")}
+    return property_config_class(section["model_type"])(
+        target_names=[target.name for target in targets],
+        target_units=[target.unit for target in targets],
+        **values,
+    )
+
+
+def _check_pretrained(section: Mapping[str, Any], saved: dict[str, Any]) -> None:
     """The recipe may leave out what the pretrained model fixes, but not contradict it."""
     defaults = property_config_class(section["model_type"])()
     for key, value in section.items():
@@ -62,37 +70,34 @@ def _check_pretrained(section: dict[str, Any], saved: dict[str, Any]) -> None:
                 )
 
 
-def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> Any:
-    """New or pretrained model of a recipe, in the recipe's dtype, with its target scaling set.
+def build_property_model(section: Mapping[str, Any], targets: Sequence[TargetArguments]) -> Any:
+    """New or pretrained model of a recipe.
 
-    Seed the global generator first: it initialises the weights. Starting from a pretrained model, the encoder (with
+    Seed the global generator first: it initializes the weights. Starting from a pretrained model, the encoder (with
     its calibration) is kept, and the head too where it has the same targets; for other ones the head is new.
 
     Args:
-        recipe: Training recipe.
-        scaling: Mean and spread of the training targets.
+        section: Model section of a recipe.
+        targets: What the model predicts.
 
     Raises:
-        ValueError: If the recipe describes another model than the pretrained one.
+        ValueError: If the section describes another model than the pretrained one.
     """
-    model_class = property_model_class(recipe.model["model_type"])
-    config = recipe.model_config()
-    pretrained = recipe.model.get("pretrained")
-    if pretrained:
-        location = resolve_model(pretrained)
-        saved, _ = PreTrainedConfig.get_config_dict(location)
-        _check_pretrained(recipe.model, saved)
-        model = model_class.from_pretrained(
-            location,
-            target_names=config.target_names,
-            target_units=config.target_units,
-            ignore_mismatched_sizes=True,
-        )
-        if saved.get("target_names") != config.target_names:
-            # two targets in place of two others fit the old weights, and would begin with their answers
-            model.head = type(model.head)(model.config)
-    else:
-        model = model_class(config)
-    model = model.to(recipe.training.torch_dtype)
-    model.set_target_scaling(list(scaling.mean), list(scaling.std))
+    model_class = property_model_class(section["model_type"])
+    config = property_config(section, targets)
+    pretrained = section.get("pretrained")
+    if not pretrained:
+        return model_class(config)
+    location = resolve_model(pretrained)
+    saved, _ = PreTrainedConfig.get_config_dict(location)
+    _check_pretrained(section, saved)
+    model = model_class.from_pretrained(
+        location,
+        target_names=config.target_names,
+        target_units=config.target_units,
+        ignore_mismatched_sizes=True,
+    )
+    if saved.get("target_names") != config.target_names:
+        # two targets in place of two others fit the old weights, and would begin with their answers
+        model.head = type(model.head)(model.config)
     return model

@@ -1,13 +1,9 @@
 """Train a property model from a recipe and write down what was done; the scripts and the CLI call this."""
 
+import dataclasses
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +11,12 @@ import torch
 from transformers import set_seed
 
 from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
-from hf_crystal.training.arguments import CrystalTrainingArguments
+from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
 from hf_crystal.training.property_data import label_columns, load_property_data
 from hf_crystal.training.property_models import build_property_model
+from hf_crystal.training.property_recipe import TrainingRecipe
 from hf_crystal.training.recipe_files import without_folders
-from hf_crystal.training.recipes import TrainingRecipe
-from hf_crystal.training.run_control import MODEL_FOLDER, RECIPE_NAME, RUN_NAME, open_run
+from hf_crystal.training.run_control import environment_record, open_run
 from hf_crystal.training.target_scaling import TargetScaling, compute_target_scaling
 from hf_crystal.training.trainer import CrystalTrainer
 
@@ -53,81 +49,14 @@ def prepare_property_task(recipe: TrainingRecipe) -> PropertyTask:
     splits = load_property_data(recipe.data, recipe.training.seed)
     columns = label_columns(recipe.data)
     scaling = compute_target_scaling(splits["train"], columns)
-    model = build_property_model(recipe, scaling)
+    model = build_property_model(recipe.model, recipe.data.targets).to(getattr(torch, recipe.training.dtype))
+    model.set_target_scaling(list(scaling.mean), list(scaling.std))
     feature_extractor = CrystalFeatureExtractor(
         max_atomic_number=model.config.num_elements,
         cell_choice="primitive" if recipe.data.cell_choice == "primitive" else "as_given",
     )
     collator = CrystalCollator(feature_extractor, label_names=columns)
     return PropertyTask(model, feature_extractor, collator, splits, scaling)
-
-
-def rows_per_process(recipe: TrainingRecipe, num_processes: int) -> int:
-    """Crystals in one backward pass of one process.
-
-    Raises:
-        ValueError: If the batch does not divide evenly.
-    """
-    training = recipe.training
-    rows, rest = divmod(training.batch_size, num_processes * training.accumulation_steps)
-    if rest or not rows:
-        raise ValueError(
-            f"training.batch_size={training.batch_size} does not divide into {num_processes} processes x "
-            f"{training.accumulation_steps} accumulation steps"
-        )
-    return rows
-
-
-def training_arguments(
-    recipe: TrainingRecipe, output_dir: str | Path, *, max_hours: float | None = None
-) -> CrystalTrainingArguments:
-    """Trainer arguments of a recipe; checkpoints go to `output_dir`.
-
-    Args:
-        recipe: Training recipe.
-        output_dir: Folder of the checkpoints.
-        max_hours: Wall budget of training.
-    """
-    training = recipe.training
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    interval = "epoch" if training.eval_steps is None else "steps"
-    return CrystalTrainingArguments(
-        output_dir=str(output_dir),
-        per_device_train_batch_size=rows_per_process(recipe, num_processes),
-        per_device_eval_batch_size=training.eval_batch_size,
-        gradient_accumulation_steps=training.accumulation_steps,
-        num_train_epochs=training.num_epochs,
-        optimizer=training.optimizer,
-        learning_rate=training.learning_rate,
-        muon_learning_rate=training.muon_learning_rate,
-        adam_beta1=training.betas[0],
-        adam_beta2=training.betas[1],
-        adam_epsilon=training.eps,
-        weight_decay=training.weight_decay,
-        bias_weight_decay=recipe.bias_weight_decay,
-        decay_steps=training.decay_steps,
-        max_grad_norm=training.max_grad_norm,
-        swa_epochs=training.swa_epochs,
-        drop_last_train_rows=training.drop_last,
-        max_atoms_per_batch=training.max_atoms_per_batch,
-        max_hours=max_hours,
-        seed=training.seed,
-        bf16=training.bf16,
-        logging_strategy="steps",
-        logging_steps=training.log_steps,
-        logging_first_step=True,
-        eval_strategy=interval,
-        save_strategy=interval,
-        eval_steps=training.eval_steps,
-        save_steps=training.eval_steps or 500,
-        save_total_limit=training.keep_checkpoints,
-        load_best_model_at_end=training.swa_epochs == 0,
-        metric_for_best_model="scaled_mae" if training.swa_epochs == 0 else None,
-        greater_is_better=False if training.swa_epochs == 0 else None,
-        dataloader_num_workers=training.num_workers,
-        use_cpu=not torch.cuda.is_available(),
-        disable_tqdm=not sys.stderr.isatty(),
-    )
 
 
 def train_property(
@@ -156,7 +85,7 @@ def train_property(
     output_dir = Path(output_dir)
     checkpoints, checkpoint = open_run(output_dir, resume=resume)
     environment = environment_record()  # of the code that runs: the checkout may change meanwhile
-    arguments = training_arguments(recipe, checkpoints, max_hours=max_hours)  # starts the process group, if any
+    arguments = dataclasses.replace(recipe.training, output_dir=str(checkpoints), max_hours=max_hours)
     task = prepare_property_task(recipe)
     trainer = CrystalTrainer(
         model=task.model,
@@ -189,35 +118,6 @@ def save_run(recipe: TrainingRecipe, task: PropertyTask, record: dict[str, Any],
     task.feature_extractor.save_pretrained(output_dir / MODEL_FOLDER)
     recipe.save(output_dir / RECIPE_NAME)
     (output_dir / RUN_NAME).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout this file lies in, with "-dirty" for local changes; None outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
-        state = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("-dirty" if state.stdout.strip() else "")
-
-
-def environment_record() -> dict[str, Any]:
-    """Versions, commit and machine, for a run's record."""
-    packages = ["torch", "transformers", "accelerate", "datasets", "numpy", "pymatgen"]
-    return {
-        "git_commit": _git_commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
-        "num_threads": torch.get_num_threads(),
-        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
-    }
 
 
 def run_record(

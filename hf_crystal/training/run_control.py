@@ -4,9 +4,12 @@
 
 import json
 import os
+import platform
 import re
+import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from hf_crystal.evaluation.run_files import CHECKPOINT_FOLDER
+
 logger = logging.get_logger(__name__)
 
-MODEL_FOLDER, CHECKPOINT_FOLDER = "model", "checkpoints"
-RECIPE_NAME, RUN_NAME = "recipe.yaml", "run.json"
 COMPLETE_MARKER_NAME = "checkpoint_complete.json"
 
 
@@ -65,6 +68,35 @@ def open_run(output_dir: str | Path, *, resume: bool) -> tuple[Path, Path | None
     if last is None:
         logger.warning(f"{checkpoints} has no complete checkpoint: the run begins anew")
     return checkpoints, last
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this file lies in, with "-dirty" for local changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        state = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if state.stdout.strip() else "")
+
+
+def environment_record() -> dict[str, Any]:
+    """Versions, commit and machine, for a run's record."""
+    packages = ["torch", "transformers", "accelerate", "datasets", "numpy", "pymatgen"]
+    return {
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})",
+        "num_threads": torch.get_num_threads(),
+        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
 
 
 def _agree_on(value: float, device: torch.device) -> float:

@@ -13,16 +13,34 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerContro
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_crystal.training.arguments import CrystalTrainingArguments
-from hf_crystal.training.calibration import calibrate_model
 from hf_crystal.training.data_order import EpochBatchSampler, EpochShuffleSampler, first_rows
 from hf_crystal.training.metrics import exact_scaled_loss, make_compute_metrics
-from hf_crystal.training.optimizers import build_optimizer
+from hf_crystal.training.optimizers import InverseSqrtSchedule, build_optimizer
 from hf_crystal.training.run_control import CompleteCheckpointCallback, WallBudgetCallback, last_complete_checkpoint
-from hf_crystal.training.schedules import InverseSqrtSchedule
 from hf_crystal.training.weight_averaging import SWACallback
 from hf_crystal.typing import PropertyModel
 
 _HIDDEN_OUTPUTS = ["hidden_states", "attentions", "pooler_output", "last_hidden_state"]
+
+
+def calibrate_model(model: Any, rows: list[Any], collator: Callable[[list[Any]], dict[str, Any]]) -> None:
+    """Set the data-dependent scale of an uncalibrated model from the first global training batch.
+
+    Every process reads the same rows and so finds the same values, whatever the number of processes or
+    accumulation steps; process 0's are sent to the others all the same.
+
+    Args:
+        model: Property model; left alone when it is calibrated already.
+        rows: Data-set rows of the batch.
+        collator: Turns them into a batch.
+    """
+    if model.is_calibrated:
+        return
+    device = next(model.parameters()).device
+    model.calibrate({name: value.to(device) for name, value in collator(rows).items()})
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in model.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
 
 
 class _CalibrationCallback(TrainerCallback):
@@ -198,16 +216,7 @@ class CrystalTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the papers' parameter groups or Muon beside it, from the values in `args`."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(
-                self.model if model is None else model,
-                self.args.optimizer,
-                learning_rate=self.args.learning_rate,
-                muon_learning_rate=self.args.muon_learning_rate,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-                weight_decay=self.args.weight_decay,
-                bias_weight_decay=self.args.bias_weight_decay,
-            )
+            self.optimizer = build_optimizer(self.model if model is None else model, self.args)
         return self.optimizer
 
     def create_scheduler(

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_crystal.training.schedules import InverseSqrtSchedule
+from hf_crystal.training.optimizers import InverseSqrtSchedule
 
 SWA_STATE_NAME = "swa_state.safetensors"
 

@@ -73,8 +73,8 @@ def parity(args: argparse.Namespace) -> None:
     import json
 
     from hf_crystal import CrystalCollator, CrystalFeatureExtractor, embedded_checkpoint, load_crystal_dataset
+    from hf_crystal.evaluation.property_report import predict_rows
     from hf_crystal.loading import load_property_model
-    from hf_crystal.training.inference import predict_rows
     from hf_crystal.viz import plot_parity
 
     if args.data is None:

@@ -19,8 +19,8 @@ from hf_crystal import (
     Mat2SeqTokenizer,
 )
 from hf_crystal.cli import evaluate, progress
+from hf_crystal.evaluation.property_report import predict_rows
 from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
-from hf_crystal.training.inference import predict_rows
 
 
 def run(monkeypatch, seconds_per_item: float, is_terminal: bool, done: int = 0) -> str:

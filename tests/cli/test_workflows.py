@@ -12,7 +12,7 @@ import yaml
 from tiny_models import IRON, NACL, SRTIO3
 
 from hf_crystal.cli.main import run
-from hf_crystal.training import mat2seq_run
+from hf_crystal.training import generator_run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPE = {
@@ -106,7 +106,7 @@ def test_train_evaluate_predict_export(tmp_path, call, capfd):
 def test_number_of_tokenising_processes_is_that_of_the_recipe_unless_given(tmp_path, monkeypatch):
     seen: list[int] = []
     monkeypatch.setattr(
-        mat2seq_run, "train_generator", lambda recipe, *_, **__: seen.append(recipe.data.num_workers) or {}
+        generator_run, "train_generator", lambda recipe, *_, **__: seen.append(recipe.data.num_workers) or {}
     )
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"data": {"path": "table.parquet", "num_workers": 3}}))
     words = ["train", "generator", "--config", str(tmp_path / "recipe.yaml"), "--output-dir", str(tmp_path)]

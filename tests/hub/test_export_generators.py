@@ -103,8 +103,8 @@ def test_a_generator_in_memory_needs_its_tokenizer(tmp_path):
 
 
 def test_a_gpt2_generator_is_refused_with_the_way_out(tmp_path):
-    from hf_crystal.training.mat2seq_models import build_generator
-    from hf_crystal.training.mat2seq_recipe import GeneratorModelArguments
+    from hf_crystal.training.generator_init import build_generator
+    from hf_crystal.training.generator_recipe import GeneratorModelArguments
 
     tokenizer = Mat2SeqTokenizer()
     shape = GeneratorModelArguments(model_type="gpt2", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)

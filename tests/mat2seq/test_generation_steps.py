@@ -95,7 +95,7 @@ def test_the_same_seed_writes_what_generate_writes(tokenizer, monkeypatch, optio
 def test_models_that_compute_something_else_are_left_to_generate(tokenizer):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from hf_crystal.training.mat2seq_models import add_residual_dropout
+    from hf_crystal.training.generator_init import add_residual_dropout
 
     assert has_llama_steps(llama())
     assert has_llama_steps(Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer)).eval())

@@ -1,53 +1,14 @@
-"""A small table of made-up crystals, a recipe for it, and a Trainer on them."""
+"""Recipes for the made-up crystals, and a Trainer on them."""
 
+import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
 from hf_crystal.training import load_recipe
-from hf_crystal.training.property_run import prepare_property_task, training_arguments
+from hf_crystal.training.property_run import prepare_property_task
 from hf_crystal.training.trainer import CrystalTrainer
-
-SPLIT_SIZES = {"train": 42, "val": 11, "test": 13}
-
-
-def crystal_rows(split: str, count: int, generator: np.random.Generator) -> list[dict]:
-    """Cells of 1 to 4 well-separated atoms with two learnable labels, the second unknown for a third."""
-    rows = []
-    for index in range(count):
-        num_atoms = int(generator.integers(1, 5))
-        edges = generator.uniform(4.0, 6.0, 3)
-        lattice = np.diag(edges) + generator.uniform(-0.3, 0.3, (3, 3))
-        corners = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])[:num_atoms]
-        numbers = generator.integers(3, 30, num_atoms)
-        density = num_atoms / np.prod(edges)
-        rows.append(
-            {
-                "material_id": f"{split}-{index}",
-                "split": split,
-                "lattice": lattice.reshape(-1).tolist(),
-                "frac_coords": (corners + generator.uniform(-0.02, 0.02, corners.shape)).reshape(-1).tolist(),
-                "atomic_numbers": numbers.tolist(),
-                "energy": float(numbers.mean() / 10 + 40 * density),
-                "gap": None if index % 3 == 1 else float(numbers.max() / 5),
-            }
-        )
-    return rows
-
-
-@pytest.fixture(scope="session")
-def crystal_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Parquet file with the columns of the real data sets."""
-    import pyarrow
-    from pyarrow import parquet
-
-    generator = np.random.default_rng(0)
-    rows = [row for split, count in SPLIT_SIZES.items() for row in crystal_rows(split, count, generator)]
-    path = tmp_path_factory.mktemp("table") / "crystals.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
 
 
 def _write_recipe(folder: Path, values: dict) -> Path:
@@ -77,12 +38,12 @@ def recipe_file(crystal_table: Path, tmp_path_factory: pytest.TempPathFactory) -
         },
         "training": {
             "batch_size": 8,
-            "num_epochs": 4,
+            "num_train_epochs": 4,
             "swa_epochs": 1,
             "learning_rate": 2.0e-3,
             "decay_steps": 20,
-            "eval_batch_size": 4,
-            "log_steps": 1,
+            "per_device_eval_batch_size": 4,
+            "logging_steps": 1,
             "seed": 7,
         },
     }
@@ -97,12 +58,12 @@ def generator_recipe(crystal_table: Path, tmp_path_factory: pytest.TempPathFacto
         "data": {"path": str(crystal_table), "conditions": {"formation_energy": "energy", "band_gap": "gap"}},
         "training": {
             "batch_size": 8,
-            "num_epochs": 2,
+            "num_train_epochs": 2,
             "swa_epochs": 1,
             "optimizer": "muon",
             "warmup_steps": 2,
             "eval_steps": 4,
-            "log_steps": 1,
+            "logging_steps": 1,
             "validity_samples": 2,
         },
     }
@@ -118,7 +79,7 @@ def make_trainer(recipe_file: Path, tmp_path: Path):
         task = prepare_property_task(recipe)
         trainer = CrystalTrainer(
             model=task.model,
-            args=training_arguments(recipe, tmp_path / folder, max_hours=max_hours),
+            args=dataclasses.replace(recipe.training, output_dir=str(tmp_path / folder), max_hours=max_hours),
             data_collator=task.collator,
             train_dataset=task.splits["train"],
             eval_dataset=task.splits["validation"],

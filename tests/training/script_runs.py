@@ -20,7 +20,7 @@ from hf_crystal.training.run_control import last_complete_checkpoint
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 # forked processes find these imported, which is most of the work of a small run
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["hf_crystal.training.property_run", "hf_crystal.training.mat2seq_run"])
+FORKS.set_forkserver_preload(["hf_crystal.training.property_run", "hf_crystal.training.generator_run"])
 
 
 def environment():

@@ -68,7 +68,7 @@ def test_two_processes_start_with_the_file_of_one_node(recipe_file, tmp_path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch"]
     setting = ["--config_file", FOLDER / "one_node.yaml", "--num_processes", 2, "--main_process_port", 0]
     script = [ROOT / "scripts" / "train_property.py", recipe_file, "--output-dir", tmp_path / "run"]
-    recipe = ["--set", "training.num_epochs=1", "--set", "training.swa_epochs=0"]
+    recipe = ["--set", "training.num_train_epochs=1", "--set", "training.swa_epochs=0"]
     done = subprocess.run(
         [str(word) for word in (*launcher, *setting, *script, *recipe)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
@@ -91,7 +91,7 @@ def test_two_launchers_make_one_run_with_the_file_of_many_nodes(recipe_file, tmp
     words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", FOLDER / "many_nodes.yaml"]
     words += ["--num_machines", 2, "--num_processes", 2, "--main_process_ip", "127.0.0.1", "--same_network"]
     script = [ROOT / "scripts" / "train_property.py", recipe_file, "--output-dir", tmp_path / "run"]
-    recipe = ["--set", "training.num_epochs=1", "--set", "training.swa_epochs=0"]
+    recipe = ["--set", "training.num_train_epochs=1", "--set", "training.swa_epochs=0"]
     nodes = [
         subprocess.Popen(
             [str(word) for word in (*words, "--main_process_port", port, "--machine_rank", rank, *script, *recipe)],

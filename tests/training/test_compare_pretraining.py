@@ -12,10 +12,9 @@ from script_runs import run_forked
 
 from hf_crystal.training import TargetArguments, load_recipe
 from hf_crystal.training.property_models import build_property_model
-from hf_crystal.training.target_scaling import TargetScaling
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = ["training.num_epochs=1", "training.swa_epochs=0"]
+SHORT = ["training.num_train_epochs=1", "training.swa_epochs=0"]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +46,8 @@ def test_difference_is_paired_over_crystals_and_averaged_over_seeds(script):
 def test_runs_are_of_equal_budget_and_not_repeated(script, recipe_file, tmp_path, capsys, monkeypatch):
     run = {"run": lambda command, check: run_forked(*command[1:])}
     monkeypatch.setattr(script, "subprocess", SimpleNamespace(**{**vars(subprocess), **run}))
-    build_property_model(load_recipe(recipe_file), TargetScaling((0.0, 0.0), (1.0, 1.0), (9, 9))).save_pretrained(
-        tmp_path / "start"
-    )
+    recipe = load_recipe(recipe_file)
+    build_property_model(recipe.model, recipe.data.targets).save_pretrained(tmp_path / "start")
     settings = [*SHORT, f"model.pretrained={tmp_path / 'start'}"]
     words = [str(recipe_file), "--output-dir", str(tmp_path / "runs"), "--seeds", "5"]
     words += [word for setting in settings for word in ("--set", setting)]
@@ -78,7 +76,6 @@ def test_recipe_without_a_pretrained_model_is_refused(script, recipe_file, tmp_p
 
 def test_elastic_recipe_starts_from_the_embedded_checkpoint():
     recipe = load_recipe(ROOT / "scripts/recipes/crystalformer-elastic.yaml", ["data.path=unused"])
-    model = build_property_model(recipe, TargetScaling((1.9, 1.5), (0.4, 0.4), (9, 9)))
+    model = build_property_model(recipe.model, recipe.data.targets)
     assert model.is_calibrated
     assert model.config.target_names == ["log10_bulk_modulus", "log10_shear_modulus"]
-    assert model.head.target_mean.tolist() == pytest.approx([1.9, 1.5])

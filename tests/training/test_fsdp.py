@@ -14,8 +14,8 @@ from script_runs import SCRIPTS, losses, run_forked, train
 from transformers import Trainer
 
 from hf_crystal import Mat2SeqForCausalLM
-from hf_crystal.training.mat2seq_recipe import GeneratorTrainingArguments
-from hf_crystal.training.mat2seq_run import _check_fsdp
+from hf_crystal.training.generator_recipe import GeneratorTrainingArguments
+from hf_crystal.training.generator_run import _check_fsdp
 
 SETTINGS = ["training.optimizer=adamw", "training.swa_epochs=0", "training.validity_samples=0"]
 

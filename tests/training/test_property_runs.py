@@ -62,7 +62,7 @@ def test_killed_run_resumes_to_the_same_weights(reference, recipe_file, tmp_path
 
 def test_two_processes_give_the_curve_of_one(reference, recipe_file, tmp_path):
     _, one = reference
-    settings = ["training.eval_steps=3", "training.keep_checkpoints=9"]
+    settings = ["training.eval_steps=3", "training.save_total_limit=9"]
     two = train(recipe_file, tmp_path / "two", *settings, processes=2, runner=run)
     assert two["num_processes"] == 2
     # the order of float32 sums differs between one and two processes, and training amplifies it a little
@@ -89,7 +89,7 @@ def test_batches_by_atoms_on_two_processes(recipe_file, tmp_path):
         recipe_file,
         tmp_path / "atoms",
         "training.max_atoms_per_batch=12",
-        "training.num_epochs=1",
+        "training.num_train_epochs=1",
         "training.batch_size=2",
         processes=2,
     )
@@ -106,7 +106,7 @@ def test_explicit_accelerate_loop_gives_the_curve_of_the_trainer(
     explicit = train(
         recipe_file,
         tmp_path / "explicit",
-        f"training.accumulation_steps={accumulation}",
+        f"training.gradient_accumulation_steps={accumulation}",
         script="train_property_accelerate.py",
         processes=processes,
     )

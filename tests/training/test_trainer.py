@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from hf_crystal.evaluation.property_report import predict_rows
 from hf_crystal.training import CrystalTrainer, CrystalTrainingArguments, last_complete_checkpoint
-from hf_crystal.training.inference import predict_rows
 from hf_crystal.training.run_control import COMPLETE_MARKER_NAME
 
 
@@ -26,7 +26,9 @@ def assert_equal_weights(first, second):
 
 
 def test_training_learns_and_reports_physical_units(make_trainer):
-    trainer, task = make_trainer("training.num_epochs=80", "training.swa_epochs=10", "training.learning_rate=0.005")
+    trainer, task = make_trainer(
+        "training.num_train_epochs=80", "training.swa_epochs=10", "training.learning_rate=0.005"
+    )
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
@@ -75,7 +77,7 @@ def test_label_of_minus_100_counts(make_trainer):
 def test_accumulation_gives_the_large_batch(make_trainer, accumulation):
     whole, whole_task = make_trainer("training.dtype=float64", folder="whole")
     parts, parts_task = make_trainer(
-        "training.dtype=float64", f"training.accumulation_steps={accumulation}", folder="parts"
+        "training.dtype=float64", f"training.gradient_accumulation_steps={accumulation}", folder="parts"
     )
     whole.train()
     parts.train()
@@ -88,7 +90,9 @@ def test_accumulation_gives_the_large_batch(make_trainer, accumulation):
 
 def test_last_incomplete_group_is_a_mean_too(make_trainer):
     """42 rows, nothing dropped: the last step of an epoch has 2 rows; its loss is still a mean of known labels."""
-    trainer, _ = make_trainer("training.drop_last=false", "training.num_epochs=1", "training.accumulation_steps=4")
+    trainer, _ = make_trainer(
+        "training.drop_last_train_rows=false", "training.num_train_epochs=1", "training.gradient_accumulation_steps=4"
+    )
     trainer.train()
     losses = curve(trainer)
     assert len(losses) == 6
@@ -98,7 +102,7 @@ def test_last_incomplete_group_is_a_mean_too(make_trainer):
 def test_calibration_is_the_same_for_every_split_of_the_first_batch(make_trainer):
     calibrations = []
     for accumulation in (1, 4):
-        trainer, task = make_trainer(f"training.accumulation_steps={accumulation}", folder=f"a{accumulation}")
+        trainer, task = make_trainer(f"training.gradient_accumulation_steps={accumulation}", folder=f"a{accumulation}")
         assert not task.model.is_calibrated
         trainer.calibrate()
         assert task.model.is_calibrated
@@ -116,7 +120,7 @@ def test_calibration_is_the_same_for_every_split_of_the_first_batch(make_trainer
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resume_from_any_checkpoint_ends_bit_equal(make_trainer, tmp_path, model_type, checkpoint, optimizer):
     """Checkpoint 6 is inside an epoch, 15 on the border where averaging starts, 18 inside averaging."""
-    overrides = [f"model.model_type={model_type}", "training.eval_steps=3", "training.keep_checkpoints=9"]
+    overrides = [f"model.model_type={model_type}", "training.eval_steps=3", "training.save_total_limit=9"]
     overrides.append(f"training.optimizer={optimizer}")
     whole, task = make_trainer(*overrides, folder="whole")
     whole.train()
@@ -130,13 +134,13 @@ def test_resume_from_any_checkpoint_ends_bit_equal(make_trainer, tmp_path, model
 
 
 def test_torn_checkpoint_is_passed_over(make_trainer, tmp_path):
-    trainer, _ = make_trainer("training.eval_steps=5", "training.keep_checkpoints=9")
+    trainer, _ = make_trainer("training.eval_steps=5", "training.save_total_limit=9")
     trainer.train()
     assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-20"
     (tmp_path / "run" / "checkpoint-20" / COMPLETE_MARKER_NAME).unlink()
     (tmp_path / "run" / "checkpoint-20" / "model.safetensors").write_bytes(b"torn")
     assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-15"
-    again, _ = make_trainer("training.eval_steps=5", "training.keep_checkpoints=9")
+    again, _ = make_trainer("training.eval_steps=5", "training.save_total_limit=9")
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 20
     assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-20"
@@ -207,7 +211,7 @@ def test_checkpoints_keep_raw_weights_and_save_model_the_mean(make_trainer, tmp_
 
 def test_wall_budget_ends_with_a_checkpoint_an_evaluation_and_a_mean(make_trainer, tmp_path, monkeypatch):
     """A clock that ticks one second per step and a budget of 12 seconds, a quarter of it for averaging."""
-    trainer, _ = make_trainer("training.num_epochs=1000", "training.swa_epochs=250", max_hours=12 / 3600)
+    trainer, _ = make_trainer("training.num_train_epochs=1000", "training.swa_epochs=250", max_hours=12 / 3600)
     monkeypatch.setattr(type(trainer.clock), "seconds_used", property(lambda self: float(trainer.state.global_step)))
     trainer.train()
     assert trainer.state.global_step == 12
@@ -224,7 +228,7 @@ def test_run_without_a_budget_can_be_resumed_with_one(make_trainer, tmp_path, mo
         def on_step_end(self, args, state, control, **kwargs):
             control.should_training_stop = control.should_save = state.global_step == 6
 
-    settings = ["training.num_epochs=1000", "training.swa_epochs=250", "training.eval_steps=100"]
+    settings = ["training.num_train_epochs=1000", "training.swa_epochs=250", "training.eval_steps=100"]
     stopped, _ = make_trainer(*settings, callbacks=[StopByHand()])
     stopped.train()
     assert (stopped.state.global_step, stopped.swa.num_averaged) == (6, 0)
@@ -236,17 +240,17 @@ def test_run_without_a_budget_can_be_resumed_with_one(make_trainer, tmp_path, mo
 
 
 def test_time_before_a_resume_counts(make_trainer, tmp_path):
-    trainer, _ = make_trainer("training.num_epochs=2")
+    trainer, _ = make_trainer("training.num_train_epochs=2")
     trainer.train()
     used = trainer.clock.seconds_used
-    again, _ = make_trainer("training.num_epochs=4", max_hours=100.0)
+    again, _ = make_trainer("training.num_train_epochs=4", max_hours=100.0)
     again.train(resume_from_checkpoint=True)
     assert again.clock.seconds_before == pytest.approx(used, rel=0.5)
     assert again.clock.seconds_used > again.clock.seconds_before > 0
 
 
 def test_atom_budget_batches(make_trainer):
-    trainer, task = make_trainer("training.max_atoms_per_batch=12", "training.num_epochs=2")
+    trainer, task = make_trainer("training.max_atoms_per_batch=12", "training.num_train_epochs=2")
     trainer.train()
     sizes = task.splits["train"]["num_atoms"]
     for batch in trainer.train_batch_sampler:
@@ -256,7 +260,7 @@ def test_atom_budget_batches(make_trainer):
 
 
 def test_best_validation_checkpoint_without_averaging(make_trainer):
-    trainer, _ = make_trainer("training.swa_epochs=0", "training.num_epochs=6", "training.learning_rate=0.05")
+    trainer, _ = make_trainer("training.swa_epochs=0", "training.num_train_epochs=6", "training.learning_rate=0.05")
     trainer.train()
     scores = {e["step"]: e["eval_scaled_mae"] for e in trainer.state.log_history if "eval_loss" in e}
     assert trainer.state.best_global_step == min(scores, key=scores.get)
@@ -264,7 +268,7 @@ def test_best_validation_checkpoint_without_averaging(make_trainer):
 
 
 def test_divergence_is_not_hidden(make_trainer):
-    trainer, task = make_trainer("training.num_epochs=1")
+    trainer, task = make_trainer("training.num_train_epochs=1")
     with torch.no_grad():
         task.model.head.out_proj.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="predictions are not finite"):
@@ -282,7 +286,7 @@ def test_arguments_that_would_mislead_are_refused(make_trainer, tmp_path):
             CrystalTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
     with pytest.raises(TypeError, match="expected CrystalTrainingArguments"):
         CrystalTrainer(model=torch.nn.Linear(1, 1), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
-    trainer, _ = make_trainer("training.num_epochs=2")
+    trainer, _ = make_trainer("training.num_train_epochs=2")
     trainer.swa.swa_epochs = 3
     with pytest.raises(ValueError, match="swa_epochs=3 is more than num_train_epochs=2"):
         trainer.train()
@@ -307,7 +311,7 @@ def test_fine_tuning_keeps_encoder_and_calibration(make_trainer, tmp_path):
 
 
 def test_head_is_kept_for_the_same_targets_and_new_for_as_many_others(make_trainer, tmp_path):
-    trainer, task = make_trainer("training.num_epochs=1", "training.swa_epochs=0")
+    trainer, task = make_trainer("training.num_train_epochs=1", "training.swa_epochs=0")
     trainer.train()
     task.model.save_pretrained(tmp_path / "pretrained")
     source = f"model.pretrained={tmp_path / 'pretrained'}"

@@ -30,7 +30,7 @@ def test_two_processes_give_the_curve_of_one(reference, generator_recipe, tmp_pa
     two = train(
         generator_recipe,
         tmp_path / "two",
-        f"training.accumulation_steps={accumulation}",
+        f"training.gradient_accumulation_steps={accumulation}",
         script=SCRIPT,
         processes=2,
     )

@@ -2,11 +2,10 @@
 
 # ruff: noqa: ARG002  (the signatures are those of TrainerCallback)
 
+import dataclasses
 import functools
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,20 +17,18 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
 from hf_crystal.training.data_order import LengthBatchSampler
-from hf_crystal.training.mat2seq_data import Mat2SeqCollator, tokenize_splits
-from hf_crystal.training.mat2seq_models import build_generator
-from hf_crystal.training.mat2seq_optimizer import build_optimizer
-from hf_crystal.training.mat2seq_recipe import GeneratorRecipe, GeneratorTrainingArguments
-from hf_crystal.training.mat2seq_validity import ValidityCallback, answer_loss, free_validity
-from hf_crystal.training.property_run import environment_record
+from hf_crystal.training.generator_data import Mat2SeqCollator, tokenize_splits
+from hf_crystal.training.generator_init import build_generator
+from hf_crystal.training.generator_recipe import GeneratorRecipe, GeneratorTrainingArguments
+from hf_crystal.training.generator_validity import ValidityCallback, answer_loss, free_validity
+from hf_crystal.training.optimizers import build_optimizer
 from hf_crystal.training.recipe_files import without_folders
 from hf_crystal.training.run_control import (
-    MODEL_FOLDER,
-    RECIPE_NAME,
-    RUN_NAME,
     CompleteCheckpointCallback,
     WallBudgetCallback,
+    environment_record,
     open_run,
 )
 from hf_crystal.training.weight_averaging import SWACallback
@@ -95,37 +92,6 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, cloc
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _training_arguments(recipe: GeneratorRecipe, checkpoints: Path) -> TrainingArguments:
-    training = recipe.training
-    parts = int(os.environ.get("WORLD_SIZE", "1")) * training.accumulation_steps
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=max(1, training.batch_size // parts),
-        gradient_accumulation_steps=training.accumulation_steps,
-        per_device_eval_batch_size=training.eval_batch_size,
-        num_train_epochs=training.num_epochs,
-        learning_rate=training.learning_rate,
-        max_grad_norm=training.max_grad_norm,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        prediction_loss_only=True,
-        logging_steps=training.log_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        save_strategy="steps",
-        eval_steps=training.eval_steps,
-        save_steps=training.eval_steps,
-        save_total_limit=2,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=training.seed,
-        bf16=training.bf16 or torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-        report_to="none",
-        disable_tqdm=not sys.stderr.isatty(),
-    )
-
-
 def train_generator(
     recipe: GeneratorRecipe,
     output_dir: str | Path,
@@ -159,7 +125,7 @@ def train_generator(
     clock = WallBudgetCallback(max_hours)
     clock.resume_from = checkpoint
     environment = environment_record()  # of the code that runs: the checkout may change meanwhile
-    arguments = _training_arguments(recipe, checkpoints)  # starts the process group, if any
+    arguments = dataclasses.replace(recipe.training, output_dir=str(checkpoints), max_hours=max_hours)
     task = prepare_generator_task(recipe, tokens_folder or output_dir / TOKENS_FOLDER)
     trainer = _trainer(recipe, task, arguments, clock)
     trainer.train(resume_from_checkpoint=str(clock.resume_from) if clock.resume_from else None)
@@ -210,7 +176,7 @@ def _first_rows(rows: Any, count: int) -> list[dict[str, Any]]:
 
 
 class _GeneratorTrainer(Trainer):
-    """Trainer with our optimiser and schedule, and batches of like length whose order depends on seed and epoch only.
+    """Trainer with our optimizer and schedule, and batches of like length whose order depends on seed and epoch only.
 
     The stock length groups are drawn from the global generator, which a resume in the middle of an epoch finds in
     another state: rows would be repeated and left out.
@@ -220,13 +186,13 @@ class _GeneratorTrainer(Trainer):
     data_collator: Any
     optimizer: Any
     lr_scheduler: Any
-    setup: GeneratorTrainingArguments
+    args: GeneratorTrainingArguments
     rate: Callable[[int], float]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimiser of the recipe; with FSDP the Trainer takes none that was made before the shards."""
+        """The optimizer of the recipe; with FSDP the Trainer takes none that was made before the shards."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model if model is None else model, self.setup)
+            self.optimizer = build_optimizer(self.model if model is None else model, self.args, rest_weight_decay=0.0)
         return self.optimizer
 
     def create_scheduler(
@@ -244,7 +210,7 @@ class _GeneratorTrainer(Trainer):
         """Batches of one process."""
         self.train_batch_sampler = LengthBatchSampler(
             self.train_dataset["length"],
-            self.setup.batch_size,
+            self.args.batch_size,
             parts=self.args.world_size * self.args.gradient_accumulation_steps,
             seed=self.args.seed,
         )
@@ -267,7 +233,7 @@ class _EpochCallback(TrainerCallback):
 
 
 def _trainer(
-    recipe: GeneratorRecipe, task: GeneratorTask, arguments: TrainingArguments, clock: WallBudgetCallback
+    recipe: GeneratorRecipe, task: GeneratorTask, arguments: GeneratorTrainingArguments, clock: WallBudgetCallback
 ) -> Trainer:
     """A Trainer with our schedule and callbacks."""
     training = recipe.training
@@ -277,7 +243,7 @@ def _trainer(
     rate = functools.partial(
         learning_rate_factor,
         warmup_steps=training.warmup_steps,
-        total_steps=math.ceil(len(train) / training.batch_size) * training.num_epochs,
+        total_steps=math.ceil(len(train) / training.batch_size) * training.num_train_epochs,
         clock=clock,
     )
     samples = _first_rows(validation, training.validity_samples)
@@ -306,7 +272,7 @@ def _trainer(
     )
     if trainer.is_fsdp_enabled:
         _check_fsdp(training)
-    trainer.setup, trainer.rate = training, rate
+    trainer.rate = rate
     trainer.add_callback(_EpochCallback(trainer))
     return trainer
 

@@ -11,14 +11,14 @@ from pymatgen.core import Lattice, Structure
 from hf_crystal import Mat2SeqTokenizer, load_crystal_dataset
 from hf_crystal.card_figures import generation_rows
 from hf_crystal.cli.main import run
+from hf_crystal.evaluation import samples
+from hf_crystal.evaluation.conditions import GenerationSettings, judge_of_pipeline, property_distances
+from hf_crystal.evaluation.generator_report import evaluate_generation
 from hf_crystal.evaluation.intervals import mean_interval, wilson_interval
+from hf_crystal.evaluation.samples import sample_prompts
 from hf_crystal.loading import load_property_pipeline
-from hf_crystal.training import mat2seq_samples
-from hf_crystal.training.mat2seq_conditions import judge_of_pipeline, property_distances
-from hf_crystal.training.mat2seq_evaluation import GenerationSettings, evaluate_generation
-from hf_crystal.training.mat2seq_models import build_generator
-from hf_crystal.training.mat2seq_recipe import GeneratorModelArguments
-from hf_crystal.training.mat2seq_samples import sample_prompts
+from hf_crystal.training.generator_init import build_generator
+from hf_crystal.training.generator_recipe import GeneratorModelArguments
 
 SETTINGS = GenerationSettings(count=4, num_samples=2, num_free=6, num_conditioned=2, guidance=(2.5,))
 
@@ -110,9 +110,9 @@ def test_distance_of_a_judged_property_by_hand(tokenizer):
 
 def test_sampling_tells_crystals_rate_and_time_left(model, tokenizer, tmp_path, monkeypatch):
     clock, told = itertools.count(0, 60), []
-    monkeypatch.setattr(mat2seq_samples, "PROMPTS_AT_A_TIME", 2)
-    monkeypatch.setattr(mat2seq_samples, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr(mat2seq_samples, "logger", SimpleNamespace(info=told.append))
+    monkeypatch.setattr(samples, "PROMPTS_AT_A_TIME", 2)
+    monkeypatch.setattr(samples, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(samples, "logger", SimpleNamespace(info=told.append))
     prompts = [{"composition": {"Na": 1, "Cl": 1}}] * 5
     options = {"num_return": 3, "temperature": 1.0, "seed": 0}
     path = tmp_path / "sampled.jsonl"
@@ -186,7 +186,7 @@ def test_command_line_trains_and_evaluates_a_generator(crystal_table, tmp_path, 
     recipe.write_text(
         "description: made-up crystals\n"
         "model: {hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16}\n"
-        "training: {batch_size: 8, num_epochs: 1, eval_steps: 6, validity_samples: 1}\n"
+        "training: {batch_size: 8, num_train_epochs: 1, eval_steps: 6, validity_samples: 1}\n"
     )
     words = ["--config", str(recipe), "--data", str(crystal_table), "--output-dir", str(tmp_path / "run")]
     assert run(["train", "generator", *words]) == 0

@@ -1,6 +1,7 @@
 """What a property model says of generated crystals: whether conditions steer, and how properties are distributed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,16 +9,59 @@ import numpy as np
 
 from hf_crystal.evaluation.distributions import wasserstein
 from hf_crystal.evaluation.intervals import wilson_interval
-from hf_crystal.evaluation.valid_crystals import structure_is_valid
-from hf_crystal.training.mat2seq_samples import sample_prompts
+from hf_crystal.evaluation.samples import sample_prompts
+from hf_crystal.evaluation.valid_crystals import ValidityFilter, structure_is_valid
 from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
-    from hf_crystal.training.mat2seq_evaluation import GenerationSettings
 
 TOLERANCES = {"band_gap": 0.5, "formation_energy": 0.25}  # eV, eV/atom: how near a judged value has to be
 Judge = Callable[[list[Any]], Mapping[str, Sequence[float | None]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """What is sampled and measured.
+
+    Attributes:
+        split: Split of the prompts.
+        train_split: Split that novelty is judged against.
+        count: Compositions of the split, drawn by the seed; None takes all, 0 none (the split stays the reference of
+            the distributions).
+        num_samples: Crystals per composition at `temperature`, beside the most probable one; 0 for none.
+        temperature: Of these samples and of the free ones.
+        num_free: Crystals generated from nothing.
+        num_conditioned: Crystals per value of a condition.
+        guidance: Scales of guidance at which the conditions are asked for once more.
+        smact: Whether compositions are judged and matches filtered by SMACT (needs smact).
+        seed: Of everything.
+        num_workers: Processes of the matching.
+        time_limit: Seconds for one pair.
+    """
+
+    split: str = "test"
+    train_split: str = "train"
+    count: int | None = None
+    num_samples: int = 20
+    temperature: float = 1.0
+    num_free: int = 1000
+    num_conditioned: int = 100
+    guidance: tuple[float, ...] = ()
+    smact: bool = False
+    seed: int = 0
+    num_workers: int = 0
+    time_limit: float | None = None
+
+    @property
+    def pool(self) -> dict[str, Any]:
+        """Arguments of the functions that match."""
+        return {"num_workers": self.num_workers, "time_limit": self.time_limit}
+
+    @property
+    def validity_filter(self) -> ValidityFilter:
+        """The protocol's filter of predictions, as far as smact is there."""
+        return "structure+smact14" if self.smact else "structure"
 
 
 def judge_of_pipeline(pipeline: Any) -> Judge:
@@ -51,7 +95,7 @@ def _judged(crystals: Sequence[Any], judge: Judge) -> dict[str, list[float | Non
 
 
 def measure_conditions(
-    model: Generator, tokenizer: "Mat2SeqTokenizer", folder: Path, settings: "GenerationSettings", judge: Judge
+    model: Generator, tokenizer: "Mat2SeqTokenizer", folder: Path, settings: GenerationSettings, judge: Judge
 ) -> list[dict[str, Any]]:
     """How often a crystal asked for with a property has it, and how often one has it that was not asked for.
 

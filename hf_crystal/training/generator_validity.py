@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_crystal.training.mat2seq_data import Mat2SeqCollator
+from hf_crystal.training.generator_data import Mat2SeqCollator
 from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:

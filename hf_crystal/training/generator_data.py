@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import datasets
 
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
-    from hf_crystal.training.mat2seq_recipe import GeneratorDataArguments
+    from hf_crystal.training.generator_recipe import GeneratorDataArguments
 
 logger = logging.get_logger(__name__)
 

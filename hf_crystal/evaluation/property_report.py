@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
-from hf_crystal.training.run_control import MODEL_FOLDER, RUN_NAME
+from hf_crystal.evaluation.run_files import MODEL_FOLDER, RUN_NAME
 from hf_crystal.typing import PropertyModel
 
 if TYPE_CHECKING:
@@ -86,14 +86,10 @@ def evaluate_property_folder(
     Raises:
         ValueError: If `columns` does not match the model's targets, or the data lacks one.
     """
-    from transformers import PreTrainedConfig
-
     from hf_crystal.data import CrystalCollator
-    from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
-    from hf_crystal.training.property_models import property_model_class
+    from hf_crystal.loading import load_property_model
 
-    described, _ = PreTrainedConfig.get_config_dict(folder)
-    model = property_model_class(described.get("model_type")).from_pretrained(folder)
+    model, feature_extractor = load_property_model(folder)
     config = model.config
     if columns is None:
         recorded = _recorded_columns(folder)
@@ -110,7 +106,7 @@ def evaluate_property_folder(
             f"no label column {', '.join(missing)}: give the one of each target of the model, "
             f"{', '.join(config.target_names)}, in this order (--column); the data has {', '.join(rows.column_names)}"
         )
-    collator = CrystalCollator(CrystalFeatureExtractor.from_pretrained(folder), label_names=columns)
+    collator = CrystalCollator(feature_extractor, label_names=columns)
     predictions, labels = predict_rows(model, rows, collator, batch_size=batch_size, progress=progress)
     return regression_metrics(
         predictions,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,12 +19,11 @@ from hf_crystal.evaluation import (
     uniqueness,
     validity,
 )
+from hf_crystal.evaluation.conditions import GenerationSettings, Judge, measure_conditions, property_distances
 from hf_crystal.evaluation.distributions import COVERAGE_CUTOFFS, Fingerprint, coverage
 from hf_crystal.evaluation.intervals import mean_interval, wilson_interval
 from hf_crystal.evaluation.results import read_references, reduced_formula
-from hf_crystal.evaluation.valid_crystals import ValidityFilter
-from hf_crystal.training.mat2seq_conditions import Judge, measure_conditions, property_distances
-from hf_crystal.training.mat2seq_samples import sample_prompts
+from hf_crystal.evaluation.samples import sample_prompts
 from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
@@ -36,50 +34,6 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 RESULT_NAME = "evaluation.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationSettings:
-    """What is sampled and measured.
-
-    Attributes:
-        split: Split of the prompts.
-        train_split: Split that novelty is judged against.
-        count: Compositions of the split, drawn by the seed; None takes all, 0 none (the split stays the reference of
-            the distributions).
-        num_samples: Crystals per composition at `temperature`, beside the most probable one; 0 for none.
-        temperature: Of these samples and of the free ones.
-        num_free: Crystals generated from nothing.
-        num_conditioned: Crystals per value of a condition.
-        guidance: Scales of guidance at which the conditions are asked for once more.
-        smact: Whether compositions are judged and matches filtered by SMACT (needs smact).
-        seed: Of everything.
-        num_workers: Processes of the matching.
-        time_limit: Seconds for one pair.
-    """
-
-    split: str = "test"
-    train_split: str = "train"
-    count: int | None = None
-    num_samples: int = 20
-    temperature: float = 1.0
-    num_free: int = 1000
-    num_conditioned: int = 100
-    guidance: tuple[float, ...] = ()
-    smact: bool = False
-    seed: int = 0
-    num_workers: int = 0
-    time_limit: float | None = None
-
-    @property
-    def pool(self) -> dict[str, Any]:
-        """Arguments of the functions that match."""
-        return {"num_workers": self.num_workers, "time_limit": self.time_limit}
-
-    @property
-    def validity_filter(self) -> ValidityFilter:
-        """The protocol's filter of predictions, as far as smact is there."""
-        return "structure+smact14" if self.smact else "structure"
 
 
 def evaluate_generation(
@@ -102,7 +56,7 @@ def evaluate_generation(
         splits: Rows of crystals by split.
         output_dir: Folder of the samples and of `evaluation.json`.
         settings: What is sampled and measured.
-        judge: Structures → values by property, such as `mat2seq_conditions.judge_of_pipeline`: measures whether
+        judge: Structures → values by property, such as `conditions.judge_of_pipeline`: measures whether
             conditions steer and how far the properties of crystals from nothing are from true ones.
         fingerprint: See `evaluation.coverage`; without it there is no coverage.
         dataset_name: Whose cutoffs `coverage` takes.

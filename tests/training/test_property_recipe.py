@@ -1,10 +1,10 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from hf_crystal.training import load_recipe
-from hf_crystal.training.recipes import recipe_from_dict
+from hf_crystal.training import TrainingRecipe, load_recipe, recipe_files
 
 RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").glob("*.yaml"))
 MINIMAL = {
@@ -46,17 +46,17 @@ def test_recipe_gives_a_config_and_states_its_cost(path):
         ),
         ("model", "target_names", ["x"], "model: unknown key 'target_names'"),
         ("data", "colour", "red", "data: unknown key 'colour'; accepted: source, path"),
-        ("training", "learning_rate", "5e-4", "training.learning_rate='5e-4'.*write 5.0e-4"),
-        ("training", "num_epochs", 2.5, "training.num_epochs=2.5: expected int"),
-        ("training", "swa_epochs", 900, "training.swa_epochs=900: expected 0 to num_epochs=500"),
-        ("training", "keep_checkpoints", 1, "training.keep_checkpoints=1"),
+        ("training", "learning_rate", "5e-4", "training.learning_rate='5e-4'.*expected float.*write 5.0e-4"),
+        ("training", "num_train_epochs", 2.5, "training.num_train_epochs=2.5: .*expected int"),
+        ("training", "swa_epochs", 900, "training.swa_epochs=900: expected 0 to num_train_epochs=500"),
+        ("training", "save_total_limit", 1, "training.save_total_limit=1"),
         ("training", "dtype", "float16", "training.dtype='float16'"),
-        ("training", "optimizer", "sgd", "training.optimizer='sgd': expected adamw or muon"),
+        ("training", "optimizer", "sgd", "training.optimizer='sgd': .*expected one of .*adamw.*muon"),
         ("training", "muon_learning_rate", 0.0, "training.muon_learning_rate=0.0: expected above 0"),
-        ("data", "source", "jarvs", "data.source='jarvs': expected file, jarvis"),
-        ("data", "cell_choice", "niggli", "data.cell_choice='niggli': expected as_given or primitive"),
+        ("data", "source", "jarvs", "data: Field 'source' expected one of .*jarvis.*got jarvs"),
+        ("data", "cell_choice", "niggli", "data: Field 'cell_choice' expected one of .*primitive.*got niggli"),
         ("data", "targets", [], "data.targets is empty"),
-        ("data", "targets", [{"name": "energy"}], r"data.targets\[0\]: needs name, unit; got name"),
+        ("data", "targets", [{"name": "energy"}], r"data.targets\[0\]: .*missing .*'unit'"),
         ("data", "targets", [{"name": "a", "unit": ""}, {"name": "a", "unit": ""}], "names must differ"),
         ("model", "model_type", "gpt2", "model_type='gpt2': expected crystalformer or crystalframer"),
         ("model", "hidden_size", 17, "hidden_size=17"),
@@ -68,24 +68,45 @@ def test_mistakes_are_named(section, key, value, message):
     if section != "training":
         values[section][key] = value
     with pytest.raises(ValueError, match=message):
-        recipe_from_dict(values)
+        TrainingRecipe.from_dict(values)
 
 
 def test_unknown_section_is_an_error():
     with pytest.raises(ValueError, match=r"recipe: unknown key 'modle' \(did you mean 'model'\?\)"):
-        recipe_from_dict({**MINIMAL, "modle": {}})
+        TrainingRecipe.from_dict({**MINIMAL, "modle": {}})
 
 
 def test_overrides_and_round_trip(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))
-    overrides = ["training.num_epochs=60", "model.domain=real-reci", "data.targets.0.column=e", "data.path=y.parquet"]
+    overrides = [
+        "training.num_train_epochs=60",
+        "model.domain=real-reci",
+        "data.targets.0.column=e",
+        "data.path=y.parquet",
+    ]
     recipe = load_recipe(path, overrides)
-    assert recipe.training.num_epochs == 60
+    assert recipe.training.num_train_epochs == 60
     assert recipe.model_config().domain == "real-reci"
     assert recipe.data.targets[0].column == "e"
     recipe.save(tmp_path / "again.yaml")
     assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+def test_older_names_are_read_with_a_warning(monkeypatch):
+    warned = []
+    monkeypatch.setattr(recipe_files, "logger", SimpleNamespace(warning=warned.append))
+    old = {"num_epochs": 60, "betas": [0.8, 0.9], "log_steps": 5, "keep_checkpoints": 3, "drop_last": False}
+    training = TrainingRecipe.from_dict({**MINIMAL, "training": old}).training
+    assert (training.num_train_epochs, training.adam_beta1, training.adam_beta2) == (60, 0.8, 0.9)
+    assert (training.logging_steps, training.save_total_limit, training.drop_last_train_rows) == (5, 3, False)
+    assert len(warned) == 1
+    assert all(name in warned[0] for name in (*old, "num_train_epochs", "adam_beta1"))
+
+
+def test_whole_numbers_are_read_where_a_float_belongs():
+    training = TrainingRecipe.from_dict({**MINIMAL, "training": {"learning_rate": 1, "max_grad_norm": 2}}).training
+    assert (type(training.learning_rate), training.max_grad_norm) == (float, 2.0)
 
 
 def test_bad_override_and_bad_yaml_name_the_culprit(tmp_path):
@@ -107,4 +128,4 @@ def test_bias_decay_follows_match_release_unless_set(match_release, explicit, de
         "model": {"model_type": "crystalformer", "match_release": match_release},
         "training": {"bias_weight_decay": explicit},
     }
-    assert recipe_from_dict(values).bias_weight_decay == decay
+    assert TrainingRecipe.from_dict(values).training.bias_weight_decay == decay
