@@ -200,8 +200,8 @@ def generate_crystals_for_prompts(
     asked = [prompt if isinstance(prompt, CrystalPrompt) else CrystalPrompt(**prompt) for prompt in prompts]
     if grammar is None:
         context = int(getattr(model.config, "max_position_embeddings", 1024)) if max_length is None else max_length
-        conditions = max((2 * len(prompt.properties or ()) for prompt in asked), default=0)
-        grammar = _grammar(tokenizer, max_atoms, context - conditions)
+        # room for all conditions in every call: what a prompt may become must not depend on the prompts beside it
+        grammar = _grammar(tokenizer, max_atoms, context - 2 * len(tokenizer.property_bins))
     prepared, errors = _prepare(asked, tokenizer, grammar, on_error)
     search = CrystalSampler(
         model,
@@ -248,8 +248,10 @@ def generate_crystals_for_prompts(
             collect(search, wanted)
         sampling = copy.copy(search)
         sampling.temperature, sampling.num_beams = temperature or 1.0, 1
-        for _ in range(0 if random or keeps is None else max_rounds):
-            wanted = {index: max(num_return, _REDRAWN) for index, found in kept.items() if not found}
+        empty = [] if random or keeps is None else [index for index, found in kept.items() if not found]
+        drawn.clear()  # samples are counted from the first, however many beams there were
+        for _ in range(max_rounds if empty else 0):
+            wanted = {index: max(num_return, _REDRAWN) for index in empty if len(kept[index]) < num_return}
             collect(sampling, wanted, f"{_FILTERED}; this one is sampled at temperature {sampling.temperature:g}")
     score = rank if callable(rank) else _log_likelihood
     ranked = {i: sorted(found, key=score, reverse=True) if rank else found for i, found in kept.items()}
