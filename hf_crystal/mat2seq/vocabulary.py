@@ -82,6 +82,7 @@ class PropertyBins:
         accepted = f"the trained bins reach from {low:g} to {high:g} {self.unit}".rstrip()
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise ValueError(f"{self.name} is {value!r}; accepted: a finite number, {accepted}")
+        value = float(value)
         if low <= value <= high:
             return None
         reach = (high - self.edges[0]) / 2 if len(self.edges) > 1 else math.inf
