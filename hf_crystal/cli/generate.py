@@ -1,5 +1,6 @@
 """`hf-crystal generate`: crystals of a composition."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from ..checkpoints import DEFAULT_GENERATOR
 from .progress import counter, quiet_transformers
-from .structure_files import StructureFormat, write_structure
+from .structure_files import StructureFormat, crystal_files, folder_in_use, write_structures
 from .writers import Format, format_of_file, open_writer
 
 EXAMPLE = "Example: hf-crystal generate SrTiO3 --num 4 --output-dir output"
@@ -85,13 +86,15 @@ def generate(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Beginning of a sequence to be continued.")] = None,
     num: Annotated[int, typer.Option(help="Number of crystals.")] = 1,
-    output_dir: Annotated[Path | None, typer.Option(help="Write one file per crystal here.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Write one file per crystal here; a folder with other crystals is refused.")
+    ] = None,
     form: Annotated[StructureFormat, typer.Option("--format", help="Form of these files.")] = "cif",
     output: Annotated[
         Format | None, typer.Option(help="How the list is written; by default as --output-file ends, else a table.")
     ] = None,
     output_file: Annotated[Path | None, typer.Option(help="Write the list here, not to standard output.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same crystals.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed; without one each call gives other crystals.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 for the most probable crystal.")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")] = 1.0,
     num_beams: Annotated[int, typer.Option(min=1, help="Above 1: beam search in place of sampling.")] = 1,
@@ -129,6 +132,8 @@ def generate(
         "sites": site or None,
         "prompt": prompt,
     }
+    if output_dir is not None and (others := crystal_files(output_dir)) and (seed is None or len(others) > num):
+        raise folder_in_use(output_dir, others)  # before anything is sampled
     quiet_transformers()
     from ..loading import load_generation_pipeline
 
@@ -153,13 +158,14 @@ def generate(
         raise ValueError(
             f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}); ask for more or allow less"
         )
-    if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
+    for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
+        print(f"hf-crystal: warning: {warning}", file=sys.stderr)
+    files = [None] * len(results) if output_dir is None else write_structures(output_dir, results, form)
     with open_writer(
         output, output_file, _COLUMNS if output == "table" else [*_COLUMNS, "sequence"], _TYPES
     ) as writer:
-        for number, result in enumerate(results, 1):
+        for file, result in zip(files, results, strict=True):
             row: dict[str, Any] = {name: result[name] for name in ("formula", "space_group", "log_likelihood")}
             row |= {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
-            row["file"] = None if output_dir is None else write_structure(output_dir, number, result, form)
+            row["file"] = file
             writer.write(row if output == "table" else {**row, "sequence": result["sequence"]})

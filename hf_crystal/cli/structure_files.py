@@ -8,18 +8,44 @@ StructureFormat = Literal["cif", "poscar", "extxyz"]
 _SUFFIXES = {"cif": ".cif", "poscar": ".vasp", "extxyz": ".extxyz"}
 
 
-def write_structure(folder: Path, number: int, result: dict[str, Any], form: StructureFormat) -> str:
-    """Write one result of the pipeline "crystal-generation"; the name of its file."""
-    group = re.sub(r"[^0-9A-Za-z_-]", "-", result["space_group"])
-    path = folder / f"{result['formula']}_{number:03d}_{group}{_SUFFIXES[form]}"
+def write_structures(folder: Path, results: list[dict[str, Any]], form: StructureFormat) -> list[str]:
+    """Write results of the pipeline "crystal-generation", one file each; the names of the files.
+
+    Raises:
+        ValueError: the folder holds other crystals; nothing is written.
+    """
+    texts = {}
+    for number, result in enumerate(results, 1):
+        group = re.sub(r"[^0-9A-Za-z_-]", "-", result["space_group"])
+        texts[folder / f"{result['formula']}_{number:03d}_{group}{_SUFFIXES[form]}"] = _text(result, form)
+    others = [path for path in crystal_files(folder) if texts.get(path) != path.read_text(encoding="utf-8")]
+    if others:
+        raise folder_in_use(folder, others)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    return [str(path) for path in texts]
+
+
+def crystal_files(folder: Path) -> list[Path]:
+    """Files of a folder that may be crystals of an earlier call; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES.values())
+
+
+def folder_in_use(folder: Path, others: list[Path]) -> ValueError:
+    """The error for a folder with crystals of another call."""
+    return ValueError(
+        f"--output-dir {folder} holds {len(others)} other crystals, the first is {others[0].name}; accepted: "
+        "a new or empty folder, or the same call with the same --seed again"
+    )
+
+
+def _text(result: dict[str, Any], form: StructureFormat) -> str:
     if form == "cif":
-        text = result["cif"]
-    elif form == "poscar":
-        text = result["structure"].to(fmt="poscar")
-    else:
-        text = _extended_xyz(result)
-    path.write_text(text, encoding="utf-8")
-    return str(path)
+        return str(result["cif"])
+    return str(result["structure"].to(fmt="poscar")) if form == "poscar" else _extended_xyz(result)
 
 
 def _extended_xyz(result: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..crystals.elements import CHEMICAL_SYMBOLS
+from ..crystals.formula import cell_formula
 from ..crystals.record import CrystalRecord, cell_from_parameters
 from .space_groups import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
@@ -34,6 +36,10 @@ __all__ = [
 # exactly on a half and would flip on noise of 1e-16.
 BOUNDARY = 0.5 - 0.0137
 _CORNERS = np.array([[1, 1, 1], [1, 1, -1], [1, -1, 1], [1, -1, -1]])
+_CIF_CELL = [
+    f"_cell_{name}" for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+]
+_CIF_SITE = ("label", "type_symbol", "symmetry_multiplicity", "Wyckoff_symbol", "fract_x", "fract_y", "fract_z")
 _CELL_PARAMETERS = ("a", "b", "c", "alpha", "beta", "gamma")
 _FREE_PARAMETERS = {
     "triclinic": ("a", "b", "c", "alpha", "beta", "gamma"),
@@ -167,6 +173,35 @@ class CanonicalCrystal:
 
         record = self.to_record(primitive=primitive)
         return Structure(Lattice(record.cell), record.atomic_numbers.tolist(), record.frac_coords)
+
+    def to_cif(self) -> str:
+        """CIF text of the conventional standard cell: space group, symmetry operations, one row per orbit."""
+        try:
+            from pymatgen.core.operations import SymmOp
+            from pymatgen.io.cif import CifBlock
+        except ImportError as error:
+            raise ImportError("to_cif needs pymatgen: pip install pymatgen") from error
+
+        group = space_group(self.space_group)
+        operations = [
+            SymmOp.from_rotation_and_translation(rotation, shift / TRANSLATION_GRID).as_xyz_str()
+            for rotation, shift in zip(group.all_rotations, group.all_translations, strict=True)
+        ]
+        fields: dict[str, Any] = {"_symmetry_space_group_name_H-M": group.symbol}
+        fields["_symmetry_Int_Tables_number"] = self.space_group
+        lengths_and_angles = zip(_CIF_CELL, full_cell_parameters(self.space_group, self.cell_parameters), strict=True)
+        fields |= {name: f"{value:.6f}" for name, value in lengths_and_angles}
+        fields["_symmetry_equiv_pos_as_xyz"] = operations
+        columns: dict[str, list[str]] = {f"_atom_site_{name}": [] for name in (*_CIF_SITE, "occupancy")}
+        for number, site in enumerate(self.sites, 1):
+            position, symbol = group.positions[site.position], CHEMICAL_SYMBOLS[site.atomic_number]
+            steps = np.array(site.parameters, dtype=np.int64)
+            point = position.matrix @ steps / self.settings.fraction_steps + position.offset / TRANSLATION_GRID
+            row = [f"{symbol}{number}", symbol, str(position.multiplicity), position.letter]
+            for column, value in zip(columns.values(), [*row, *(f"{x:.8f}" for x in point % 1.0), "1"], strict=True):
+                column.append(value)
+        loops = [["_symmetry_equiv_pos_as_xyz"], list(columns)]
+        return f"{CifBlock({**fields, **columns}, loops, cell_formula(self.to_record().atomic_numbers.tolist()))}\n"
 
 
 def quantise(values: np.ndarray | float, step: float) -> np.ndarray:

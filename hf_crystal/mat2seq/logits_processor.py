@@ -13,7 +13,7 @@ from .grammar_constraint import PromptConstraint
 from .grammar_masks import GrammarNode, masks_of
 from .tokenization_mat2seq import Mat2SeqTokenizer
 
-__all__ = ["CrystalLogitsProcessor", "PlainCrystalLogitsProcessor", "SequenceReader", "forbid", "pad_rows"]
+__all__ = ["CrystalLogitsProcessor", "PlainCrystalLogitsProcessor", "SequenceReader", "pad_rows"]
 
 
 def pad_rows(
@@ -85,7 +85,7 @@ class CrystalLogitsProcessor(LogitsProcessor):
         else:  # the first call, or beams changed places
             self.start(input_ids.tolist())
         self._ids = input_ids
-        return forbid(scores, self._nodes)
+        return self.forbid_(scores.clone())
 
     def start(self, rows: Sequence[list[int]]) -> None:
         """Begin with what is written in the rows."""
@@ -99,9 +99,10 @@ class CrystalLogitsProcessor(LogitsProcessor):
         """One more token of each row."""
         self._nodes = [node.step(token_id) for node, token_id in zip(self._nodes, token_ids, strict=True)]
 
-    def forbid_(self, scores: torch.Tensor) -> torch.Tensor:
-        """−∞ in place for what may not come next.  `scores (B, V)`."""
-        return scores.masked_fill_(_forbidden(scores, self._nodes), -math.inf)
+    def forbid_(self, scores: torch.Tensor, row: int | None = None) -> torch.Tensor:
+        """−∞ in place for what may not come next.  `scores (B, V)`, or `(1, V)` of one row."""
+        nodes = self._nodes if row is None else [self._nodes[row]]
+        return scores.masked_fill_(_forbidden(scores, nodes), -math.inf)
 
     @property
     def ended(self) -> list[bool]:
@@ -109,11 +110,9 @@ class CrystalLogitsProcessor(LogitsProcessor):
         return [node.done for node in self._nodes]
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Forget all rows but these: they go on as a batch of their own, one constraint per row."""
+        """Only these rows stay; they are a batch of their own, one constraint per row."""
         self._nodes = [self._nodes[row] for row in rows.tolist()]
         self._roots = [self._roots[row] for row in rows.tolist()]
-        if self._ids is not None:
-            self._ids = self._ids[rows]
 
     def _continues(self, input_ids: torch.Tensor) -> bool:
         before = self._ids
@@ -122,11 +121,6 @@ class CrystalLogitsProcessor(LogitsProcessor):
             and before.shape == (input_ids.shape[0], input_ids.shape[1] - 1)
             and torch.equal(input_ids[:, :-1], before)
         )
-
-
-def forbid(scores: torch.Tensor, nodes: Sequence[GrammarNode]) -> torch.Tensor:
-    """−∞ where a node forbids a token.  `scores (B, V)`."""
-    return scores.masked_fill(_forbidden(scores, nodes), -math.inf)
 
 
 def _forbidden(scores: torch.Tensor, nodes: Sequence[GrammarNode]) -> torch.Tensor:

@@ -5,17 +5,20 @@ Weights and configuration are those of `LlamaForCausalLM`: a saved folder loads 
 package is not installed. `generate_crystals` also takes any other causal language model with the same vocabulary.
 """
 
-import contextlib
+import copy
+import dataclasses
 import json
 import math
 import os
+import secrets
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from .grammar import CrystalGrammar
 from .logits_processor import CrystalLogitsProcessor
@@ -42,6 +45,9 @@ MAT2SEQ_SIZES = {
     "base": (512, 8, 8, 1536),
     "paper": (1024, 8, 8, 2816),
 }
+
+_REDRAWN = 16  # samples at a time where the most probable crystals were all left out
+_FILTERED = "the most probable crystals were left out by min_distance or smact"
 
 
 def mat2seq_config(size: str, tokenizer: Mat2SeqTokenizer, **changes: Any) -> LlamaConfig:
@@ -77,8 +83,6 @@ def mat2seq_config(size: str, tokenizer: Mat2SeqTokenizer, **changes: Any) -> Ll
 class Mat2SeqForCausalLM(LlamaForCausalLM):
     """Llama language model over crystal sequences, with `generate_crystals`."""
 
-    _extra_processor: Any = None
-
     def generate_crystals(self, tokenizer: Mat2SeqTokenizer, **options: Any) -> list[DecodedCrystal]:
         """See `generate_crystals` of this module."""
         return generate_crystals(self, tokenizer, **options)
@@ -88,20 +92,6 @@ class Mat2SeqForCausalLM(LlamaForCausalLM):
     ) -> list[list[DecodedCrystal]]:
         """See `generate_crystals_for_prompts` of this module."""
         return generate_crystals_for_prompts(self, tokenizer, prompts, **options)
-
-    @contextlib.contextmanager
-    def with_processor(self, processor: LogitsProcessor) -> Iterator[None]:
-        """Let `generate_batch`, which takes no logits processor, use this `ContinuousCrystalProcessor`."""
-        self._extra_processor = processor
-        try:
-            yield
-        finally:
-            self._extra_processor = None
-
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        found: LogitsProcessorList = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
-        # In front: the nucleus is one of allowed tokens.
-        return found if self._extra_processor is None else LogitsProcessorList([self._extra_processor, *found])
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Save as a stock Llama model, which serving engines know by its architecture name."""
@@ -164,7 +154,6 @@ def generate_crystals_for_prompts(
     smact: bool = False,
     max_rounds: int = 4,
     rank: bool | Callable[[DecodedCrystal], float] = False,
-    continuous_batching: bool = False,
     on_error: Literal["raise", "return"] = "raise",
     progress: Callable[[int], None] | None = None,
     grammar: CrystalGrammar | None = None,
@@ -180,19 +169,20 @@ def generate_crystals_for_prompts(
         top_p: Nucleus sampling.
         num_beams: Above 1: beam search instead of sampling; the `num_return` best beams.
         guidance: Above 1: properties asked for weigh more (classifier-free guidance, twice the time); 0 ignores them.
-        seed: The same seed and call on the same machine give the same crystals.
+        seed: A seed, a prompt and the index of a sample give one crystal, whatever the batch size, the other prompts
+            and the number of samples are; copies of a prompt draw crystals of their own. Holds where the model
+            computes in float32 or float64. None: other crystals in each call. The global random state is not used.
         batch_size: Sequences generated at a time; more are faster and need more memory.
         max_atoms: Largest primitive cell where no composition is given.
         max_length: Longest sequence in tokens; the model's context by default.
         unique: Leave out repeated sequences of a prompt and draw others in their place.
-        min_distance: Leave out crystals with two atoms nearer than this, Å, and draw others.
-        smact: Leave out compositions that are not charge-neutral by SMACT (needs smact), and draw others.
+        min_distance: Leave out crystals with two atoms nearer than this, Å, and draw others. Greedy and beam search
+            take further beams, and sample where these fail too; `warnings` of the crystal says so.
+        smact: Leave out compositions that are not charge-neutral by SMACT (needs smact), and draw others likewise.
         max_rounds: How often crystals that were left out are replaced, the first drawing included.
         rank: True: most probable crystal first, by `log_likelihood`; a function: largest value first.
-        continuous_batching: Use `generate_batch` of transformers, for many sequences of different lengths on a GPU;
-            a `Mat2SeqForCausalLM` only. Seeds do not reproduce there.
-        on_error: "return": a prompt that no crystal fulfils gives one `DecodedCrystal` with the error, the others go
-            on; "raise": nothing is sampled.
+        on_error: "return": a prompt that no crystal fulfils gives one `DecodedCrystal` with the error, the others are
+            not affected; "raise": nothing is sampled.
         progress: Called with the number of crystals so far, whenever there are more.
         grammar: A grammar with other bounds; `max_atoms` and `max_length` are then not used.
 
@@ -204,18 +194,16 @@ def generate_crystals_for_prompts(
         ImportError: if smact is asked for and missing.
     """
     _check_options(num_return, batch_size, max_rounds, temperature, top_p, num_beams)
-    if guidance < 0 or (guidance != 1 and (num_beams > 1 or continuous_batching)):
-        raise ValueError(
-            f"guidance is {guidance}; accepted: at least 0, and 1 with beam search or continuous_batching"
-        )
+    if guidance < 0 or (guidance != 1 and num_beams > 1):
+        raise ValueError(f"guidance is {guidance}; accepted: at least 0, and 1 with beam search")
     keeps = _filter(min_distance, smact)
     asked = [prompt if isinstance(prompt, CrystalPrompt) else CrystalPrompt(**prompt) for prompt in prompts]
     if grammar is None:
         context = int(getattr(model.config, "max_position_embeddings", 1024)) if max_length is None else max_length
-        conditions = max((2 * len(prompt.properties or ()) for prompt in asked), default=0)
-        grammar = _grammar(tokenizer, max_atoms, context - conditions)
+        # room for all conditions in every call: what a prompt may become must not depend on the prompts beside it
+        grammar = _grammar(tokenizer, max_atoms, context - 2 * len(tokenizer.property_bins))
     prepared, errors = _prepare(asked, tokenizer, grammar, on_error)
-    sampler = CrystalSampler(
+    search = CrystalSampler(
         model,
         tokenizer,
         grammar,
@@ -223,23 +211,48 @@ def generate_crystals_for_prompts(
         top_p=top_p,
         num_beams=num_beams,
         batch_size=batch_size,
+        seed=secrets.randbits(63) if seed is None else seed,
         guidance=guidance,
     )
-    draw = sampler.draw_continuously if continuous_batching else sampler.draw
     kept: dict[int, list[DecodedCrystal]] = {index: [] for index in prepared}
     seen: dict[int, set[str]] = {index: set() for index in prepared}
+    drawn: Counter[int] = Counter()
     random, count = temperature > 0 and num_beams == 1, 0
-    with _seeded(seed, model.device), torch.no_grad():
+
+    def collect(sampler: CrystalSampler, counts: dict[int, int], note: str | None = None) -> None:
+        """Draw crystals and keep those that pass, up to `num_return`; `note` warns of how they were found."""
+        nonlocal count
+        refused: set[int] = set()
+        for index, item in sampler.draw(prepared, counts, dict(drawn)):
+            drawn[index] += 1
+            repeated = unique and item.sequence in seen[index]
+            seen[index].add(item.sequence)
+            if keeps is not None and not keeps(item):
+                refused.add(index)
+            elif not repeated and len(kept[index]) < num_return:
+                warnings = prepared[index].warnings
+                if note is not None:
+                    warnings += (note,)
+                elif not random and index in refused:
+                    warnings += (f"{_FILTERED}; this is one of the next beams",)
+                kept[index].append(dataclasses.replace(item, warnings=warnings))
+                count += 1
+                if progress is not None:
+                    progress(count)
+
+    with torch.no_grad():
         for _ in range(max_rounds if random and (unique or keeps) else 1):
             wanted = {index: num_return - len(found) for index, found in kept.items() if len(found) < num_return}
-            for index, item in draw({i: prepared[i] for i in wanted}, wanted):
-                repeated = unique and item.sequence in seen[index]
-                seen[index].add(item.sequence)
-                if not repeated and (keeps is None or keeps(item)):
-                    kept[index].append(item)
-                    count += 1
-                    if progress is not None:
-                        progress(count)
+            if not random and num_beams > 1 and keeps is not None:
+                wanted = dict.fromkeys(wanted, num_beams)
+            collect(search, wanted)
+        sampling = copy.copy(search)
+        sampling.temperature, sampling.num_beams = temperature or 1.0, 1
+        empty = [] if random or keeps is None else [index for index, found in kept.items() if not found]
+        drawn.clear()  # samples are counted from the first, however many beams there were
+        for _ in range(max_rounds if empty else 0):
+            wanted = {index: max(num_return, _REDRAWN) for index in empty if len(kept[index]) < num_return}
+            collect(sampling, wanted, f"{_FILTERED}; this one is sampled at temperature {sampling.temperature:g}")
     score = rank if callable(rank) else _log_likelihood
     ranked = {i: sorted(found, key=score, reverse=True) if rank else found for i, found in kept.items()}
     return [ranked[i] if i in ranked else [DecodedCrystal(None, errors[i])] for i in range(len(asked))]
@@ -308,12 +321,3 @@ def _prepare(
 
 def _log_likelihood(item: DecodedCrystal) -> float:
     return -math.inf if item.log_likelihood is None else item.log_likelihood
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Random numbers of their own; the global state is left alone."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""What is asked for: read, checked, turned into the beginning of a sequence and a constraint of the grammar."""
+"""Generation prompts: read, checked, turned into the beginning of a sequence and a constraint of the grammar."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ __all__ = ["CrystalPrompt", "PreparedPrompt", "parse_composition", "prepare_prom
 
 @dataclass(frozen=True)
 class CrystalPrompt:
-    """What is asked for; everything may be left out.
+    """A generation prompt; all fields are optional.
 
     Attributes:
         composition: Atoms of the primitive cell, as a formula or mapping.
@@ -27,7 +27,7 @@ class CrystalPrompt:
             "any": as many as fit.
         space_group: Symbol such as `P4_2/mnm` or ITA number, or several of them.
         chemical_system: Elements, such as `"Li-Fe-O"`; each occurs, no other does.
-        properties: Conditions, by name.
+        properties: Conditions, by name: finite numbers near the range of the tokenizer's bins; None leaves one out.
         cell: Free cell parameters of the standard setting (Å, degrees), values or (smallest, largest) pairs: a crystal
             given in part. Needs one space group.
         sites: Orbits that occur, such as `"Ti 2a"` or `"O 4f 0.305"`, without coordinates where they are to be found.
@@ -47,11 +47,12 @@ class CrystalPrompt:
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A prompt that some crystal fulfils: ids of the beginning of the sequence, and the constraint."""
+    """A prompt that some crystal fulfils: ids of the beginning of the sequence, constraint, and warnings about it."""
 
     ids: tuple[int, ...]
     constraint: PromptConstraint
     has_conditions: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
@@ -93,7 +94,9 @@ def prepare_prompt(asked: CrystalPrompt, tokenizer: Mat2SeqTokenizer, grammar: C
     Raises:
         ValueError: for a prompt that no crystal fulfils, with the reason.
     """
-    conditions = tokenizer.condition_tokens(asked.properties)
+    properties = {name: value for name, value in (asked.properties or {}).items() if value is not None}
+    notes = [bins.check_target(properties[bins.name]) for bins in tokenizer.property_bins if bins.name in properties]
+    conditions = tokenizer.condition_tokens(properties)
     if asked.prompt is not None:
         others = (asked.composition, asked.formula_units, asked.space_group, asked.chemical_system)
         if any(field is not None for field in (*others, asked.cell, asked.sites)):
@@ -106,7 +109,8 @@ def prepare_prompt(asked: CrystalPrompt, tokenizer: Mat2SeqTokenizer, grammar: C
         grammar.check(constraint)
         head = _certain_tokens(constraint)
     tokens = [tokenizer.bos_token, *conditions, *head]
-    return PreparedPrompt(tuple(grammar.vocabulary[token] for token in tokens), constraint, bool(conditions))
+    ids = tuple(grammar.vocabulary[token] for token in tokens)
+    return PreparedPrompt(ids, constraint, bool(conditions), tuple(note for note in notes if note is not None))
 
 
 def _constraint(asked: CrystalPrompt, grammar: CrystalGrammar) -> PromptConstraint:

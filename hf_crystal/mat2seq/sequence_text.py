@@ -246,7 +246,7 @@ def join_tokens(tokens: Sequence[str]) -> str:
 def split_text(text: str, layout: SequenceLayout) -> list[str]:
     """Tokens of a text; inverse of `join_tokens`."""
     tokens: list[str] = []
-    for word in text.split():
+    for word in text.replace(SEPARATOR, f" {SEPARATOR} ").split():  # `|Fm-3m`: a prompt and its continuation
         whole, point, rest = word.partition(".")
         if not point or not rest.isdigit() or (whole and not whole.isdigit()):
             tokens.append(word)

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """`Mat2SeqTokenizer`: crystals to token ids and back.
 
+Text that is a whole crystal gets the end token, the beginning of one, a prompt, does not.
+
 The tokenizer takes everything that `as_record` takes (pymatgen `Structure`, ASE `Atoms`, files, records) and
 sequence text. Its `tokenizer.json` alone reads and writes sequence text, also where this package is not installed.
 
@@ -42,7 +44,7 @@ __all__ = ["DecodedCrystal", "Mat2SeqTokenizer", "register_mat2seq_tokenizer"]
 
 @dataclass(frozen=True)
 class DecodedCrystal:
-    """What became of a sequence.
+    """Result of decoding one sequence: a structure or an error.
 
     Attributes:
         structure: The crystal (primitive cell), or None where the sequence is none.
@@ -50,6 +52,7 @@ class DecodedCrystal:
         sequence: The sequence as text.
         log_likelihood: Natural logarithm of the probability of the generated part, where a model wrote it.
         canonical: The crystal on its grid, as the sequence spells it.
+        warnings: What a user should know about how it was generated, such as a condition outside the trained range.
     """
 
     structure: Any
@@ -57,6 +60,7 @@ class DecodedCrystal:
     sequence: str = ""
     log_likelihood: float | None = None
     canonical: CanonicalCrystal | None = None
+    warnings: tuple[str, ...] = ()
 
 
 _GRID = CanonicalSettings()  # its defaults are the tokenizer's
@@ -188,7 +192,7 @@ class Mat2SeqTokenizer(TokenizersBackend):
         num_workers: int = 0,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Turn structures into text, then let the backend do the rest."""
+        """Turn structures into text, then leave the rest to the backend."""
         if text_pair is not None or is_split_into_words:
             raise ValueError("Mat2SeqTokenizer takes single sequences: no text_pair, no is_split_into_words")
         batched = isinstance(text, (list, tuple))
@@ -199,11 +203,12 @@ class Mat2SeqTokenizer(TokenizersBackend):
             conditions = list(properties)
         if len(conditions) != len(inputs):
             raise ValueError(f"{len(conditions)} sets of properties for {len(inputs)} crystals")
-        texts = self._texts(inputs, conditions, num_workers)
+        special = bool(kwargs.get("add_special_tokens", True))
+        texts = self._texts(inputs, conditions, num_workers, special)
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE:
             limit = max_length or self.model_max_length
             for index, line in enumerate(texts):
-                length = len(split_text(line, self._layout)) + 2
+                length = len(split_text(line, self._layout)) + special
                 if length > limit:
                     raise ValueError(
                         f"sequence {index} has {length} tokens, max_length is {limit}: a cut sequence is no crystal; "
@@ -218,9 +223,14 @@ class Mat2SeqTokenizer(TokenizersBackend):
         )
 
     def _texts(
-        self, inputs: list[Any], conditions: Sequence[Mapping[str, float | None] | None], num_workers: int
+        self,
+        inputs: list[Any],
+        conditions: Sequence[Mapping[str, float | None] | None],
+        num_workers: int,
+        special: bool,
     ) -> list[str]:
-        lines: list[str | None] = [self._sequence_text(item) for item in inputs]
+        """Text for the backend, which adds the begin; with `special` the end stands behind whole sequences."""
+        lines: list[str | None] = [self._sequence_text(item, special) for item in inputs]
         rest = [i for i, line in enumerate(lines) if line is None]
         jobs = [inputs[i] for i in rest]
         if num_workers > 1 and len(jobs) > 1:
@@ -232,27 +242,38 @@ class Mat2SeqTokenizer(TokenizersBackend):
         for index, result in zip(rest, results, strict=True):
             if isinstance(result, ValueError):
                 raise _located(result, index, len(inputs))
-            lines[index] = self.to_text(result, properties=conditions[index])
+            text = self.to_text(result, properties=conditions[index])
+            lines[index] = f"{text} {self.eos_token}" if special else text
         for index, line in enumerate(lines):
             if index not in rest and conditions[index]:
                 lines[index] = join_tokens([*self.condition_tokens(conditions[index]), str(line)])
         return [str(line) for line in lines]
 
-    def _sequence_text(self, item: Any) -> str | None:
-        """The text itself if the item is one; None for anything that has to be read as a structure."""
+    def _sequence_text(self, item: Any, special: bool) -> str | None:
+        """The text itself if the item is one; None for anything that has to be read as a structure.
+
+        With `special` a whole sequence gets its end and a prompt, which is to be continued, gets none.
+        """
         if not isinstance(item, str):
             return None
         words = split_text(item, self._layout)
-        if words and words[0] == self.bos_token:  # encode adds begin and end itself
+        if special and words and words[0] == self.bos_token:  # the backend adds it
             words = words[1:]
-            words = words[:-1] if words and words[-1] == self.eos_token else words
         vocabulary = self._vocabulary
         if all(word in vocabulary for word in words):
-            return join_tokens(words)
+            return join_tokens([*words, self.eos_token] if special and self._is_whole(words) else words)
         if "|" in words:
             unknown = next(word for word in words if word not in vocabulary)
             raise UnexpectedTokenError(f"{unknown!r} is not in the vocabulary", words.index(unknown))
         return None
+
+    def _is_whole(self, words: list[str]) -> bool:
+        """Whether words are a crystal to which nothing can be added."""
+        try:
+            parse_tokens(words, self._layout)
+        except SequenceError:
+            return False
+        return True
 
     @functools.cached_property
     def _vocabulary(self) -> dict[str, int]:
@@ -323,12 +344,16 @@ def _backend(vocabulary: dict[str, int], digits: int) -> Tokenizer:
     places = [r"(?<=\d\.)(?=\d)", *(rf"(?<=\.\d{{{n}}})(?=\d)" for n in range(digits, 7, digits))]
     backend.normalizer = normalizers.Replace(Regex("|".join(places)), "~")
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"~\d+"), "isolated")]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split("|", "isolated"),
+            pre_tokenizers.Split(Regex(r"~\d+"), "isolated"),
+        ]
     )
     backend.decoder = decoders.WordPiece(prefix="~", cleanup=False)
     backend.post_processor = processors.TemplateProcessing(
-        single="<bos> $A <eos>",
-        special_tokens=[("<bos>", vocabulary["<bos>"]), ("<eos>", vocabulary["<eos>"])],
+        single="<bos> $A",  # an end behind a prompt would keep models from continuing it
+        special_tokens=[("<bos>", vocabulary["<bos>"])],
     )
     return backend
 

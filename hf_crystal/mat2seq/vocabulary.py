@@ -8,6 +8,7 @@ elements, space groups, Wyckoff positions, then properties and their bins. New k
 import bisect
 import itertools
 import math
+import numbers
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,6 +65,31 @@ class PropertyBins:
         if math.isnan(value):
             raise ValueError(f"{self.name} is NaN; leave an unknown property out")
         return f"<bin_{bisect.bisect_right(self.edges, value)}>"
+
+    def check_target(self, value: Any) -> str | None:
+        """Whether generation can be conditioned on a value.
+
+        The outermost bins have no end of their own; training values lie near the edges. Properties with no edge below
+        zero, such as a band gap, are not negative.
+
+        Returns:
+            A warning for a value outside the edges, else None.
+
+        Raises:
+            ValueError: for what is no finite number, and for a value farther outside than half of what the edges span.
+        """
+        low, high = min(self.edges[0], 0.0), self.edges[-1]
+        accepted = f"the trained bins reach from {low:g} to {high:g} {self.unit}".rstrip()
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f"{self.name} is {value!r}; accepted: a finite number, {accepted}")
+        value = float(value)
+        if low <= value <= high:
+            return None
+        reach = (high - self.edges[0]) / 2 if len(self.edges) > 1 else math.inf
+        if (self.edges[0] > 0 > value) or not low - reach <= value <= high + reach:
+            raise ValueError(f"{self.name} is {value:g} {self.unit}; {accepted}")
+        side = f"at least {high:g}" if value > high else f"below {low:g}"
+        return f"{self.name} is {value:g} {self.unit}; {accepted}: the condition says no more than {side}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

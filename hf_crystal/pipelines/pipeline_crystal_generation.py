@@ -30,7 +30,6 @@ _SAMPLING_FIELDS = (
     "generation_batch_size",
     "max_atoms",
     "max_length",
-    "continuous_batching",
 )
 _RESULT_FIELDS = ("num_return_sequences", "unique", "max_rounds", "min_distance", "smact", "rank", "progress")
 
@@ -49,12 +48,15 @@ class CrystalGenerationPipeline(Pipeline):
 
     Every crystal has the composition and the space group asked for, as its sequence spells them. A result has:
 
-    - `structure`: pymatgen `Structure` of the primitive cell; `cif`: the same as CIF text;
+    - `structure`: pymatgen `Structure` of the primitive cell; `cif`: the same crystal as CIF text, its conventional
+      cell with the space group and the symmetry operations;
     - `formula`: formula of the primitive cell (`Ti2O4`); `space_group`: symbol as the sequence has it;
     - `sequence`: the sequence as text; equal crystals have equal sequences;
-    - `log_likelihood`: natural logarithm of the probability of the generated part (temperature 1, without grammar).
+    - `log_likelihood`: natural logarithm of the probability of the generated part (temperature 1, without grammar);
+    - `warnings`: list of what to know about it, such as a property outside the trained range; mostly empty.
 
-    A prompt that no crystal fulfils raises; in a list of prompts it gives `[{"error": reason}]` and the others go on.
+    A prompt that no crystal fulfils raises; in a list of prompts it gives `[{"error": reason}]`, the others are not
+    affected.
     The prompts of a list are generated together.
 
     Arguments of each call:
@@ -62,7 +64,7 @@ class CrystalGenerationPipeline(Pipeline):
         space_group, chemical_system, formula_units, properties, cell, sites, prompt: See `CrystalPrompt`; fields of
             the prompt may also come as one dictionary in place of the composition.
         num_return_sequences (`int`, defaults to 1): Crystals per prompt.
-        temperature, top_p, num_beams, guidance, seed, max_atoms, max_length, continuous_batching: See
+        temperature, top_p, num_beams, guidance, seed, max_atoms, max_length: See
             `generate_crystals_for_prompts`.
         batch_size (`int`, defaults to 256): Sequences generated at a time; more are faster and need more memory.
         unique (`bool`, defaults to `True`): Leave out repeated sequences and draw others in their place. Where the
@@ -181,9 +183,10 @@ def _result(item: Any) -> dict[str, Any]:
         return {"error": str(item.error)}
     return {
         "structure": item.structure,
-        "cif": item.structure.to(fmt="cif"),
+        "cif": item.canonical.to_cif(),
         "formula": cell_formula(item.structure.atomic_numbers),
         "space_group": item.sequence.split(" | ")[1],
         "sequence": item.sequence,
         "log_likelihood": item.log_likelihood,
+        "warnings": list(item.warnings),
     }

@@ -48,8 +48,31 @@ def test_table_and_cif_files(command, generator, tmp_path):
     assert [line.split()[0] for line in lines[2:]] == ["SrTiO3"] * 3
     files = sorted((tmp_path / "made").iterdir())
     assert [file.name[:10] for file in files] == ["SrTiO3_001", "SrTiO3_002", "SrTiO3_003"]
-    assert {Structure.from_file(file).composition for file in files} == {Composition("SrTiO3")}
+    assert {Structure.from_file(file).composition.reduced_composition for file in files} == {Composition("SrTiO3")}
     assert command(*words, "--output-dir", tmp_path / "made")[1] == out
+
+
+def test_a_folder_with_other_crystals_is_refused_and_left_alone(command, generator, tmp_path):
+    words = ("MgO", "--model", generator, "--output-dir", tmp_path)
+    tmp_path.joinpath("notes.txt").write_text("not a crystal")
+    assert command(*words, "--num", 3, "--seed", 7)[0] == 0
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert len(before) == 4
+    others = [("--num", 3, "--seed", 8), ("--num", 2, "--seed", 7), ("--num", 3), ("--num", 4, "--seed", 9)]
+    for options in others:
+        code, out, err = command(*words, *options)
+        assert (code, out) == (1, "")
+        assert "holds 3 other crystals, the first is Mg1O1_001_" in err
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+    assert command(*words, "--num", 3, "--seed", 7)[0] == 0
+
+
+def test_warnings_are_one_line_each_on_standard_error(command, generator):
+    code, out, err = command("MgO", "--property", "band_gap=8.5", "--num", 3, "--seed", 0, "--model", generator)
+    assert code == 0
+    assert len(out.splitlines()) == 5
+    assert err.startswith("hf-crystal: warning: band_gap is 8.5 eV; the trained bins reach from 0 to 8 eV")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("form", "suffix"), [("poscar", ".vasp"), ("extxyz", ".extxyz")])

@@ -169,7 +169,7 @@ def test_mask_rows_follow_rows_that_change_places(tokenizer, grammar):
     fast = CrystalLogitsProcessor(tokenizer, grammar, constraints)
     plain = PlainCrystalLogitsProcessor(tokenizer, grammar, [c for c in constraints for _ in range(2)])
     texts = ["Zn 1 S 1 | F-43m | a 5.41", "Zn 1 S 1 | P3m1", "C 2 | Fd-3m | a 3.56", "C 2 | P-1 | a"]
-    rows = [tokenizer.encode(text)[:-1] for text in texts]
+    rows = [tokenizer.encode(text) for text in texts]
     for order in ((0, 1, 2, 3), (1, 0, 2, 3), (1, 1, 3, 2)):
         width = max(len(rows[i]) for i in order)
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(rows[i])) + rows[i] for i in order])
@@ -178,7 +178,7 @@ def test_mask_rows_follow_rows_that_change_places(tokenizer, grammar):
 
 
 def test_a_token_that_is_not_allowed_is_refused(tokenizer, grammar):
-    ids = torch.tensor([tokenizer.encode("C 2 | Fd-3m | b")[:-1]])
+    ids = torch.tensor([tokenizer.encode("C 2 | Fd-3m | b")])
     with pytest.raises(ValueError, match="not allowed"):
         CrystalLogitsProcessor(tokenizer, grammar)(ids, torch.zeros(1, len(tokenizer)))
 

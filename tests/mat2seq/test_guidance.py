@@ -77,7 +77,7 @@ def test_likelihoods_stay_those_of_the_model(tokenizer, model):
         assert value == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("options", [{"guidance": -1}, {"num_beams": 2}, {"continuous_batching": True}])
+@pytest.mark.parametrize("options", [{"guidance": -1}, {"num_beams": 2}])
 def test_what_guidance_cannot_do_is_refused(tokenizer, model, options):
     with pytest.raises(ValueError, match=r"guidance is .*; accepted"):
         model.generate_crystals(tokenizer, **{"guidance": 2.0, **options})

@@ -1,6 +1,7 @@
 """The grammar: no dead ends, nothing but crystals, exactly what was asked for; the language model around it."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import pytest
@@ -22,6 +23,7 @@ from hf_crystal.mat2seq.modeling_mat2seq import (
 )
 from hf_crystal.mat2seq.prompts import prepare_prompt
 from hf_crystal.mat2seq.space_groups import space_group
+from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
 RUTILE = "Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a"
 
@@ -55,7 +57,7 @@ def test_impossible_prompts_are_refused(tokenizer, model, grammar):
         ({"num_return": 0}, "num_return"),
         ({"num_beams": 2, "num_return": 3}, "num_beams"),
         ({"composition": 7}, "formula or a mapping"),
-        ({"composition": {"C": 300}, "space_group": 1}, "C 300 in P1 may need .* tokens; accepted: up to 400"),
+        ({"composition": {"C": 300}, "space_group": 1}, "C 300 in P1 may need .* tokens; accepted: up to 396"),
         ({"composition": "NaCl", "formula_units": 0}, "formula_units"),
         ({"composition": "TiO2", "cell": {"a": 4.6}}, "need one space_group"),
         ({"composition": "TiO2", "space_group": [1, 2], "sites": ["Ti 1a"]}, "need one space_group"),
@@ -116,6 +118,78 @@ def test_an_untrained_model_writes_only_what_was_asked_for(tokenizer, model, opt
             assert item.sequence.startswith(options["prompt"])
 
 
+MIXED = [
+    {"composition": "SrTiO3"},
+    {"composition": "Zn2S2", "space_group": [186, 187]},
+    {"chemical_system": "Li-O"},
+    {"properties": {"band_gap": 1.0}},
+    {},
+]
+
+
+def sequences(found):
+    return [[item.sequence for item in items] for items in found]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    from hf_crystal.checkpoints import checkpoint_folder
+
+    folder = checkpoint_folder("mat2seq-perov5")
+    return Mat2SeqForCausalLM.from_pretrained(folder).eval(), Mat2SeqTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["untrained", "perov5"])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0}, {"temperature": 0.6, "top_p": 0.8}, {"guidance": 1.7}], ids=str
+)
+def test_a_seed_gives_the_same_crystals_in_every_batch_and_thread(tokenizer, model, trained, name, options):
+    language_model, reader = (model, tokenizer) if name == "untrained" else trained
+
+    def write(prompts, count, batch_size=256):
+        return sequences(
+            generate_crystals_for_prompts(
+                language_model, reader, prompts, num_return=count, batch_size=batch_size, seed=11, **options
+            )
+        )
+
+    together = write(MIXED, 3)
+    assert write(MIXED[::-1], 3, batch_size=4)[::-1] == together
+    assert write(MIXED, 2) == [items[:2] for items in together]
+    with ThreadPoolExecutor(4) as pool:
+        assert [found for (found,) in pool.map(lambda prompt: write([prompt], 3, batch_size=2), MIXED)] == together
+    if options.get("temperature") != 0:
+        assert len(set(together[-1])) > 1
+
+
+def test_rounding_of_a_batch_decides_no_token(tokenizer, model, monkeypatch):
+    """Errors of 0.01 on the logits of batches, and the sampler prepared for such errors: the same crystals."""
+    from hf_crystal.mat2seq import sampler
+
+    def write():
+        return sequences(generate_crystals_for_prompts(model, tokenizer, MIXED[:3], num_return=3, seed=2))
+
+    plain, exact, source = write(), sampler._Rows.logits, torch.Generator().manual_seed(0)
+
+    def noisy(rows):
+        logits = exact(rows)
+        return logits + 0.02 * (torch.rand(logits.shape, generator=source) - 0.5)
+
+    monkeypatch.setattr(sampler._Rows, "logits", noisy)
+    assert write() != plain
+    monkeypatch.setattr(sampler, "_ROUNDING", 0.02 / torch.finfo(torch.float32).eps)
+    assert write() == plain
+
+
+def test_calls_without_a_seed_differ_and_copies_of_a_prompt_too(tokenizer, model):
+    prompt = {"composition": "GaN"}
+    calls = [generate_crystals(model, tokenizer, num_return=2, **prompt) for _ in range(3)]
+    assert len({item.sequence for items in calls for item in items}) > 1
+    assert len({tuple(row) for row in sequences(calls)}) == 3
+    copies = sequences(generate_crystals_for_prompts(model, tokenizer, [prompt] * 3, seed=4, num_return=2))
+    assert len({tuple(row) for row in copies}) == 3
+
+
 def test_seeds_reproduce_and_leave_the_global_state_alone(tokenizer, model):
     before = torch.random.get_rng_state()
     first, second, third = (
@@ -173,10 +247,10 @@ def test_different_prompts_share_a_batch(tokenizer, model):
 def test_log_likelihoods_are_those_of_the_model(tokenizer, model):
     """With prompts of different lengths in one batch, and prompts read once for several rows."""
     prompts = [{"composition": "SrTiO3"}, {"composition": "Zn", "space_group": 194, "formula_units": 2}]
-    for options in ({}, {"num_beams": 2}, {"continuous_batching": True}):
+    for options in ({}, {"num_beams": 2}):
         found = generate_crystals_for_prompts(model, tokenizer, prompts, num_return=2, seed=0, **options)
         for items, head in zip(found, ("Sr 1 Ti 1 O 3 |", "Zn 2 | P6_3/mmc |"), strict=True):
-            known = len(tokenizer.encode(head)) - 1
+            known = len(tokenizer.encode(head))
             for item in items:
                 ids = torch.tensor([tokenizer.encode(item.sequence)])
                 with torch.no_grad():
@@ -193,42 +267,6 @@ def test_beam_search_and_a_batch_of_different_prompts(tokenizer, model, num_beam
     for items in found:
         assert items[0].log_likelihood >= items[1].log_likelihood
         assert items[0].sequence != items[1].sequence
-
-
-def test_continuous_batching_writes_what_was_asked_for(tokenizer, model):
-    prompts = [{"composition": "SrTiO3"}, {"composition": "ZnO"}, {"chemical_system": "Li-O"}, {"space_group": 227}]
-    attention = model.config._attn_implementation
-    found = generate_crystals_for_prompts(
-        model, tokenizer, prompts, num_return=2, continuous_batching=True, top_p=0.9, temperature=1.2
-    )
-    assert model.config._attn_implementation == attention
-    assert all(item.error is None for items in found for item in items)
-    assert [items[0].structure.composition.chemical_system for items in found[:3]] == ["O-Sr-Ti", "O-Zn", "Li-O"]
-    assert {item.canonical.space_group for item in found[3]} == {227}
-
-
-def test_generate_batch_takes_the_grammar_of_its_own(tokenizer, model, grammar):
-    from transformers import ContinuousBatchingConfig, GenerationConfig
-
-    from hf_crystal.mat2seq.generation_continuous import ContinuousCrystalProcessor
-
-    heads = [tokenizer.encode(text)[:-1] for text in ("Zn 1 O 1 |", "C 2 |")]
-    config = GenerationConfig(max_new_tokens=300, do_sample=True, eos_token_id=tokenizer.eos_token_id)
-    batching = ContinuousBatchingConfig(
-        per_request_processors=True,
-        use_cuda_graph=False,
-        use_async_batching=False,
-        page_size=64,
-        num_blocks=16,
-        max_batch_tokens=128,
-    )
-    with model.with_processor(ContinuousCrystalProcessor(tokenizer, grammar)):
-        outputs = model.generate_batch(heads, config, batching)
-    model.set_attn_implementation("sdpa")
-    decoded = tokenizer.batch_decode_structures(
-        [*head, *output.generated_tokens] for head, output in zip(heads, outputs.values(), strict=True)
-    )
-    assert [item.canonical.composition for item in decoded] == [{30: 1, 8: 1}, {6: 2}]
 
 
 def test_a_bad_prompt_lets_the_others_go_on_where_that_is_wanted(tokenizer, model):
@@ -255,6 +293,68 @@ def test_crystals_that_filters_leave_out_are_replaced(tokenizer, model):
         tokenizer, composition="NaCl", seed=0, num_return=8, min_distance=limit, max_rounds=1
     )
     assert [item.sequence for item in once] == [item.sequence for item in plain if nearest(item) >= limit]
+
+
+def test_greedy_and_beams_that_filters_leave_out_are_replaced(tokenizer, model, monkeypatch):
+    from hf_crystal.mat2seq import modeling_mat2seq as generation_mat2seq
+
+    left_out: list = []
+    monkeypatch.setattr(generation_mat2seq, "atoms_are_apart", lambda structure, _: structure not in left_out)
+    options = {"composition": "KBr", "seed": 0, "min_distance": 0.5}
+    reason = "the most probable crystals were left out by min_distance or smact; this "
+    (greedy,) = model.generate_crystals(tokenizer, temperature=0, **options)
+    first, second, third = model.generate_crystals(tokenizer, num_beams=3, num_return=3, **options)
+    assert greedy.warnings == first.warnings == second.warnings == third.warnings == ()
+
+    left_out.append(greedy.structure)
+    redrawn = model.generate_crystals(tokenizer, temperature=0, num_return=2, unique=True, **options)
+    assert len({item.sequence for item in redrawn} - {greedy.sequence}) == 2
+    assert [item.warnings for item in redrawn] == [(f"{reason}one is sampled at temperature 1",)] * 2
+    mixed = generate_crystals_for_prompts(
+        model, tokenizer, [{"composition": "KBr"}, {"composition": "MgO"}], temperature=0, min_distance=0.5, seed=0
+    )
+    assert mixed[0][0].sequence == redrawn[0].sequence
+    assert mixed[1][0].warnings == ()
+
+    left_out[:] = [first.structure]
+    (beam,) = model.generate_crystals(tokenizer, num_beams=3, **options)
+    assert (beam.sequence, beam.warnings) == (second.sequence, (f"{reason}is one of the next beams",))
+    left_out[:] = [second.structure]
+    found = model.generate_crystals(tokenizer, num_beams=3, num_return=3, **options)
+    assert [item.sequence for item in found] == [first.sequence, third.sequence]
+    left_out[:] = [first.structure, second.structure, third.structure]
+    (sampled,) = model.generate_crystals(tokenizer, num_beams=3, **options)
+    assert sampled.warnings == (f"{reason}one is sampled at temperature 1",)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (-4.0, "band_gap is -4 eV; the trained bins reach from 0 to 8 eV"),
+        (300, "band_gap is 300 eV; the trained bins reach from 0 to 8 eV"),
+        (float("inf"), "band_gap is inf; accepted: a finite number"),
+        (float("nan"), "band_gap is nan; accepted: a finite number"),
+        ("1.5", "band_gap is '1.5'; accepted: a finite number"),
+        (True, "band_gap is True; accepted: a finite number"),
+    ],
+)
+def test_conditions_far_from_the_trained_range_are_refused(tokenizer, model, value, reason):
+    with pytest.raises(ValueError, match=reason):
+        model.generate_crystals(tokenizer, composition="ZnS", properties={"band_gap": value})
+
+
+def test_conditions_beyond_the_last_bin_warn_with_the_range(tokenizer, model):
+    properties = {"band_gap": 9.5, "formation_energy": -4.4}
+    (item,) = model.generate_crystals(tokenizer, composition="LiF", properties=properties, seed=0)
+    assert item.warnings == (
+        "band_gap is 9.5 eV; the trained bins reach from 0 to 8 eV: the condition says no more than at least 8",
+        "formation_energy is -4.4 eV/atom; the trained bins reach from -4 to 1 eV/atom: "
+        "the condition says no more than below -4",
+    )
+    (item,) = model.generate_crystals(
+        tokenizer, composition="LiF", properties={"band_gap": 0, "formation_energy": None}, seed=0
+    )
+    assert item.warnings == ()
 
 
 def test_rank_is_by_likelihood_or_by_a_function(tokenizer, model):

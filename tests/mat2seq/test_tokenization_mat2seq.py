@@ -88,7 +88,8 @@ def test_tokenizer_json_alone_reads_and_writes_text(tokenizer, tmp_path):
     plain = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for make in CRYSTALS:
         ids = tokenizer.encode(make())
-        assert plain.encode(tokenizer.decode(ids)).ids == ids
+        assert plain.encode(tokenizer.decode(ids)).ids == ids[:-1]  # text may be a prompt: no end
+        assert plain.encode(tokenizer.decode(ids).replace(" | ", "|")).ids == ids[:-1]
         assert plain.decode(ids) == tokenizer.decode(ids)
 
 
@@ -217,6 +218,38 @@ def test_a_sequence_without_end_or_with_more_after_it_is_refused(tokenizer):
         tokenizer.decode_structure([*ids, ids[1]])
     with pytest.raises(SequenceError):
         tokenizer.decode_structure([])
+
+
+def test_prompts_get_no_end_and_whole_sequences_one(tokenizer):
+    words = RUTILE.split()
+    for end in range(1, len(words)):
+        ids = tokenizer.encode(" ".join(words[:end]))
+        assert ids[0] == tokenizer.bos_token_id
+        assert tokenizer.eos_token_id not in ids, words[:end]
+    whole = tokenizer.encode(rutile())
+    assert whole.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.encode(RUTILE) == tokenizer.encode(RUTILE.replace(" | ", " |")) == whole
+    assert tokenizer.encode("Ti 2 O 4 |", properties={"band_gap": 1.9})[-1] == tokenizer.convert_tokens_to_ids("|")
+
+
+def test_special_tokens_in_the_text_stay_where_none_are_added(tokenizer):
+    for text in ("Ti 2 O 4 |", "<bos> Ti 2 O 4 |", f"<bos> {RUTILE} <eos>", RUTILE):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert tokenizer.encode(rutile(), add_special_tokens=False) == tokenizer.encode(rutile())[1:-1]
+
+
+def test_text_generation_of_transformers_continues_a_prompt(tokenizer):
+    from transformers import LlamaForCausalLM, pipeline
+
+    from hf_crystal.checkpoints import checkpoint_folder
+
+    model = LlamaForCausalLM.from_pretrained(checkpoint_folder("mat2seq-perov5"))
+    stock = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    prompt = "Ba 1 Zr 1 O 3 |"
+    text = stock(prompt, do_sample=False, max_new_tokens=60, max_length=None)[0]["generated_text"]
+    assert text.startswith(prompt)
+    assert tokenizer.decode_structure(tokenizer.encode(text)).composition.formula == "Ba1 Zr1 O3"
 
 
 def test_text_with_unknown_words_names_the_word(tokenizer):

@@ -5,11 +5,15 @@ import json
 import pytest
 import torch
 from pymatgen.core import Composition, Structure
+from pymatgen.io.cif import CifFile
 from transformers import AutoTokenizer, pipeline
 
-from hf_crystal import CrystalGenerationPipeline, Mat2SeqForCausalLM, Mat2SeqTokenizer
+from hf_crystal import CrystalGenerationPipeline, Mat2SeqForCausalLM, Mat2SeqTokenizer, canonicalize
 from hf_crystal.checkpoints import embedded_checkpoint
+from hf_crystal.crystals.reading import as_record
 from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
+from hf_crystal.mat2seq.sequence_text import write_text
+from hf_crystal.mat2seq.space_groups import space_group_number
 
 TASK = "crystal-generation"
 
@@ -27,9 +31,12 @@ def test_results_are_the_composition_and_decode_again(pipe):
     results = pipe("SrTiO3", num_return_sequences=4, seed=0)
     assert len(results) == 4
     for result in results:
-        assert list(result) == ["structure", "cif", "formula", "space_group", "sequence", "log_likelihood"]
+        assert list(result) == ["structure", "cif", "formula", "space_group", "sequence", "log_likelihood", "warnings"]
         assert result["structure"].composition == Composition("SrTiO3")
-        assert Structure.from_str(result["cif"], fmt="cif").composition == Composition("SrTiO3")
+        assert result["warnings"] == []
+        read = Structure.from_str(result["cif"], fmt="cif", primitive=True)
+        assert write_text(canonicalize(read)) == write_text(canonicalize(result["structure"]))
+        assert f"_symmetry_space_group_name_H-M   {result['space_group']}\n" in result["cif"].replace("'", "")
         assert result["formula"] == "SrTiO3"
         assert result["sequence"].startswith(("Sr 1 Ti 1 O 3 |", "Ti 1 Sr 1 O 3 |"))
         assert result["log_likelihood"] < 0
@@ -40,6 +47,27 @@ def test_space_group_and_mapping(pipe):
     results = pipe({"Ti": 2, "O": 4}, space_group="P4_2/mnm", num_return_sequences=2, seed=1)
     assert {result["space_group"] for result in results} == {"P4_2/mnm"}
     assert {result["formula"] for result in results} == {"Ti2O4"}
+
+
+@pytest.mark.filterwarnings("ignore:Issues encountered while parsing CIF")  # 0.3333 is read as a third
+@pytest.mark.filterwarnings("ignore:No Pauling electronegativity")  # an untrained model takes any element
+@pytest.mark.parametrize("group", ["Fm-3m", "R-3c", "I4_1/amd", "P6_3/mmc", "C2/c", "Fddd", "P2_1/c", "P-1", "Ia-3d"])
+def test_cif_has_the_space_group_and_is_the_same_crystal(pipe, group):
+    for result in pipe(space_group=group, num_return_sequences=2, seed=1, max_atoms=12):
+        assert as_record(result["cif"]).num_atoms % len(result["structure"]) == 0
+        assert write_text(canonicalize(result["cif"])) == write_text(canonicalize(result["structure"]))
+        tags = CifFile.from_str(result["cif"]).data.popitem()[1].data
+        assert tags["_symmetry_space_group_name_H-M"] == group
+        assert int(tags["_symmetry_Int_Tables_number"]) == space_group_number(group)
+
+
+def test_a_property_out_of_range_is_refused_or_warned_of(pipe):
+    results = pipe("ZnO", properties={"formation_energy": 1.2}, num_return_sequences=2, seed=0)
+    for result in results:
+        assert "formation_energy is 1.2 eV/atom; the trained bins reach from -4 to 1 eV/atom" in result["warnings"][0]
+    refused = pipe(["ZnO", {"composition": "ZnO", "properties": {"formation_energy": 40}}], seed=0)
+    assert "structure" in refused[0][0]
+    assert "formation_energy is 40 eV/atom; the trained bins reach from -4 to 1" in refused[1][0]["error"]
 
 
 def test_seed_reproduces_and_another_differs(pipe):
