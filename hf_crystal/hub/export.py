@@ -75,7 +75,8 @@ def export_pretrained(
         kind.write_folder(model, companion, folder)
         texts = {
             "README.md": render_model_card(model, metrics=figures, hub_config=hub_config),
-            "LICENSE": license_text(),
+            "LICENSE": license_text("LICENSE"),
+            "NOTICE": license_text("NOTICE"),
             "metrics.json": None if figures is None else json.dumps(figures, indent=2) + "\n",
             "recipe.yaml": recipe_text(figures),
         }
