@@ -1,4 +1,4 @@
-"""Sphinx: `python -m sphinx -W -b html docs build/docs` (pip install hf_crystal[docs])."""
+"""Sphinx: `python -m sphinx -W -b html docs build/docs` (pip install ".[docs]")."""
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -28,7 +28,7 @@ autodoc_typehints = "description"
 html_math_renderer = "mathml"
 
 # `python -m sphinx -b linkcheck docs build/links` asks whether the addresses answer; these cannot yet, or are examples
-linkcheck_ignore = [r"http://localhost", r"https://pypi\.org/project/hf_crystal"]
+linkcheck_ignore = [r"http://localhost"]
 linkcheck_timeout = 20
 
 

@@ -42,7 +42,7 @@ def forest_predictions(train: Any, test: Any, column: str, num_trees: int, seed:
     try:
         from sklearn.ensemble import RandomForestRegressor
     except ImportError as error:
-        raise ImportError("the baseline needs scikit-learn: pip install hf_crystal[metrics]") from error
+        raise ImportError("the baseline needs scikit-learn: pip install scikit-learn") from error
 
     labels = np.asarray(train[column], dtype=np.float64)
     known = ~np.isnan(labels)

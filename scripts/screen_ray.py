@@ -5,7 +5,7 @@ success (see `hf_crystal/cli/screening.py`), so nothing is lost and nothing come
 given to another one, which goes on after the last complete file; and the same command again, after the whole cluster
 died, does only what is missing. Files and output folder must be reachable under the same names from all machines.
 
-    pip install "hf_crystal[ray]"
+    pip install ".[ray]"
     python scripts/screen_ray.py table.parquet --output-dir results --num-shards 64 --workers 8
 
 On a cluster set RAY_ADDRESS=auto; `--gpus-per-worker 1` gives each worker a GPU. The results are read as one table:

@@ -9,6 +9,7 @@ setup_env dev
 export HF_HUB_OFFLINE=1                       # nothing is fetched
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # small tensors: more threads only wait for one another
 .venv/bin/ruff check .
+.venv/bin/codespell                           # its settings, American spelling among them: pyproject.toml
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 .venv/bin/python -m pytest -m "not gpu and not network" "$@"

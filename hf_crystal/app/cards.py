@@ -59,7 +59,7 @@ def prediction_table(found: Prediction) -> str:
 
 def _mark(good: bool | None, text: str) -> str:
     if good is None:
-        return f"<span class='hfc-mark' title='needs smact: pip install hf_crystal[metrics]'>{text} not judged</span>"
+        return f"<span class='hfc-mark' title='needs smact: pip install smact'>{text} not judged</span>"
     return f"<span class='hfc-mark hfc-{'good' if good else 'error'}'>{'✓' if good else '✗'} {text}</span>"
 
 

@@ -84,7 +84,8 @@ def export_pretrained(
         kind.write_folder(loaded, companion, folder)
         texts = {
             "README.md": render_model_card(loaded, metrics=figures, hub_config=hub_config),
-            "LICENSE": license_text(),
+            "LICENSE": license_text("LICENSE"),
+            "NOTICE": license_text("NOTICE"),
             "metrics.json": None if figures is None else json.dumps(figures, indent=2) + "\n",
             "recipe.yaml": recipe_text(figures),
         }

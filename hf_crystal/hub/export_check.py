@@ -14,8 +14,9 @@ from typing import Any
 
 # what reading crystals into sequences, and sequences into pymatgen structures, needs
 STRUCTURE_PACKAGES = ("pymatgen", "monty", "moyopy", "spglib", "pandas", "scipy")
-# this package, and its dependencies beyond torch, transformers, safetensors and numpy
-HIDDEN = ("hf_crystal", "ase", "datasets", "accelerate", *STRUCTURE_PACKAGES)
+# this package, and its dependencies beyond torch, transformers, safetensors and numpy; older releases of transformers
+# import sklearn where it is installed, which fails without scipy
+HIDDEN = ("hf_crystal", "ase", "datasets", "accelerate", "sklearn", *STRUCTURE_PACKAGES)
 
 
 class _HidingFinder:

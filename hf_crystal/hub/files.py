@@ -94,13 +94,13 @@ def edit_json(path: Path, changes: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def license_text() -> str:
-    """Text of this package's licence, from the installed package or the checkout."""
-    checkout = Path(__file__).parents[2] / "LICENSE"
+def license_text(name: str) -> str:
+    """Text of `LICENSE` or `NOTICE`, from the installed package or the checkout."""
+    checkout = Path(__file__).parents[2] / name
     if checkout.is_file():
         return checkout.read_text(encoding="utf-8")
     files = importlib.metadata.files("hf_crystal") or []
-    return next(file for file in files if file.name == "LICENSE").read_text(encoding="utf-8")
+    return next(file for file in files if file.name == name).read_text(encoding="utf-8")
 
 
 def recipe_text(metrics: Mapping[str, Any] | None) -> str | None:

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from tiny_models import IRON, NACL, SRTIO3, save_tiny_model
 
-pytest.importorskip("ray.data", reason="ray is not installed: pip install hf_crystal[ray]")
+pytest.importorskip("ray.data", reason="ray is not installed: pip install .[ray]")
 psutil = pytest.importorskip("psutil")
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "screen_ray.py"

@@ -96,7 +96,7 @@ def test_elements_unknown_to_smact_are_not_valid(fake_smact):
 
 
 def test_missing_smact_is_said_before_anything_is_judged(no_smact):
-    with pytest.raises(ImportError, match=r"pip install hf_crystal\[metrics\]"):
+    with pytest.raises(ImportError, match=r"pip install smact"):
         validity([rocksalt()])
     with pytest.raises(ImportError, match="smact"):
         match_rate([rocksalt()], [rocksalt()], validity_filter="structure+smact14")

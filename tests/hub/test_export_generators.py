@@ -17,7 +17,14 @@ from hf_crystal.hub.generators import check_serving, serving_problems
 def test_folder_is_complete(exported_generator):
     names = {path.name for path in exported_generator.iterdir()}
     assert names >= {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "README.md"}
-    assert names >= {"tokenizer_config.json", "LICENSE", "metrics.json", "recipe.yaml", "tokenizer_without_code"}
+    assert names >= {
+        "tokenizer_config.json",
+        "LICENSE",
+        "NOTICE",
+        "metrics.json",
+        "recipe.yaml",
+        "tokenizer_without_code",
+    }
     assert names >= {"tokenization_mat2seq.py", "modeling_mat2seq.py", "mat2seq_grammar.py", "mat2seq_canonicalize.py"}
     config = json.loads((exported_generator / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]

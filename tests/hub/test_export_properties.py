@@ -26,8 +26,8 @@ def exported(exported_property) -> Path:
 
 def test_folder_is_complete_and_flat(exported):
     names = {path.name for path in exported.iterdir()}
-    assert names >= {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "LICENSE"}
-    assert names >= {"metrics.json", "modeling_crystalframer.py", "modeling_crystalformer.py"}
+    assert names >= {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert names >= {"LICENSE", "NOTICE", "metrics.json", "modeling_crystalframer.py", "modeling_crystalformer.py"}
     assert names >= {"configuration_crystalframer.py", "feature_extraction_crystal.py", "pipeline_crystal_property.py"}
     assert all(path.is_file() for path in exported.iterdir())
     config = json.loads((exported / "config.json").read_text())
