@@ -160,7 +160,7 @@ def relax(
     optimizer: "type[Optimizer] | None" = None,
     reference_energies: Mapping[str, float] | None = None,
 ) -> list[RelaxedCrystal]:
-    """Relax crystals and report their energies; a crystal that fails gives its reason and the others go on.
+    """Relax crystals and report their energies; a crystal that fails gives its reason and the others are relaxed.
 
     Args:
         structures: crystals in any form that `CrystalFeatureExtractor` takes, `DecodedCrystal`, or results of the

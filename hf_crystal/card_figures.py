@@ -1,6 +1,7 @@
 """Figures of an evaluation JSON, as rows for cards, model indexes and data sets of results."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,11 @@ def _setting(section: Mapping[str, Any], name: str) -> str:
         protocol = {"protocol": str(protocol).partition(":")[0]}
     shown = {**protocol, **{key: section[key] for key in ("n", "temperature", "split") if key in section}}
     words = [str(value) if key == "protocol" else f"{key} {value}" for key, value in shown.items() if _is_plain(value)]
-    # said by the last word of the name already: "metre" by the protocol metre, "match 20" of n 20
-    said = name.rpartition(", ")[2]
-    words = [word for word in words if word != said and not (word.startswith("n ") and said.endswith(word[1:]))]
+    # in the name already: "metre" for the protocol metre, "20 samples" for n 20
+    parts = name.split(", ")
+    words = [
+        word for word in words if word != parts[-1] and not any(f"n {part}".startswith(f"{word} ") for part in parts)
+    ]
     return ", ".join([*([name] if name else []), *words])
 
 
@@ -144,7 +147,16 @@ def _sections(tree: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any
             yield name, figures
         for key, entry in tree.items():
             if key not in ("protocol", "settings", "samples", "crystals"):
-                yield from _sections(entry, f"{name}, {key}".removeprefix(", ").replace("_", " "))
+                yield from _sections(entry, f"{name}, {_section_words(key)}".removeprefix(", "))
+
+
+def _section_words(key: str) -> str:
+    """A key of the evaluation file in words: `match_of_valid_20` names the number of samples and the filter."""
+    match = re.fullmatch(r"match_(of_valid_)?(\d+)", key)
+    if match is None:
+        return "unconditional" if key == "free" else key.replace("_", " ")
+    samples = f"{match[2]} sample{'' if match[2] == '1' else 's'}"
+    return f"{samples}, {'invalid structures count as misses' if match[1] else 'unfiltered'}"
 
 
 def generation_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

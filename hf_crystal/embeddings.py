@@ -75,7 +75,7 @@ def embed(
         list of them, atoms in the order given.
 
     Raises:
-        CrystalInputError: a crystal cannot be read; use `iterate_embeddings` to go on with the others.
+        CrystalInputError: a crystal cannot be read; use `iterate_embeddings` to skip it.
         ValueError: an empty list, an unknown level, a batch size below 1.
     """
     many = isinstance(structures, (list, tuple)) or (
@@ -107,7 +107,7 @@ def iterate_embeddings(
     feature_extractor: "CrystalFeatureExtractor | None" = None,
     device: Device | None = None,
 ) -> Iterator[EmbeddedCrystal]:
-    """Embed a stream of crystals; one that cannot be read gives its reason and the others go on.
+    """Embed a stream of crystals; one that cannot be read gives its reason and the others are embedded.
 
     Args:
         structures: crystals in any accepted form; read as they are needed.

@@ -97,7 +97,7 @@ def _tell_steps() -> None:
 def evaluate_generation(
     data: Annotated[str, typer.Option(help="Table of crystals with splits, any form load_crystal_dataset reads.")],
     output_dir: Annotated[
-        Path, typer.Option(help="Folder of samples and figures; a stopped evaluation goes on there.")
+        Path, typer.Option(help="Folder of samples and figures; an interrupted evaluation resumes there.")
     ],
     model: Annotated[
         str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
@@ -107,7 +107,7 @@ def evaluate_generation(
     split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",
     count: Annotated[int | None, typer.Option(min=0, help="Compositions, drawn by the seed; by default all.")] = None,
     num_samples: Annotated[int, typer.Option(min=0, help="Crystals per composition beside the likeliest.")] = 20,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of these samples.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = 1.0,
     num_free: Annotated[int, typer.Option(min=0, help="Crystals generated from nothing.")] = 1000,
     judge: Annotated[str | None, typer.Option(help="Property model that judges conditions.")] = None,
     num_conditioned: Annotated[int, typer.Option(min=1, help="Crystals per value of a condition.")] = 100,
@@ -116,7 +116,7 @@ def evaluate_generation(
     ] = None,
     smact: Annotated[bool, typer.Option("--smact", help="Judge compositions by SMACT, as published.")] = False,
     dataset_name: Annotated[str, typer.Option(help="mp_20, perov_5 or carbon_24: cutoffs of coverage.")] = "mp_20",
-    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes of the matching.")] = 0,
     time_limit: Annotated[float | None, typer.Option(help="Seconds for one pair of crystals.")] = None,
     output: Annotated[Literal["table", "json"], typer.Option(help="How the figures are written.")] = "table",

@@ -100,7 +100,7 @@ def parity(
     prediction: Annotated[str, typer.Option(help="Column of the predictions.")],
     label: Annotated[str, typer.Option(help="Column of the labels.")],
     output_file: Output = None,
-    unit: Annotated[str, typer.Option(help="Unit of both.")] = "",
+    unit: Annotated[str, typer.Option(help="Unit of labels and predictions.")] = "",
 ) -> None:
     """Predictions against labels, and the distribution of the errors."""
     with _chosen(output_file, table, "parity") as file:

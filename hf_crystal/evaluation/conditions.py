@@ -30,7 +30,7 @@ class GenerationSettings:
         count: Compositions of the split, drawn by the seed; None takes all, 0 none (the split stays the reference of
             the distributions).
         num_samples: Crystals per composition at `temperature`, beside the most probable one; 0 for none.
-        temperature: Of these samples and of the free ones.
+        temperature: Sampling temperature, also of the unconditional samples.
         num_free: Crystals generated from nothing.
         num_conditioned: Crystals per value of a condition.
         guidance: Scales of guidance at which the conditions are asked for once more.

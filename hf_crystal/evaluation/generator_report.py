@@ -48,7 +48,7 @@ def evaluate_generation(
     dataset_name: str = "mp_20",
     described: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Sample crystals and measure them; samples lie in `output_dir`, where a stopped evaluation goes on.
+    """Sample crystals and measure them; samples lie in `output_dir`, where an interrupted evaluation resumes.
 
     Args:
         model: Causal language model.

@@ -155,7 +155,7 @@ def push_folder(
 
     Raises:
         ValueError: the folder is no export, the token is wrong, or a repository has files already.
-        ConnectionError: the upload was interrupted again and again; another run goes on where it stopped.
+        ConnectionError: the upload was interrupted again and again; another run resumes it.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses for another reason, such as missing rights.
     """
     folder = Path(folder)

@@ -67,7 +67,7 @@ class CrystalPropertyPipeline(Pipeline):
     - `formula`: reduced formula; `num_atoms`: atoms in the given cell;
     - per target of the model its value under the target's name, and its unit under `<target>_unit`;
     - `embedding`: the pooled vector of the encoder, with `return_embedding=True`;
-    - or only `error`: the reason, for a crystal that cannot be read; the others go on.
+    - or only `error`: the reason, for a crystal that cannot be read; the others are predicted.
 
     Arguments of the constructor and of each call:
         batch_size (`int`, defaults to 16): crystals per forward pass at most. Crystals are sorted by size within

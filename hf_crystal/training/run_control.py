@@ -39,14 +39,14 @@ def last_complete_checkpoint(folder: str | Path) -> Path | None:
 
 
 def open_run(output_dir: str | Path, *, resume: bool) -> tuple[Path, Path | None]:
-    """Checkpoint folder of a run, and the checkpoint to go on from.
+    """Checkpoint folder of a run, and the checkpoint to resume from.
 
     A run that was killed before its first checkpoint was complete begins anew. Without a terminal the libraries'
     progress bars are switched off: one per saved checkpoint would fill a log file.
 
     Args:
         output_dir: Folder of the run.
-        resume: Go on with the run of that folder.
+        resume: Resume the run of that folder.
 
     Returns:
         Folder of the checkpoints, and the last complete one; None for a new run.

@@ -65,7 +65,7 @@ class _DataOrderCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Tell the epoch that begins or goes on."""
+        """Set the epoch that begins or is resumed."""
         self.trainer.train_batch_sampler.set_epoch(int(state.epoch or 0))
 
 
