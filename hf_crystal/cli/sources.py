@@ -6,12 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..crystals.record import CRYSTAL_COLUMNS
-
 _SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json", ".parquet")
 _PREFIXES = ("poscar", "contcar")
 _NAME_COLUMNS = ("material_id", "jid", "id", "name")
-_CRYSTAL_COLUMNS = (CRYSTAL_COLUMNS, ("cif",), ("structure",), ("atoms",))
 
 
 def _is_crystal_file(path: Path) -> bool:
@@ -53,28 +50,30 @@ def find_sources(patterns: Sequence[str]) -> list[str]:
     return sources
 
 
-def _open_parquet(file: str) -> Any:
-    """A parquet file with columns that hold crystals; `ValueError` otherwise."""
+def _open_parquet(file: str) -> tuple[Any, tuple[str, ...]]:
+    """A parquet file and its columns that hold crystals; `ValueError` where there are none."""
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import ParquetFile
+
+    from ..crystals.record import CRYSTAL_COLUMNS
 
     try:
         table = ParquetFile(file)
     except ArrowInvalid as error:
         raise ValueError(f"{file} is not a parquet file: {error}") from error
     names = set(table.schema_arrow.names)
-    if not any(names.issuperset(columns) for columns in _CRYSTAL_COLUMNS):
-        raise ValueError(
-            f"{file} has columns {sorted(names)[:12]}; needed are {', '.join(CRYSTAL_COLUMNS)}, "
-            "or one of cif, structure, atoms"
-        )
-    return table
+    for columns in (CRYSTAL_COLUMNS, ("cif",), ("structure",), ("atoms",)):
+        if names.issuperset(columns):
+            return table, columns
+    raise ValueError(
+        f"{file} has columns {sorted(names)[:12]}; needed are {', '.join(CRYSTAL_COLUMNS)}, "
+        "or one of cif, structure, atoms"
+    )
 
 
 def _parquet_rows(file: str) -> Iterator[tuple[str, Any]]:
-    table = _open_parquet(file)
+    table, columns = _open_parquet(file)
     names = set(table.schema_arrow.names)
-    columns = next(columns for columns in _CRYSTAL_COLUMNS if names.issuperset(columns))
     label = next((name for name in _NAME_COLUMNS if name in names), None)
     wanted = [*columns, *([label] if label else [])]
     number = 0
@@ -91,7 +90,7 @@ def count_crystals(sources: Sequence[str]) -> int:
     Raises:
         ValueError: a parquet file cannot be read or has no crystals; so this is called before a model is loaded.
     """
-    return sum(_open_parquet(file).metadata.num_rows if file.endswith(".parquet") else 1 for file in sources)
+    return sum(_open_parquet(file)[0].metadata.num_rows if file.endswith(".parquet") else 1 for file in sources)
 
 
 def read_crystals(sources: Sequence[str]) -> Iterator[tuple[str, Any]]:

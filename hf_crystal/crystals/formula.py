@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from .elements import CHEMICAL_SYMBOLS
 
-__all__ = ["cell_formula", "reduced_formula"]
+__all__ = ["cell_formula", "formula_sum", "reduced_formula"]
 
 _UNKNOWN = math.inf  # no Pauling value: written last
 # Pauling electronegativities, same order; 0 where none is tabulated
@@ -56,6 +56,18 @@ def cell_formula(atomic_numbers: Iterable[int]) -> str:
         ValueError: a number outside 1 to 118.
     """
     return _write(_counts(atomic_numbers))
+
+
+def formula_sum(atomic_numbers: Iterable[int]) -> str:
+    """Formula of all atoms as CIF has it in `_chemical_formula_sum`: `Sr1 Ti1 O3`.
+
+    Args:
+        atomic_numbers: one integer between 1 and 118 per atom, any order.
+
+    Raises:
+        ValueError: a number outside 1 to 118.
+    """
+    return " ".join(f"{symbol}{count}" for symbol, count in _counts(atomic_numbers).items())
 
 
 def reduced_formula(atomic_numbers: Iterable[int]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..crystals.elements import CHEMICAL_SYMBOLS
-from ..crystals.formula import cell_formula
+from ..crystals.formula import cell_formula, formula_sum
 from ..crystals.record import CrystalRecord, cell_from_parameters
 from .space_groups import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
@@ -201,6 +201,11 @@ class CanonicalCrystal:
             for column, value in zip(columns.values(), [*row, *(f"{x:.8f}" for x in point % 1.0), "1"], strict=True):
                 column.append(value)
         loops = [["_symmetry_equiv_pos_as_xyz"], list(columns)]
+        numbers = [
+            site.atomic_number for site in self.sites for _ in range(group.positions[site.position].multiplicity)
+        ]
+        fields["_chemical_formula_sum"] = formula_sum(numbers)  # of the conventional cell, so Z is 1
+        fields["_cell_formula_units_Z"] = 1
         return f"{CifBlock({**fields, **columns}, loops, cell_formula(self.to_record().atomic_numbers.tolist()))}\n"
 
 

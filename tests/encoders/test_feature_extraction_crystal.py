@@ -13,6 +13,7 @@ from transformers import AutoFeatureExtractor
 import hf_crystal  # noqa: F401  registers the extractor
 from hf_crystal.crystals.reading import CrystalInputError, as_record, record_to_structure
 from hf_crystal.encoders.feature_extraction_crystal import CrystalError, CrystalFeatureExtractor
+from hf_crystal.hub.files import code_files, edit_json, reference
 
 SALT = {
     "lattice": [5.64, 0, 0, 0, 5.64, 0, 0, 0, 5.64],
@@ -202,11 +203,14 @@ def test_dtype_of_the_model_leaves_the_settings_alone(tmp_path):
     assert loaded([IRON])["positions"].dtype == torch.float64
 
 
-def test_travels_as_remote_code_with_numpy_only(tmp_path, monkeypatch):
+def test_travels_as_remote_code_with_numpy_only(tmp_path):
     """A saved folder works where only torch, transformers and numpy exist."""
     folder = tmp_path / "repository"
-    monkeypatch.setattr(CrystalFeatureExtractor, "_auto_class", "AutoFeatureExtractor")
     CrystalFeatureExtractor(min_distance=0.2).save_pretrained(folder)
+    for name, text in code_files(CrystalFeatureExtractor).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    auto_map = {"AutoFeatureExtractor": reference(CrystalFeatureExtractor)}
+    edit_json(folder / "preprocessor_config.json", {"auto_map": auto_map})
     code = f"""
 import sys
 for name in ("hf_crystal", "pymatgen", "ase", "moyopy", "datasets", "pandas"):
