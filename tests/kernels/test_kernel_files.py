@@ -57,13 +57,3 @@ def test_a_cpu_takes_the_eager_operations(kernel, reason, messages):
 def test_missing_triton_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "pip install triton" in device_obstacle(torch.zeros(1, 3), torch.eye(3)[None])
-
-
-def test_fast_of_earlier_configurations_is_eager(tmp_path):
-    config = hf_crystal.CrystalFramerConfig(attention_kernel="fast")
-    assert config.attention_kernel == hf_crystal.CrystalFramerConfig().attention_kernel == "eager"
-    config.save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    file.write_text(file.read_text().replace('"eager"', '"fast"'))
-    assert '"attention_kernel": "fast"' in file.read_text()
-    assert hf_crystal.CrystalFramerConfig.from_pretrained(tmp_path).attention_kernel == "eager"
