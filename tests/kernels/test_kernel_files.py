@@ -2,9 +2,7 @@
 
 import importlib
 import logging
-import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from tiny_models import NACL, tiny_model
 
 import hf_crystal
 from hf_crystal.encoders import geometry as geometry_crystalformer
+from hf_crystal.hub.files import code_files
 from hf_crystal.kernels.encoder import device_obstacle
 
 
@@ -33,7 +32,9 @@ def logits(model, kernel):
 
 def test_remote_code_without_this_package_falls_back_to_eager(tmp_path, monkeypatch, messages):
     folder = tmp_path / "folder_of_a_checkpoint"
-    shutil.copytree(Path(geometry_crystalformer.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    folder.mkdir()
+    for name, text in code_files(hf_crystal.CrystalFramerForPropertyPrediction).items():
+        (folder / name).write_text(text)
     ours = tiny_model("crystalframer")
     wanted = logits(ours, "eager")
     monkeypatch.syspath_prepend(tmp_path)
