@@ -73,7 +73,7 @@ def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> 
     """New or pretrained model of a recipe, in the recipe's dtype, with its target scaling set.
 
     Seed the global generator first: it initialises the weights. Starting from a pretrained model, the encoder (with
-    its calibration) is kept, and the head too where it has the same targets; for other ones the head is new.
+    its calibration) is kept, and of the head what belongs to targets of the same name.
 
     Args:
         recipe: Training recipe.
@@ -95,9 +95,6 @@ def build_property_model(recipe: "TrainingRecipe", scaling: "TargetScaling") -> 
             target_units=config.target_units,
             ignore_mismatched_sizes=True,
         )
-        if saved.get("target_names") != config.target_names:
-            # two targets in place of two others fit the old weights, and would begin with their answers
-            model.head = type(model.head)(model.config)
     else:
         model = model_class(config)
     model = model.to(recipe.training.torch_dtype)
