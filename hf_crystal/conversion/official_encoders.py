@@ -4,6 +4,7 @@ Names on the left are those of github.com/omron-sinicx/crystalformer and .../cry
 one to one. A key that is not listed here is an error: a checkpoint is either understood completely or refused.
 """
 
+import argparse
 import pickle
 import re
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from hf_crystal.encoders.configuration_crystalformer import CrystalformerConfig
 from hf_crystal.encoders.configuration_crystalframer import CrystalFramerConfig
 from hf_crystal.encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
 from hf_crystal.encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction
+
+from .official_settings import check_settings_are_given, settings_of_hyper_parameters
 
 __all__ = ["convert_official_checkpoint", "convert_state_dict", "infer_config", "read_official_checkpoint"]
 
@@ -57,11 +60,16 @@ def read_official_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of one of the two encoders, or one that needs arbitrary code to load.
     """
-    path = Path(path)
+    return _network_state(_load(Path(path)), Path(path))
+
+
+def _load(path: Path) -> Any:
+    """Content of the file: tensors, numbers, texts, containers of them and `argparse.Namespace`."""
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist.")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # of hyper_parameters; it only holds values
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         # torch's own message advises weights_only=False, which would run whatever the file contains
         held = re.search(r"GLOBAL (\S+)", str(error))
@@ -70,6 +78,23 @@ def read_official_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             f"checkpoint {str(path)!r} cannot be read as tensors alone: {reason}; accepted are Lightning checkpoints "
             "and state dicts that hold no other objects."
         ) from error
+
+
+def _hyper_parameters(loaded: Any, path: Path) -> dict[str, Any] | None:
+    """Settings of the run; none where the file has none."""
+    saved = loaded.get("hyper_parameters") if isinstance(loaded, Mapping) else None
+    if isinstance(saved, argparse.Namespace):
+        saved = vars(saved)
+    if saved is not None and not isinstance(saved, Mapping):
+        raise ValueError(
+            f"hyper_parameters of checkpoint {str(path)!r} are a {type(saved).__name__}; a dict or an "
+            "argparse.Namespace is accepted."
+        )
+    return dict(saved) if saved else None
+
+
+def _network_state(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Weights of the published copy of the network, and the scaling of the targets."""
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise ValueError(f"checkpoint {str(path)!r} holds {type(loaded).__name__}, not a state dict.")
@@ -148,11 +173,17 @@ def _merge_angles(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def infer_config(state: Mapping[str, torch.Tensor], **overrides: Any) -> CrystalformerConfig | CrystalFramerConfig:
-    """Configuration that fits the shapes of an official state dict; what shapes cannot tell comes from overrides.
+    """Configuration that fits the shapes of an official state dict.
+
+    What shapes do not show comes from overrides, and else is the releases' default: this is for networks whose
+    settings are known. `convert_official_checkpoint` reads them from the file and refuses to guess.
 
     Args:
         state: official names without prefix.
         **overrides: configuration fields, such as `domain`, `num_attention_heads`, `target_names`, `frame_method`.
+
+    Raises:
+        ValueError: frames for a network without weights of angles.
     """
     numbers = [int(match[1]) for match in map(BLOCK.fullmatch, state) if match]
     first = "encoder.layers.{}.self_attn.{}"
@@ -179,6 +210,9 @@ def infer_config(state: Mapping[str, torch.Tensor], **overrides: Any) -> Crystal
     if angles is not None:
         fields["num_angular_basis"] = angles.shape[3]
         return CrystalFramerConfig(**{**fields, **overrides})
+    frame_method = overrides.pop("frame_method", "none")
+    if frame_method != "none":
+        raise ValueError(f"frame_method={frame_method!r}: the checkpoint has no weights of angles (proj_angle1 to 3).")
     return CrystalformerConfig(**{**fields, **overrides})
 
 
@@ -217,11 +251,24 @@ def build_model(
 def convert_official_checkpoint(path: str | Path, output: str | Path, **overrides: Any) -> None:
     """Writes an official checkpoint as a folder that `from_pretrained` loads.
 
+    Settings of the network are the file's `hyper_parameters`; in a file without them, those in `overrides`.
+
     Args:
         path: official Lightning `.ckpt`.
         output: folder to write.
-        **overrides: configuration fields (`target_names=["formation_energy"]`, `target_units=["eV/atom"]`, …).
+        **overrides: configuration fields (`target_names=["formation_energy"]`, `target_units=["eV/atom"]`, …), which
+            replace those of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: weights or hyper-parameters that are not understood, or settings that are missing; all are named.
     """
-    state = read_official_checkpoint(path)
-    model = build_model(state, infer_config(state, **overrides))
-    model.save_pretrained(output)
+    path = Path(path)
+    loaded = _load(path)
+    state, hyper_parameters = _network_state(loaded, path), _hyper_parameters(loaded, path)
+    settings: dict[str, Any] = {}
+    if hyper_parameters is None:
+        check_settings_are_given(state, overrides)
+    else:
+        settings = settings_of_hyper_parameters(hyper_parameters, overrides)
+    build_model(state, infer_config(state, **settings, **overrides)).save_pretrained(output)

@@ -1,11 +1,22 @@
 """Configuration of Crystalformer."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ..crystals.checkpoint_versions import update_checkpoint
+
 __all__ = ["CrystalformerConfig"]
+
+
+def update_v1_v2(values: dict[str, Any]) -> dict[str, Any]:
+    """`attention_kernel="fast"`, Triton where there is a GPU, became `"eager"`: kernels are chosen by name."""
+    return {**values, "attention_kernel": "eager"} if values.get("attention_kernel") == "fast" else values
+
+
+UPDATES = (update_v1_v2,)
+CHECKPOINT_VERSION = len(UPDATES) + 1
 
 
 @strict
@@ -38,7 +49,6 @@ class CrystalformerConfig(PreTrainedConfig):
         attention_kernel (`str`): how real-space attention is computed; results are equal to rounding. `"eager"`:
             PyTorch operations; `"reference"`: the plain equations; `"triton"`: the kernels of `hf_crystal.kernels` on
             an NVIDIA GPU (not yet run on one; what they cannot run falls back to eager with a line in the log).
-            `"fast"`, in configurations of earlier versions, is read as `"eager"`.
         match_release (`bool`): reproduce the released code where it departs from the paper (parity tests, converted
             checkpoints).
         pooling (`str`): how atoms are pooled; `"mean"`.
@@ -46,6 +56,7 @@ class CrystalformerConfig(PreTrainedConfig):
         target_names (`list[str]`): predicted properties, one output each.
         target_units (`list[str]`): their units.
         loss_function (`str`): `"l1"`, `"mse"` or `"smooth_l1"`, on scaled targets.
+        checkpoint_version (`int`): version of these settings; older ones are updated on loading, newer ones refused.
     """
 
     model_type = "crystalformer"
@@ -69,17 +80,21 @@ class CrystalformerConfig(PreTrainedConfig):
     cutoff_sigmas: float | int = 4.5
     cell_range: int = 2
     adaptive_cutoff_sigmas: float | int | None = 3.5
-    attention_kernel: Literal["eager", "triton", "reference", "fast"] = "eager"
+    attention_kernel: Literal["eager", "triton", "reference"] = "eager"
     match_release: bool = False
     pooling: Literal["mean"] = "mean"
     head_hidden_size: int = 128
     target_names: list[str] | None = None
     target_units: list[str] | None = None
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
+    checkpoint_version: int = CHECKPOINT_VERSION
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers has it, for settings of any version up to this code's; `ValueError` for a newer one."""
+        return super().from_dict(update_checkpoint(config_dict, UPDATES, f"a {cls.model_type} model"), **kwargs)
 
     def __setattr__(self, name, value):
-        if name == "attention_kernel" and value == "fast":
-            value = "eager"
         super().__setattr__(name, value)
         if name == "target_names" and value is not None:
             # also where from_pretrained(..., target_names=...) sets them on a config that has been read

@@ -9,6 +9,7 @@ Inside the encoder atoms are packed, (T, ...), and images are padded rows per at
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -348,6 +349,20 @@ class CrystalPropertyHead(nn.Module):
         """(y - mean) / std."""
         return (labels - self.target_mean) / self.target_std
 
+    @torch.no_grad()
+    def copy_targets(self, other: "CrystalPropertyHead", rows: Sequence[int | None]) -> None:
+        """Takes over the hidden layer of another head, and for each target the given row of it; None: stays new."""
+        self.dense.load_state_dict(other.dense.state_dict())
+        for own, row in enumerate(rows):
+            if row is not None:
+                for mine, theirs in (
+                    (self.out_proj.weight, other.out_proj.weight),
+                    (self.out_proj.bias, other.out_proj.bias),
+                    (self.target_mean, other.target_mean),
+                    (self.target_std, other.target_std),
+                ):
+                    mine[own] = theirs[row]
+
 
 class CrystalformerPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and calibration shared by the models."""
@@ -539,6 +554,43 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         )
 
 
+def _saved_targets(location: Any, options: Mapping[str, Any]) -> dict[str, str] | None:
+    """Names and units of the saved head's targets; none where no head is saved."""
+    if location is None:
+        return None
+    places = ("cache_dir", "local_files_only", "token", "revision", "subfolder")
+    try:
+        values, _ = CrystalformerConfig.get_config_dict(
+            location, **{name: options[name] for name in places if options.get(name) is not None}
+        )
+    except OSError:  # no config.json: transformers takes the one that it is given, or has its own error
+        return None
+    names = values.get("target_names")
+    if names is None or not any("ForPropertyPrediction" in name for name in values.get("architectures") or []):
+        return None
+    return dict(zip(names, values.get("target_units") or [""] * len(names), strict=True))
+
+
+def _wanted_targets(
+    saved: Mapping[str, str], names: Sequence[str] | None, units: Sequence[str] | None
+) -> dict[str, str]:
+    """Names and units to load; what is not given is as saved. Raises `ValueError` for another unit of a saved name."""
+    names = list(saved if names is None else names)
+    if units is None or (list(units) == list(saved.values()) and len(units) != len(names)):
+        return {name: saved.get(name, "") for name in names}  # an Auto class fills in the saved units
+    if len(units) != len(names) or len(set(names)) != len(names):
+        raise ValueError(
+            f"target_names={names} and target_units={list(units)} must be one unit for each of the names."
+        )
+    for name, unit in zip(names, units, strict=True):
+        if saved.get(name) and unit != saved[name]:
+            raise ValueError(
+                f"target_units={list(units)}: {name} of target_names={names} is in {saved[name]!r} in the checkpoint, "
+                f"not in {unit!r}; accepted is the saved unit."
+            )
+    return dict(zip(names, units, strict=True))
+
+
 class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
     """The encoder with a head for one or several properties, in physical units."""
 
@@ -549,6 +601,63 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         self.encoder = self.encoder_class(config)
         self.head = CrystalPropertyHead(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Loads a model; targets are matched with the saved ones by name.
+
+        Args:
+            pretrained_model_name_or_path: folder or repository.
+            *model_args: passed on.
+            config: configuration in place of the saved one.
+            **kwargs: as transformers has them. `target_names`, `target_units` (or those of `config`) may be the saved
+                ones in another order, or some of them: the head's rows, their scaling and units go with the names. A
+                name that is not saved gets a new row, and a new head where none is saved, if
+                `ignore_mismatched_sizes=True` says so.
+
+        Raises:
+            ValueError: a name that is not saved, without `ignore_mismatched_sizes=True`, or another unit than the
+                saved one.
+        """
+        saved = _saved_targets(pretrained_model_name_or_path, kwargs)
+        if saved is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        changed = {name: kwargs.pop(name) for name in ("target_names", "target_units") if name in kwargs}
+        if isinstance(config, CrystalformerConfig):
+            changed = {"target_names": config.target_names, "target_units": config.target_units, **changed}
+            config = deepcopy(config)
+            config.target_names, config.target_units = list(saved), list(saved.values())
+        wanted = _wanted_targets(saved, changed.get("target_names"), changed.get("target_units"))
+        unknown = [name for name in wanted if name not in saved]
+        if unknown and not kwargs.get("ignore_mismatched_sizes"):
+            raise ValueError(
+                f"target_names={list(wanted)}: {unknown} are none of the targets of {pretrained_model_name_or_path}, "
+                f"which predicts {list(saved)}; ignore_mismatched_sizes=True gives them new weights, to be trained."
+            )
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if list(wanted) != list(saved):
+            model._replace_head(saved, wanted)
+        model.config.target_units = list(wanted.values())
+        return loaded
+
+    def _replace_head(self, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+        """A head for other targets, with the rows of the saved ones among them."""
+        old, self.config.target_names = self.head, list(wanted)
+        self.head = CrystalPropertyHead(self.config).to(old.out_proj.weight.device, old.out_proj.weight.dtype)
+        for name in ("target_mean", "target_std"):  # these stay in float32
+            buffer = getattr(self.head, name)
+            setattr(self.head, name, buffer.to(getattr(old, name).dtype))
+        positions = {name: row for row, name in enumerate(saved)}
+        rows = [positions.get(name) for name in wanted]
+        if any(row is not None for row in rows):
+            self.head.copy_targets(old, rows)
+        new = [name for name in wanted if name not in saved]
+        if new:
+            logger.warning(f"The weights of the targets {new} are new; train the model before it predicts them.")
+        self.head.train(self.training)
 
     def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: torch.Tensor) -> None:
         """See [`CrystalformerModel.calibrate`]."""

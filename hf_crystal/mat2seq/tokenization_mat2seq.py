@@ -19,6 +19,7 @@ from typing import Any, SupportsIndex
 from transformers import BatchEncoding, PreTrainedConfig, TokenizersBackend
 from transformers.tokenization_utils_base import TruncationStrategy
 
+from ..crystals.checkpoint_versions import update_checkpoint
 from ..crystals.reading import CrystalInputError, CrystalLike
 from .canonicalize import CanonicalCrystal, CanonicalSettings, canonicalize
 from .sequence_text import (
@@ -40,6 +41,14 @@ except ImportError as error:
     raise ImportError("Mat2SeqTokenizer needs tokenizers: pip install tokenizers") from error
 
 __all__ = ["DecodedCrystal", "Mat2SeqTokenizer", "register_mat2seq_tokenizer"]
+
+
+def update_v1_v2(values: dict[str, Any]) -> dict[str, Any]:
+    """Tokenizers saved before there was a `coordinate_step` used every step of the grid."""
+    return {"coordinate_step": 0.0, **values}
+
+
+UPDATES = (update_v1_v2,)
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,7 @@ class Mat2SeqTokenizer(TokenizersBackend):
         max_atoms: Largest number of atoms in a primitive cell.
         digits_per_token: Decimal digits per token, 1 to 3.
         properties: Conditions: `PropertyBins` or dicts with `name`, `unit`, `edges`.
-        coordinate_step: Largest step, Å, of free coordinates, see `CanonicalSettings`. None: 0.01 for a new tokenizer,
-            0 (every step) for a saved one that does not name it.
+        coordinate_step: Largest step, Å, of free coordinates, see `CanonicalSettings`.
         vocab: Vocabulary read from `tokenizer.json`; must agree with the settings.
         **kwargs: Passed to `TokenizersBackend`.
     """
@@ -100,11 +108,9 @@ class Mat2SeqTokenizer(TokenizersBackend):
         digits_per_token: int = 2,
         properties: Sequence[PropertyBins | Mapping[str, Any]] | None = None,
         vocab: Mapping[str, int] | None = None,
-        coordinate_step: float | None = None,
+        coordinate_step: float = _GRID.coordinate_step,
         **kwargs: Any,
     ):
-        if coordinate_step is None:
-            coordinate_step = _GRID.coordinate_step if vocab is None else 0.0
         settings = CanonicalSettings(
             symprec, fraction_steps, length_step, angle_step, max_strain, max_atoms, coordinate_step
         )
@@ -130,8 +136,17 @@ class Mat2SeqTokenizer(TokenizersBackend):
             coordinate_step=coordinate_step,
             digits_per_token=digits_per_token,
             properties=[p.to_dict() for p in self._properties],
-            **{**special, "clean_up_tokenization_spaces": False, **kwargs},
+            **{**special, "clean_up_tokenization_spaces": False, **kwargs, "checkpoint_version": len(UPDATES) + 1},
         )
+
+    @classmethod
+    def convert_to_native_format(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What transformers does with the settings it has read, after they were brought to the newest version.
+
+        Raises:
+            ValueError: `checkpoint_version` is newer than this code.
+        """
+        return super().convert_to_native_format(*args, **update_checkpoint(kwargs, UPDATES, "a Mat2SeqTokenizer"))
 
     @property
     def settings(self) -> CanonicalSettings:

@@ -74,7 +74,7 @@ def build_property_model(section: Mapping[str, Any], targets: Sequence[TargetArg
     """New or pretrained model of a recipe.
 
     Seed the global generator first: it initializes the weights. Starting from a pretrained model, the encoder (with
-    its calibration) is kept, and the head too where it has the same targets; for other ones the head is new.
+    its calibration) is kept, and of the head what belongs to targets of the same name.
 
     Args:
         section: Model section of a recipe.
@@ -91,13 +91,9 @@ def build_property_model(section: Mapping[str, Any], targets: Sequence[TargetArg
     location = resolve_model(pretrained)
     saved, _ = PreTrainedConfig.get_config_dict(location)
     _check_pretrained(section, saved)
-    model = model_class.from_pretrained(
+    return model_class.from_pretrained(
         location,
         target_names=config.target_names,
         target_units=config.target_units,
         ignore_mismatched_sizes=True,
     )
-    if saved.get("target_names") != config.target_names:
-        # two targets in place of two others fit the old weights, and would begin with their answers
-        model.head = type(model.head)(model.config)
-    return model

@@ -64,7 +64,11 @@ def test_official_checkpoint_is_converted_and_predicts(name, description, fixtur
         if key.startswith("param/")
     }
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
-    settings = ["target_names=[e_form]", "target_units=[eV/atom]"]
+    settings = ["target_names=[e_form]", "target_units=[eV/atom]", "domain=real", "real_scale=1.4"]
+    settings += ["real_lower_bound=0.5", "width_slope=0.1", "cell_range=2", "adaptive_cutoff_sigmas=3.5"]
+    settings += ["radial_cutoff=14.0", "radial_width_scale=1.0"]
+    if name.startswith("cfr_"):
+        settings += ["frame_method=max", "angular_width_scale=4.0", "radial_gain=1.0", "angular_gain=1.0"]
     options = [word for setting in settings for word in ("--set", setting)]
     out = call("convert", tmp_path / "last.ckpt", tmp_path / "converted", *options)
     assert out == f"{tmp_path / 'converted'}: {description}, target e_form\n"

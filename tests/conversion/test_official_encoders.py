@@ -11,6 +11,9 @@ from hf_crystal.encoders.modeling_crystalframer import CrystalFramerForPropertyP
 from hf_crystal.testing import Crystal, collate
 
 HIDDEN, HEADS, BLOCKS, BASIS, ANGLES, ELEMENTS = 8, 2, 2, 5, 6, 98
+SETTINGS = {"domain": "real", "real_scale": 1.4, "real_lower_bound": 0.5, "width_slope": 0.1, "cell_range": 2}
+SETTINGS |= {"adaptive_cutoff_sigmas": 3.5, "radial_cutoff": 14.0, "radial_width_scale": 1.0}
+FRAMES = {"frame_method": "max", "angular_width_scale": 4.0, "radial_gain": 1.0, "angular_gain": 1.0}
 
 
 def official_state(framer: bool = False, targets: int = 1) -> dict[str, torch.Tensor]:
@@ -58,9 +61,8 @@ def lightning(state: dict[str, torch.Tensor]) -> dict:
 def test_converted_checkpoint_holds_the_averaged_weights_and_the_units(tmp_path, framer):
     state = official_state(framer)
     torch.save(lightning(state), tmp_path / "official.ckpt")
-    convert_official_checkpoint(
-        tmp_path / "official.ckpt", tmp_path / "out", target_names=["e"], target_units=["eV/atom"]
-    )
+    settings = {**SETTINGS, **(FRAMES if framer else {}), "target_names": ["e"], "target_units": ["eV/atom"]}
+    convert_official_checkpoint(tmp_path / "official.ckpt", tmp_path / "out", **settings)
     model_class = CrystalFramerForPropertyPrediction if framer else CrystalformerForPropertyPrediction
     model = model_class.from_pretrained(tmp_path / "out").eval()
     assert model.config.match_release
@@ -96,7 +98,7 @@ def test_checkpoint_that_does_not_fit_says_what_is_missing(tmp_path):
     del state["encoder.layers.1.linear2.bias"]
     torch.save(state, tmp_path / "official.ckpt")
     with pytest.raises(ValueError, match=r"missing.*encoder\.layers\.1\.mlp\.fc2\.bias"):
-        convert_official_checkpoint(tmp_path / "official.ckpt", tmp_path / "out")
+        convert_official_checkpoint(tmp_path / "official.ckpt", tmp_path / "out", **SETTINGS)
 
 
 class NotATensor:

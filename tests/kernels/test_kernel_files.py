@@ -2,9 +2,7 @@
 
 import importlib
 import logging
-import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from tiny_models import NACL, tiny_model
 
 import hf_crystal
 from hf_crystal.encoders import geometry as geometry_crystalformer
+from hf_crystal.hub.files import code_files
 from hf_crystal.kernels.encoder import device_obstacle
 
 
@@ -33,7 +32,9 @@ def logits(model, kernel):
 
 def test_remote_code_without_this_package_falls_back_to_eager(tmp_path, monkeypatch, messages):
     folder = tmp_path / "folder_of_a_checkpoint"
-    shutil.copytree(Path(geometry_crystalformer.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    folder.mkdir()
+    for name, text in code_files(hf_crystal.CrystalFramerForPropertyPrediction).items():
+        (folder / name).write_text(text)
     ours = tiny_model("crystalframer")
     wanted = logits(ours, "eager")
     monkeypatch.syspath_prepend(tmp_path)
@@ -57,13 +58,3 @@ def test_a_cpu_takes_the_eager_operations(kernel, reason, messages):
 def test_missing_triton_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "pip install triton" in device_obstacle(torch.zeros(1, 3), torch.eye(3)[None])
-
-
-def test_fast_of_earlier_configurations_is_eager(tmp_path):
-    config = hf_crystal.CrystalFramerConfig(attention_kernel="fast")
-    assert config.attention_kernel == hf_crystal.CrystalFramerConfig().attention_kernel == "eager"
-    config.save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    file.write_text(file.read_text().replace('"eager"', '"fast"'))
-    assert '"attention_kernel": "fast"' in file.read_text()
-    assert hf_crystal.CrystalFramerConfig.from_pretrained(tmp_path).attention_kernel == "eager"

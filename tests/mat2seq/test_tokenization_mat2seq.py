@@ -1,6 +1,5 @@
 """The tokenizer: encoding and decoding are inverse, every way of saving keeps it, wrong sequences say why."""
 
-import json
 import pickle
 import random
 
@@ -303,13 +302,3 @@ def test_real_crystals_survive_the_tokens(tokenizer, data_dir, name, split):
 def test_mp20_takes_at_most_sixty_tokens_on_average(tokenizer, data_dir):
     lengths = [len(ids) for ids in tokenizer(read_records(data_dir, "mp_20", "test", 100))["input_ids"]]
     assert np.mean(lengths) <= 60
-
-
-def test_a_saved_tokenizer_without_a_coordinate_step_uses_every_step(tmp_path):
-    Mat2SeqTokenizer(length_step=0.005, angle_step=0.05, coordinate_step=0.0).save_pretrained(tmp_path)
-    file = tmp_path / "tokenizer_config.json"
-    saved = json.loads(file.read_text())
-    assert saved.pop("coordinate_step") == 0
-    file.write_text(json.dumps(saved))
-    assert Mat2SeqTokenizer.from_pretrained(tmp_path).settings.coordinate_step == 0
-    assert Mat2SeqTokenizer().settings.coordinate_step == CanonicalSettings().coordinate_step == 0.01

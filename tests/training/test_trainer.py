@@ -293,17 +293,20 @@ def test_arguments_that_would_mislead_are_refused(make_trainer, tmp_path):
 
 
 def test_fine_tuning_keeps_encoder_and_calibration(make_trainer, tmp_path):
-    """From two targets to one: the encoder is the pretrained one, bit for bit, the head is new."""
+    """From two targets to one: encoder and the target's row of the head are the pretrained ones, bit for bit."""
     trainer, task = make_trainer()
     trainer.train()
     task.model.save_pretrained(tmp_path / "pretrained")
     tuned, tuned_task = make_trainer(
-        f"model.pretrained={tmp_path / 'pretrained'}", "data.targets=[{name: gap, unit: meV}]", folder="tuned"
+        f"model.pretrained={tmp_path / 'pretrained'}", "data.targets=[{name: gap, unit: eV}]", folder="tuned"
     )
+    assert torch.equal(tuned_task.model.head.out_proj.weight, task.model.head.out_proj.weight[1:])
+    with pytest.raises(ValueError, match="gap of .* is in 'eV' in the checkpoint, not in 'meV'"):
+        make_trainer(f"model.pretrained={tmp_path / 'pretrained'}", "data.targets=[{name: gap, unit: meV}]")
     before, after = task.model.encoder.state_dict(), tuned_task.model.encoder.state_dict()
     assert_equal_weights(before, after)
     assert tuned_task.model.is_calibrated
-    assert (tuned_task.model.config.target_names, tuned_task.model.config.target_units) == (["gap"], ["meV"])
+    assert (tuned_task.model.config.target_names, tuned_task.model.config.target_units) == (["gap"], ["eV"])
     tuned.train()
     after = tuned_task.model.encoder.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
