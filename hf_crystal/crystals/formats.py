@@ -24,7 +24,7 @@ __all__ = [
     "parse_poscar",
 ]
 
-CIF_MARKS = re.compile(r"^\s*(data_|_cell_length_a|loop_\s*$|_atom_site_)", re.IGNORECASE | re.MULTILINE)
+CIF_MARKS = re.compile(r"^[ \t]*(data_|_cell_length_a|loop_[ \t\r]*$|_atom_site_)", re.IGNORECASE | re.MULTILINE)
 
 
 def one_line(message: str, limit: int = 200) -> str:
