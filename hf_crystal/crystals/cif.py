@@ -18,7 +18,6 @@ from .cif_symmetry import (
     cif_number,
     expand_sites,
     first_value,
-    operations_fit_cell,
     symmetry_candidates,
 )
 from .formats import CIF_MARKS, one_line
@@ -271,13 +270,9 @@ def _record_of(content: CifContent) -> CrystalRecord:
     if modulated or any("_ssg_" in name or name.startswith("_cell_wave_vector") for name in content):
         raise CrystalInputError("CIF describes a modulated structure (superspace); periodic crystals are accepted")
     numbers = _numbers(content, labels, _formula(content))
-    candidates = symmetry_candidates(content)
-    fitting = [candidate for candidate in candidates if operations_fit_cell(candidate[0], cell)]
-    if not fitting:
-        raise CrystalInputError("CIF symmetry contradicts the cell: the operations change its lengths or angles")
     results: list[list[np.ndarray]] = []
     reason = ""
-    for operations, doubt in fitting:
+    for operations, doubt in symmetry_candidates(content, cell):
         order = len(operations[0])
         if len(points) * order > MAX_EXPANDED_SITES:
             raise CrystalInputError(

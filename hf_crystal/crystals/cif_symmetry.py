@@ -21,7 +21,6 @@ __all__ = [
     "cif_number",
     "expand_sites",
     "first_value",
-    "operations_fit_cell",
     "symmetry_candidates",
 ]
 
@@ -41,6 +40,8 @@ UNSET = {"", ".", "?"}
 _ICSD_SETTINGS = {"z": "2", "s": "1", "h": "H", "r": "R", "1": "1", "2": "2"}
 
 CifContent = dict[str, list[str]]
+# number, origin or axes, Hall symbol, and 1 for symbols that are looked up only if no setting of rank 0 fits the cell
+_Setting = tuple[int, str, str, int]
 Operations = tuple[np.ndarray, np.ndarray]  # (n, 3, 3) and (n, 3), on fractional coordinates
 
 
@@ -97,14 +98,14 @@ def _plain(symbol: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _settings() -> dict[str, list[tuple[int, str, str]]]:
-    """Number, setting and Hall symbol of each space-group symbol: short ones from gemmi, full ones from moyopy."""
+def _settings() -> dict[str, list[_Setting]]:
+    """Settings of each space-group symbol: gemmi's, then the full ones and other monoclinic axes from moyopy."""
     import gemmi
 
-    table: dict[str, list[tuple[int, str, str]]] = {}
+    table: dict[str, list[_Setting]] = {}
     for group in gemmi.spacegroup_table():
         for name in {_plain(group.hm), _plain(group.short_name())}:
-            table.setdefault(name, []).append((group.number, group.ext.strip("\0 "), group.hall))
+            table.setdefault(name, []).append((group.number, group.ext.strip("\0 "), group.hall, 0))
     try:
         from moyopy import HallSymbolEntry
     except ImportError:
@@ -113,7 +114,7 @@ def _settings() -> dict[str, list[tuple[int, str, str]]]:
         entry = HallSymbolEntry(hall_number)
         setting = entry.setting if entry.setting in ("1", "2", "H", "R") else ""
         for name in {_plain(entry.hm_short), _plain(entry.hm_full)}:
-            table.setdefault(name, []).append((entry.number, setting, entry.hall_symbol.replace("=", '"')))
+            table.setdefault(name, []).append((entry.number, setting, entry.hall_symbol.replace("=", '"'), 1))
     return table
 
 
@@ -129,7 +130,7 @@ def _operations_of_hall(hall: str) -> tuple[Operations, int]:
     return _arrays(operations), found.number if found else 0
 
 
-def _named(symbol: str, setting: str) -> list[tuple[int, str, str]]:
+def _named(symbol: str, setting: str) -> list[_Setting]:
     """Settings that a Hermann-Mauguin symbol may mean, its own suffix (`:2`, ` Z`) or the given one respected."""
     table = _settings()
     match = re.fullmatch(r"(.+?)(?:\s*:\s*|\s*\(?origin\s*|\s+)([12zshr])\)?", symbol.strip().lower())
@@ -139,8 +140,24 @@ def _named(symbol: str, setting: str) -> list[tuple[int, str, str]]:
     return [entry for entry in found if not setting or entry[1] == setting or not entry[1]]
 
 
-def symmetry_candidates(content: CifContent) -> list[tuple[Operations, str]]:
-    """Operations that the file may mean, in order of preference, and what says so."""
+def symmetry_candidates(content: CifContent, cell: np.ndarray) -> list[tuple[Operations, str]]:
+    """Operations that the file may mean, and a doubt about them that the number of atoms has to settle.
+
+    Args:
+        content: values of each data name.
+        cell: `(3, 3)`, vectors in rows, Å; operations that change its lengths or angles are not what is meant.
+
+    Raises:
+        CrystalInputError: unknown symbols, symbols that contradict each other, operations that are not understood, or
+            none that keeps the cell.
+    """
+    candidates = [candidate for candidate in _candidates(content, cell) if _fits(candidate[0], cell)]
+    if not candidates:
+        raise CrystalInputError("CIF symmetry contradicts the cell: the operations change its lengths or angles")
+    return candidates
+
+
+def _candidates(content: CifContent, cell: np.ndarray) -> list[tuple[Operations, str]]:
     number = int(cif_number(first_value(content, _NUMBER)) or 0) if first_value(content, _NUMBER).isdigit() else 0
     symbol, hall = first_value(content, _SYMBOLS), first_value(content, _HALL)
     triplets = next((content[name] for name in (*_OPERATIONS, _MAGNETIC[0]) if content.get(name)), [])
@@ -185,8 +202,12 @@ def symmetry_candidates(content: CifContent) -> list[tuple[Operations, str]]:
                 f"CIF names space group {one_line(symbol, 40)!r} (number {named[0][0]}), but gives number {number}"
             )
         named = agreeing
-    halls = list(dict.fromkeys(entry[2] for entry in named)) or ["P 1"]
-    return [(_operations_of_hall(hall)[0], "") for hall in halls]
+    for rank in (0, 1):  # `P 21/c` has the unique axis b, unless the cell says otherwise
+        halls = dict.fromkeys(entry[2] for entry in named if entry[3] == rank)
+        fitting = [operations for hall in halls if _fits(operations := _operations_of_hall(hall)[0], cell)]
+        if fitting:
+            return [(operations, "") for operations in fitting]
+    return [(_operations_of_hall(named[0][2] if named else "P 1")[0], "")]
 
 
 def _magnetic(content: CifContent) -> tuple[Operations, str]:
@@ -207,7 +228,7 @@ def _magnetic(content: CifContent) -> tuple[Operations, str]:
     return _listed(tuple(dict.fromkeys((b * a).wrap().triplet() for b in lists[1] for a in lists[0])))[0], ""
 
 
-def operations_fit_cell(operations: Operations, cell: np.ndarray) -> bool:
+def _fits(operations: Operations, cell: np.ndarray) -> bool:
     """Whether the operations keep lengths and angles of the cell."""
     metric = cell @ cell.T
     moved = np.einsum("aji,jk,akl->ail", operations[0], metric, operations[0])
