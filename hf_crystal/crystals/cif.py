@@ -23,6 +23,7 @@ from .cif_symmetry import (
 from .formats import CIF_MARKS, one_line
 from .record import (
     CHEMICAL_SYMBOLS,
+    MAX_COORDINATE,
     CrystalInputError,
     CrystalRecord,
     atomic_number_of,
@@ -122,8 +123,10 @@ def _cell(content: CifContent) -> np.ndarray:
         if not value:
             raise CrystalInputError(f"CIF has no cell ({name} is missing)")
         number = cif_number(value)
-        if not 0 < number < (180 if angle else np.inf):
-            accepted = "an angle between 0 and 180 degrees" if angle else "a positive length in Å"
+        if not 0 < number < (180 if angle else MAX_COORDINATE):
+            accepted = (
+                "an angle between 0 and 180 degrees" if angle else f"a positive length in Å below {MAX_COORDINATE:g}"
+            )
             raise CrystalInputError(f"CIF {name} is {one_line(value, 40)!r}; accepted is {accepted}")
         parameters.append(number)
     return cell_from_parameters(*parameters)
