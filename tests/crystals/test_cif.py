@@ -231,3 +231,48 @@ def test_any_exception_becomes_the_reason_of_its_crystal():
     with pytest.raises(CrystalInputError, match="KeyError") as caught:
         as_structure(Odd(cell=1), index=4)
     assert caught.value.index == 4 and "secret" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------- other formats
+
+TIO = "TiO\n1.0\n4.2 0 0\n0 4.2 0\n0 0 4.2\nTi O\n1 1\nDirect\n0.25 0 0\n0.75 0.5 0.5\n"
+PO = '1\nLattice="4 0 0 0 4 0 0 0 4"\nPo 0 0 0\n'
+
+
+@pytest.mark.parametrize("change", [("4.2 0 0", "0.42D1 0 0"), ("0.75", "7.5d-1"), ("TiO\n", "\nTiO\n")])
+def test_poscar_with_numbers_of_fortran_or_an_empty_first_line(change):
+    record, plain = as_structure(TIO.replace(*change, 1)), as_structure(TIO)
+    np.testing.assert_array_equal(record.frac_coords, plain.frac_coords)
+    np.testing.assert_array_equal(record.cell, plain.cell)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (TIO.replace("0.75 0.5 0.5", "0.75-0.5-0.5"), "'0.75-0.5-0.5' is not three numbers"),
+        (TIO.replace("1.0\n", "2 1 -1\n", 1), "scale factors are '2 1 -1'"),
+        (TIO.replace("1 1", "1 ²"), "atom counts are '1 ²'"),
+        (TIO.replace("0.25", "0.2_5"), "is not three numbers"),
+        (TIO + "Direct configuration= 2\n0.2 0 0\n0.7 0.5 0.5\n", "more than one configuration"),
+        (
+            PO + "\n" + PO,
+            "more than one frame",
+        ),
+        (
+            '2\nLattice="4 0 0 0 4 0 0 0 4" Properties=pos:R:3:species:S:1\n0 0 0 Po\n2 2 2\n',
+            "species are in column 4",
+        ),
+    ],
+)
+def test_odd_numbers_and_frames_are_named(text, reason):
+    with pytest.raises(CrystalInputError, match=reason):
+        as_structure(text)
+
+
+def test_xyz_without_periodicity_is_announced():
+    from hf_crystal.crystals import formats
+
+    formats.logger.warning_once.cache_clear()
+    with CaptureLogger(formats.logger) as log:
+        assert as_structure('1\nLattice="4 0 0 0 4 0 0 0 4" pbc="T F T"\nPo 0 0 0\n').formula == "Po"
+    assert "not periodic" in log.out
