@@ -135,7 +135,7 @@ def iter_frames(path: Path) -> Iterator[dict[str, Any]]:
             if not first.strip():
                 continue
             if not re.fullmatch("[0-9]{1,9}", first.strip()):
-                raise ValueError(f"{path.name}: frame {place} does not start with an atom count")
+                raise ValueError(f"{path.name}: frame {place} starts with no atom count; an atom count is expected")
             lines = [first, stream.readline(), *islice(stream, int(first))]
             values = dict(_COMMENT_WORD.findall(lines[1]))
             columns = {key: value for key, value in values.items() if key.lower() not in _NO_LABEL}
