@@ -147,7 +147,7 @@ class Service:
             raise ValueError(f"{len(sources)} files at once; this page takes {MAX_FILES}, the command line any number")
         for name, source in sources:
             try:
-                found.crystals[name] = as_record(source, name=name, max_atoms=MAX_ATOMS)
+                found.crystals[name] = as_record(source, name=name, max_atoms=MAX_ATOMS, nested=True)
             except CrystalInputError as error:
                 found.errors.append((name, error.reason))
         return found

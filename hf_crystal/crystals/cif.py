@@ -1,163 +1,50 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Reader of CIF text, through pymatgen, which is imported when it is needed; and of pymatgen's own objects.
+"""Reader of CIF text, through gemmi, which is imported when it is needed; and of pymatgen's own objects.
 
-`parse_cif` returns a `CrystalRecord` that has not been checked for overlaps and the like; each fault of the text is a
-`CrystalInputError`.
+gemmi splits the text, knows the space groups and parses operations. What it passes over in silence is checked here:
+the rule is that every listed site yields atoms, and that what was read agrees with everything else the file gives.
 """
 
 import re
-import warnings
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from transformers.utils import logging
 
+from .cif_symmetry import (
+    UNSET,
+    CifContent,
+    cif_number,
+    expand_sites,
+    first_value,
+    symmetry_candidates,
+)
 from .formats import CIF_MARKS, one_line
-from .record import CrystalInputError, CrystalRecord, atomic_number_of, hydrogen_isotope_warning
+from .record import (
+    CHEMICAL_SYMBOLS,
+    MAX_COORDINATE,
+    CrystalInputError,
+    CrystalRecord,
+    atomic_number_of,
+    cell_from_parameters,
+    hydrogen_isotope_warning,
+)
 
-__all__ = ["MAX_EXPANDED_SITES", "PARSER_ERRORS", "parse_cif", "record_from_pymatgen"]
+__all__ = ["MAX_EXPANDED_SITES", "parse_cif", "record_from_pymatgen"]
 
 logger = logging.get_logger(__name__)
 
-# Sites in the file times symmetry operations. pymatgen's time grows with its square: 3,648 atoms take a second,
-# 20,000 tens of seconds; this bound keeps any file under about ten.
-MAX_EXPANDED_SITES = 12_000
+MAX_EXPANDED_SITES = 12_000  # sites in the file times symmetry operations
+_MAX_LINE = 65_536  # CIF allows 2,048 characters
 
-# What third-party parsers raise on text they do not understand. They promise nothing, so this is every ordinary
-# error; keyboard interrupts, memory errors and missing packages pass through.
-PARSER_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    StopIteration,
-    TypeError,
-    ValueError,
-)
-
-_SYMMETRY_OPERATION_KEYS = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
-_SPACE_GROUP_KEYS = (
-    "_symmetry_space_group_name_H-M",
-    "_space_group_name_H-M_alt",
-    "_symmetry_space_group_name_Hall",
-    "_space_group_name_Hall",
-    "_symmetry_Int_Tables_number",
-    "_space_group_IT_number",
-)
-_CELL_PARAMETER_KEYS = tuple(f"_cell_length_{axis}" for axis in "abc") + tuple(
-    f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma")
-)
-_EXTRA_COLUMNS = ("_atom_type_oxidation_number", "_atom_site_attached_hydrogens")
-_UNSET = {"", ".", "?"}
-_WATER_SYMBOLS = {"Ow", "Hw"}  # oxygen and hydrogen of water in older CIFs; pymatgen knows them
-
-
-def _column(block: Any, key: str) -> list[str]:
-    value = block.data.get(key)
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _check_cif_symbols(block: Any) -> None:
-    """Refuse dummy and unknown elements; pymatgen would read `Va` (a vacancy) as vanadium."""
-    for symbol in _column(block, "_atom_site_type_symbol"):
-        match = re.match(r"[A-Za-z]+", symbol.strip("'\" "))
-        letters = match.group() if match else symbol
-        if letters not in _WATER_SYMBOLS:
-            atomic_number_of(letters)
-    if not _column(block, "_atom_site_type_symbol"):
-        # labels continue freely after the element (Na1, OW2, C1A); pymatgen reads them, all but vacancies
-        for label in _column(block, "_atom_site_label"):
-            if re.match(r"va", label, re.IGNORECASE):
-                raise CrystalInputError(f"unknown element in the label {label!r}: vacancies are not accepted")
-
-
-def _check_expansion(block: Any, parser: Any) -> None:
-    """Bound the work of the expansion before it starts."""
-    sites = len(_column(block, "_atom_site_fract_x"))
-    operations = max(len(_column(block, key)) for key in _SYMMETRY_OPERATION_KEYS)
-    if not operations and sites * 192 > MAX_EXPANDED_SITES:  # no space group has more than 192 operations
-        operations = len(parser.get_symops(block))
-    if sites * operations > MAX_EXPANDED_SITES:
-        raise CrystalInputError(
-            f"CIF would expand to as many as {sites * operations} sites ({sites} listed x {operations} symmetry "
-            f"operations); at most {MAX_EXPANDED_SITES} are read from a CIF. Give a pymatgen Structure, an ASE Atoms "
-            "or a record instead"
-        )
-
-
-def _cif_number(text: str) -> float | None:
-    """Number of a CIF value, standard uncertainty in brackets dropped: `5.6402(2)`; None for anything else."""
-    try:
-        return float(re.sub(r"\([0-9.]*\)?$", "", text.strip("'\" ")))
-    except ValueError:
-        return None
-
-
-def _check_cif_cell(block: Any) -> None:
-    """Lengths and angles that are given must be positive numbers; symmetry may supply missing ones."""
-    if not _column(block, "_cell_length_a"):
-        raise CrystalInputError("CIF has no cell (_cell_length_a is missing)")
-    for key in _CELL_PARAMETER_KEYS:
-        for value in _column(block, key):
-            number = _cif_number(value)
-            if number is None or not number > 0 or ("angle" in key and not number < 180):
-                accepted = "an angle between 0 and 180 degrees" if "angle" in key else "a positive length in Å"
-                raise CrystalInputError(f"CIF {key} is {value!r}; accepted is {accepted}")
-
-
-def _check_cif_sites(block: Any) -> None:
-    """Each listed site needs numeric coordinates and a known occupancy."""
-    columns = [_column(block, f"_atom_site_fract_{axis}") for axis in "xyz"]
-    sites = len(columns[0])
-    if not sites or all(value in _UNSET for value in columns[0]):
-        if any(key.startswith("_atom_site.") for key in block.data):
-            raise CrystalInputError("mmCIF (macromolecules) is not accepted; a small-molecule or inorganic CIF is")
-        if _column(block, "_atom_site_Cartn_x") or _column(block, "_atom_site_cartn_x"):
-            raise CrystalInputError("CIF has Cartesian coordinates only; _atom_site_fract_x, y, z are needed")
-        raise CrystalInputError("CIF has no atoms (no _atom_site_fract_x); 0 atoms are not accepted")
-    labels = _column(block, "_atom_site_label") or [str(place) for place in range(sites)]
-    for axis, column in zip("xyz", columns, strict=True):
-        for label, value in zip(labels, column, strict=False):
-            if _cif_number(value) is None:
-                raise CrystalInputError(f"CIF _atom_site_fract_{axis} of site {label} is {value!r}, not a number")
-    for label, value in zip(labels, _column(block, "_atom_site_occupancy"), strict=False):
-        if value == "?":
-            raise CrystalInputError(f"CIF _atom_site_occupancy of site {label} is unknown ('?'); it must be 1")
-
-
-def _check_cif_hydrogens(block: Any) -> None:
-    """Refuse hydrogens that are counted beside another atom but have no site of their own."""
-    attached = [_cif_number(value) or 0.0 for value in _column(block, "_atom_site_attached_hydrogens")]
-    symbols = _column(block, "_atom_site_type_symbol") or _column(block, "_atom_site_label")
-    if sum(attached) > 0 and not any(re.match(r"[HDT](?![a-z])", symbol) for symbol in symbols):
-        raise CrystalInputError(
-            f"CIF counts {sum(attached):g} attached hydrogens (_atom_site_attached_hydrogens) without positions; "
-            "every atom needs a site"
-        )
-
-
-def _check_cif_block(block: Any) -> None:
-    """Reasons that pymatgen would not give."""
-    _check_cif_sites(block)
-    _check_cif_cell(block)
-    _check_cif_symbols(block)
-    _check_cif_hydrogens(block)
-
-
-def _named_group(block: Any) -> list[str]:
-    """Space groups other than P1 that the file names."""
-    names = [value.strip("'\" ") for key in _SPACE_GROUP_KEYS for value in _column(block, key)]
-    return [name for name in names if name not in _UNSET and name.replace(" ", "").upper() not in ("P1", "1")]
+_CELL_PARAMETERS = tuple(f"_cell_length_{axis}" for axis in "abc")
+_CELL_PARAMETERS += tuple(f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma"))
+_MULTIPLICITIES = ("_atom_site_site_symmetry_multiplicity", "_atom_site_symmetry_multiplicity")
 
 
 def parse_cif(text: str) -> CrystalRecord:
-    """Read CIF text with pymatgen; its warnings stay inside, its exceptions become reasons.
-
-    Of several structures in one file the first is taken and a warning says so.
+    """Read CIF text with gemmi; of several structures in one file the first is taken and a warning says so.
 
     Args:
         text: file content.
@@ -166,77 +53,256 @@ def parse_cif(text: str) -> CrystalRecord:
         `CrystalRecord` of the full cell as the file describes it, unchecked.
 
     Raises:
-        CrystalInputError: nothing readable, disorder, unknown elements, symmetry that cannot be understood, or more
-            than `MAX_EXPANDED_SITES` sites times operations.
-        ImportError: pymatgen is not installed.
+        CrystalInputError: nothing readable, disorder, unknown elements, symmetry that cannot be understood, content
+            that contradicts itself, or more than `MAX_EXPANDED_SITES` sites times operations.
+        ImportError: gemmi is not installed.
     """
     text = text.lstrip("\ufeff")
     if not text.strip():
         raise CrystalInputError("the text is empty")
-    if not re.search(r"^\s*data_", text, re.IGNORECASE | re.MULTILINE):
-        if not CIF_MARKS.search(text):
-            raise CrystalInputError(f"not a CIF: it starts with {text.strip()[:40]!r} and has no data_ block")
-        raise CrystalInputError("CIF has no data_ block")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            structure = _parse_cif_with_pymatgen(text)
-        except CrystalInputError:
-            raise
-        except PARSER_ERRORS as error:
-            raise CrystalInputError(_cif_reason(error, [str(warning.message) for warning in caught])) from error
-    return record_from_pymatgen(structure)
-
-
-def _drop_unknown_extras(block: Any) -> bool:
-    """Take optional columns with unknown values ('?') out of a block: they stop pymatgen, and no model reads them."""
-    unknown = {key for key in _EXTRA_COLUMNS if any(_cif_number(value) is None for value in _column(block, key))}
-    for key in unknown:
-        del block.data[key]
-        block.loops = [[name for name in loop if name != key] for loop in block.loops]
-    return bool(unknown)
-
-
-def _cif_reason(error: Exception, notes: list[str]) -> str:
-    """What pymatgen said, in the user's terms where they are known."""
-    message = one_line(str(error)) or type(error).__name__
-    crowded = re.search(r"Occupancy ([0-9.]+) exceeded tolerance", message)
-    if crowded:
-        return (
-            f"disordered: atoms share a site (occupancies add up to {crowded.group(1)}); ordered crystals are accepted"
-        )
-    useful = [one_line(note) for note in notes if "deprecated" not in note][-2:]
-    return "; ".join([f"CIF cannot be read: {message}", *useful])
-
-
-def _parse_cif_with_pymatgen(text: str) -> Any:
+    longest = max(map(len, text.splitlines()))
+    if longest > _MAX_LINE:
+        raise CrystalInputError(f"CIF has a line of {longest} characters; at most {_MAX_LINE} are read")
+    if not CIF_MARKS.search(text):
+        raise CrystalInputError("not a CIF: it has no data_ block")
     try:
-        from pymatgen.io.cif import CifFile, CifParser
+        from gemmi import cif
     except ImportError as error:
-        raise ImportError("reading CIF needs pymatgen: pip install pymatgen (records need numpy only)") from error
+        raise ImportError("reading CIF needs gemmi: pip install gemmi (records need numpy only)") from error
     try:
-        blocks = dict(CifFile.from_str(text).data)
-    except PARSER_ERRORS as error:
-        raise CrystalInputError(f"CIF syntax cannot be read: {one_line(str(error))}") from error
-    with_sites = [block for block in blocks.values() if _column(block, "_atom_site_fract_x")]
-    first = with_sites[0] if with_sites else next(iter(blocks.values()), None)
-    if first is None:
-        raise CrystalInputError("CIF has no data_ block with content")
-    _check_cif_block(first)
+        # an escape is understood nowhere, so that no foreign sign turns into another value
+        blocks = list(cif.read_string(text.encode("ascii", "backslashreplace"), 0))
+    except (ValueError, RuntimeError) as error:
+        if not re.search(r"^[ \t]*data_", text, re.IGNORECASE | re.MULTILINE):
+            raise CrystalInputError("CIF has no data_ block") from error
+        raise CrystalInputError(f"CIF syntax cannot be read: {one_line(str(error), 120)}") from error
+    contents = [_content(block) for block in blocks]
+    with_sites = [place for place, content in enumerate(contents) if "_atom_site_fract_x" in content]
+    first = with_sites[0] if with_sites else 0
     if len(with_sites) > 1:
-        logger.warning(f"CIF holds {len(with_sites)} structures; the first one ({first.header}) is read.")
-    # of several blocks only the chosen one goes on: the rest may be broken in ways that do not concern it
-    chosen = str(first) if _drop_unknown_extras(first) or len(blocks) > 1 else text
-    parser = CifParser.from_str(chosen, occupancy_tolerance=1.0, check_cif=False)
-    _check_expansion(first, parser)
-    structures = parser.parse_structures(primitive=False, on_error="raise")
-    notes = getattr(parser, "warnings", [])  # set by the parser, but not declared on the class
-    if any("Defaulting to P1" in note for note in notes) and _named_group(first):
-        raise CrystalInputError(
-            f"CIF names space group {_named_group(first)[0]!r}, which is not known, and lists no symmetry operations; "
-            "reading it as P1 would lose atoms"
+        logger.warning(
+            f"CIF holds {len(with_sites)} structures; the first one ({one_line(blocks[first].name, 60)}) is read."
         )
-    return structures[0]
+    return _record_of(contents[first])
+
+
+def _content(block: Any) -> CifContent:
+    """Values of each data name; CIF ignores the case of names, and dotted names are those of DDLm dictionaries."""
+    from gemmi import cif
+
+    content: CifContent = {}
+    for item in block:
+        if item.pair is not None:
+            columns = {item.pair[0]: [item.pair[1]]}
+        elif item.loop is not None:
+            tags, values = item.loop.tags, item.loop.values
+            columns = {tag: values[place :: len(tags)] for place, tag in enumerate(tags)}
+        else:
+            continue
+        for tag, column in columns.items():
+            name = tag.lower().replace(".", "_", 1)
+            # `.` and `?` mean the same unquoted only, but a quoted dot is no value that is read here either
+            values = [cif.as_string(value).strip() or value.strip("'\"; \n") or value[:1] for value in column]
+            if "mmcif" not in content and tag.lower().startswith("_atom_site.cartn"):
+                content["mmcif"] = []
+            if content.setdefault(name, values) != values and name.startswith(("_atom_site_", "_cell_", "_s")):
+                raise CrystalInputError(f"CIF gives {tag} twice, with different values")
+    return content
+
+
+def _cell(content: CifContent) -> np.ndarray:
+    parameters = []
+    for name in (
+        *(f"_cell_length_{axis}" for axis in "abc"),
+        *(f"_cell_angle_{a}" for a in ("alpha", "beta", "gamma")),
+    ):
+        angle = "angle" in name
+        value = content.get(name, [""])[0]
+        if value in UNSET and angle:  # the default of the CIF dictionary
+            value = "90"
+        if not value:
+            raise CrystalInputError(f"CIF has no cell ({name} is missing)")
+        number = cif_number(value)
+        if not 0 < number < (180 if angle else MAX_COORDINATE):
+            accepted = (
+                "an angle between 0 and 180 degrees" if angle else f"a positive length in Å below {MAX_COORDINATE:g}"
+            )
+            raise CrystalInputError(f"CIF {name} is {one_line(value, 40)!r}; accepted is {accepted}")
+        parameters.append(number)
+    return cell_from_parameters(*parameters)
+
+
+def _site_columns(content: CifContent) -> tuple[list[str], np.ndarray]:
+    """Labels and fractional coordinates `(n, 3)` of the listed sites, each fully occupied."""
+    columns = [content.get(f"_atom_site_fract_{axis}", []) for axis in "xyz"]
+    sites = len(columns[0])
+    if not sites or all(value in UNSET for value in columns[0]):
+        if "mmcif" in content:
+            raise CrystalInputError("mmCIF (macromolecules) is not accepted; a small-molecule or inorganic CIF is")
+        if "_atom_site_cartn_x" in content:
+            raise CrystalInputError("CIF has Cartesian coordinates only; _atom_site_fract_x, y, z are needed")
+        raise CrystalInputError("CIF has no atoms (no _atom_site_fract_x); 0 atoms are not accepted")
+    if sites > MAX_EXPANDED_SITES:
+        raise CrystalInputError(f"CIF lists {sites} sites; at most {MAX_EXPANDED_SITES} are read from a CIF")
+    labels = content.get("_atom_site_label") or content.get("_atom_site_type_symbol") or [""] * sites
+    points = np.full((sites, 3), np.nan)
+    for axis, column in enumerate(columns):
+        if len(column) != sites or len(labels) != sites:
+            raise CrystalInputError("CIF columns of _atom_site_ differ in length")
+        for place, value in enumerate(column):
+            points[place, axis] = cif_number(value)
+            if not abs(points[place, axis]) < np.inf:
+                raise CrystalInputError(
+                    f"CIF _atom_site_fract_{'xyz'[axis]} of site {one_line(labels[place], 20)} is "
+                    f"{one_line(value, 40)!r}, not a number"
+                )
+    for place, value in enumerate(content.get("_atom_site_occupancy", [])):
+        label = one_line(labels[place], 20)
+        if value == "?":
+            raise CrystalInputError(f"CIF _atom_site_occupancy of site {label} is unknown ('?'); it must be 1")
+        if value != "." and not abs(cif_number(value) - 1) <= 1e-3:  # '.' is the default, 1
+            raise CrystalInputError(
+                f"disordered: site {place} has partial occupancy ({label}: {one_line(value, 20)}); only ordered "
+                "crystals are accepted. Choose one ordering first (for example with pymatgen's "
+                "OrderDisorderedStructureTransformation)"
+            )
+    return labels, points
+
+
+def _formula(content: CifContent) -> dict[int, float]:
+    """Atoms of each atomic number in `_chemical_formula_sum`; empty where it is not given or not a plain sum."""
+    text = re.sub(r"\(([^()]*)\)(?!\d)", r" \1 ", first_value(content, ("_chemical_formula_sum",))[:2000]).replace(
+        ",", " "
+    )
+    counts: Counter = Counter()
+    for word in text.split():
+        for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", word):
+            number = 1 if symbol in ("D", "T") else _NUMBERS.get(symbol, 0)
+            counts[number] += float(count) if count not in ("", ".") else 1.0
+        if not re.fullmatch(r"([A-Z][a-z]?\d*\.?\d*)+", word):
+            return {}
+    return {} if 0 in counts else {number: count for number, count in counts.items() if count}
+
+
+_NUMBERS = {symbol: number for number, symbol in enumerate(CHEMICAL_SYMBOLS) if number}
+
+
+def _element_of(label: str, symbol: str, formula: dict[int, float]) -> int:
+    """Atomic number of a site: of its type symbol, or of its label where only one reading is possible."""
+    if symbol not in UNSET:
+        if symbol in ("Ow", "Hw"):  # oxygen and hydrogen of water in older CIFs
+            return 8 if symbol == "Ow" else 1
+        letters = re.sub(r"(?<=[A-Za-z])[0-9.]*[+-]?[0-9.]*$", "", symbol)
+        if re.fullmatch("[HNCBO][HFS]|HO|NO|CO", letters) and _NUMBERS.get(letters.capitalize()) not in formula:
+            raise CrystalInputError(f"unknown element {one_line(symbol, 20)!r}; the symbol of one element is accepted")
+        return atomic_number_of(letters)
+    letters = re.match(r"[A-Za-z]*", label)[0]  # type: ignore[index]  # matches always
+    if re.match(r"va", label, re.IGNORECASE):
+        raise CrystalInputError(f"unknown element in the label {label!r}: vacancies are not accepted")
+    if letters in _NUMBERS or letters == "D":
+        return atomic_number_of(letters)
+    readings = {_NUMBERS.get(letters[:size].capitalize(), 0) for size in (1, 2)} | (
+        {1} if letters[:1] == "D" else set()
+    )
+    if formula:
+        readings &= set(formula)
+    elif not re.fullmatch(
+        "[A-Z][a-z]?[A-GI-Z]", letters
+    ):  # OW and SiA, but not Wat, and not OH, which counts two atoms
+        readings = set()
+    readings -= {0}
+    if len(readings) != 1:
+        raise CrystalInputError(
+            f"the element of site {one_line(label, 20)!r} is not clear and _atom_site_type_symbol is not given"
+        )
+    return readings.pop()
+
+
+def _numbers(content: CifContent, labels: list[str], formula: dict[int, float]) -> np.ndarray:
+    symbols = content.get("_atom_site_type_symbol") or [""] * len(labels)
+    numbers = [_element_of(label, symbol, formula) for label, symbol in zip(labels, symbols, strict=True)]
+    attached = sum(value for value in map(cif_number, content.get("_atom_site_attached_hydrogens", [])) if value > 0)
+    if attached and 1 not in numbers:
+        raise CrystalInputError(
+            f"CIF counts {attached:g} attached hydrogens (_atom_site_attached_hydrogens) without positions; "
+            "every atom needs a site"
+        )
+    return np.array(numbers, dtype=np.int64)
+
+
+# --------------------------------------------------------------------------------------------------- what agrees
+
+
+def _contradiction(content: CifContent, numbers: np.ndarray, orbits: list[np.ndarray], order: int) -> tuple[str, bool]:
+    """What in the file disagrees with the atoms that were read, and whether anything confirmed their number."""
+    sizes = np.array([len(orbit) for orbit in orbits])
+    confirmed = False
+    given = np.array([cif_number(value) for value in next((content[n] for n in _MULTIPLICITIES if n in content), [])])
+    if len(given) == len(sizes) and np.isfinite(given).all():
+        # SHELXL-97 wrote the order of the site symmetry under this name
+        if not (given == sizes).all() and not (given * sizes == order).all():
+            place = int(np.flatnonzero(given != sizes)[0])
+            return f"site {place} has multiplicity {given[place]:g} in the file, but {sizes[place]} were read", False
+        confirmed = bool((given == sizes).all() and given.max() > 1)
+    formula = _formula(content)
+    if not formula:
+        return "", confirmed
+    counts: Counter = Counter()
+    for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
+        counts[number] += size
+    units = cif_number(first_value(content, ("_cell_formula_units_z",)))
+    # of one formula unit or, as pymatgen writes it, of the whole cell; without Z only the ratio is known
+    scales = (units, 1.0) if units > 0 else (sum(counts.values()) / sum(formula.values()),)
+    for scale in scales:
+        if formula.keys() == counts.keys() and all(
+            abs(formula[n] * scale - counts[n]) <= 0.02 * counts[n] + 1e-6 for n in counts
+        ):
+            return "", confirmed or units > 0
+    factor = f", Z = {units:g}" if units > 0 else ""
+    return f"_chemical_formula_sum is {_words(formula)}{factor}, but {_words(counts)} was read", False
+
+
+def _words(counts: dict[int, float]) -> str:
+    return " ".join(f"{CHEMICAL_SYMBOLS[number]}{counts[number]:g}" for number in sorted(counts))
+
+
+def _record_of(content: CifContent) -> CrystalRecord:
+    labels, points = _site_columns(content)
+    cell = _cell(content)
+    modulated = cif_number(first_value(content, ("_cell_modulation_dimension",))) > 0
+    if modulated or any("_ssg_" in name or name.startswith("_cell_wave_vector") for name in content):
+        raise CrystalInputError("CIF describes a modulated structure (superspace); periodic crystals are accepted")
+    numbers = _numbers(content, labels, _formula(content))
+    results: list[list[np.ndarray]] = []
+    reason = ""
+    for operations, doubt in symmetry_candidates(content, cell):
+        order = len(operations[0])
+        if len(points) * order > MAX_EXPANDED_SITES:
+            raise CrystalInputError(
+                f"CIF would expand to as many as {len(points) * order} sites ({len(points)} listed x {order} symmetry "
+                f"operations); at most {MAX_EXPANDED_SITES} are read from a CIF. Give a pymatgen Structure, an ASE "
+                "Atoms or a record instead"
+            )
+        orbits = expand_sites(points, operations, cell)
+        contradiction, confirmed = _contradiction(content, numbers, orbits, order)
+        if doubt and not confirmed:
+            contradiction = contradiction or f"{doubt}, and nothing in the file says which is meant"
+        reason = reason or contradiction
+        if not contradiction:
+            results.append(orbits)
+    if not results:
+        raise CrystalInputError(f"CIF contradicts itself: {reason}")
+    ways = {np.unique(np.round(np.concatenate(o) % 1, 4) % 1, axis=0).tobytes() for o in results}
+    if len(ways) > 1:
+        raise CrystalInputError(
+            f"CIF names a space group of {len(results)} settings (origin, axes) and does not say which; give it in "
+            "the symbol (':1', ':2', ':H', ':R'), as a Hall symbol, or list the operations"
+        )
+    frac = np.concatenate(results[0])
+    if len(np.unique(np.round(frac % 1, 4) % 1, axis=0)) != len(frac):
+        raise CrystalInputError("disordered: atoms share a site; ordered crystals are accepted")
+    repeats = [len(orbit) for orbit in results[0]]
+    return CrystalRecord(np.repeat(numbers, repeats), frac, cell)
 
 
 def record_from_pymatgen(structure: Any) -> CrystalRecord:

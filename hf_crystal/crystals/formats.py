@@ -2,7 +2,7 @@
 """Readers of POSCAR, extended XYZ and JSON text, and what tells one format from another; needs numpy only.
 
 Each reader takes text and returns a `CrystalRecord` that has not been checked for overlaps and the like; each fault
-of the text is a `CrystalInputError`. CIF has a file of its own, `formats_cif`.
+of the text is a `CrystalInputError`. CIF has a file of its own, `cif`.
 """
 
 import json
@@ -11,6 +11,7 @@ import shlex
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .record import CrystalInputError, CrystalRecord, atomic_number_of
 
@@ -24,7 +25,12 @@ __all__ = [
     "parse_poscar",
 ]
 
-CIF_MARKS = re.compile(r"^\s*(data_|_cell_length_a|loop_\s*$|_atom_site_)", re.IGNORECASE | re.MULTILINE)
+logger = logging.get_logger(__name__)
+
+CIF_MARKS = re.compile(r"^[ \t]*(data_|_cell_length_a|loop_[ \t\r]*$|_atom_site_)", re.IGNORECASE | re.MULTILINE)
+
+
+_NUMBER = re.compile(r"[+-]?(\d{1,40}\.?\d{0,40}|\.\d{1,40})([eEdD][+-]?\d{1,4})?")
 
 
 def one_line(message: str, limit: int = 200) -> str:
@@ -44,10 +50,15 @@ def decode_text(data: bytes) -> str:
 
 
 def _floats(words: list[str]) -> list[float] | None:
-    try:
-        return [float(word) for word in words]
-    except ValueError:
+    """Numbers as C and Fortran write them (`0.5d0`); None if a word is none (`1_0`, `nan`)."""
+    if not all(word.isascii() and _NUMBER.fullmatch(word) for word in words):
         return None
+    return [float(word.lower().replace("d", "e")) for word in words]
+
+
+def _counts(words: list[str]) -> list[int] | None:
+    """Whole numbers of up to 9 digits; None if a word is none (`int` takes superscripts amiss, `1_0` as 10)."""
+    return [int(word) for word in words] if all(re.fullmatch("[0-9]{1,9}", word) for word in words) else None
 
 
 def _looks_like_poscar(lines: list[str]) -> bool:
@@ -63,9 +74,9 @@ def detect_format(text: str) -> str | None:
     if stripped[:1] in ("{", "["):
         return "json"
     lines = stripped.splitlines()
-    if _looks_like_poscar(text.splitlines()):
+    if _looks_like_poscar(text.splitlines()) or _looks_like_poscar(lines):
         return "poscar"
-    if len(lines) > 2 and lines[0].strip().isdigit() and len(lines[2].split()) >= 4:
+    if len(lines) > 2 and _counts([lines[0].strip()]) and len(lines[2].split()) >= 4:
         return "extxyz"
     if CIF_MARKS.search(text):
         return "cif"
@@ -77,14 +88,21 @@ def detect_format(text: str) -> str | None:
 
 def _poscar_cell(lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Cell of shape (3, 3) in Å and the scale(s) that also apply to Cartesian coordinates."""
-    scales = _floats(lines[1].split()[:3]) or _floats(lines[1].split()[:1])
+    words = lines[1].split("!")[0].split("#")[0].split()
+    scales = _floats(words[:3]) or _floats(words[:1])
     rows = [_floats(line.split()[:3]) for line in lines[2:5]]
     if scales is None or not scales:
-        raise CrystalInputError(f"POSCAR line 2 is {lines[1]!r}; a scale factor is expected")
+        raise CrystalInputError(f"POSCAR line 2 is {one_line(lines[1], 60)!r}; a scale factor is expected")
+    if len(scales) == 3 and min(scales) <= 0 or not all(scales):
+        raise CrystalInputError(
+            f"POSCAR scale factors are {one_line(lines[1], 60)!r}; three positive ones are accepted"
+        )
     if any(row is None or len(row) != 3 for row in rows):
-        raise CrystalInputError(f"POSCAR lines 3 to 5 are {lines[2:5]}; three lattice vectors are expected")
+        raise CrystalInputError(
+            f"POSCAR lines 3 to 5 are {one_line(str(lines[2:5]))}; three lattice vectors are expected"
+        )
     cell = np.array(rows, dtype=np.float64)
-    if len(scales) == 3 and min(scales) > 0:
+    if len(scales) == 3:
         return cell * np.array(scales), np.array(scales)
     scale = scales[0]
     if scale < 0:  # VASP: a negative scale is minus the wanted volume
@@ -99,13 +117,15 @@ def _poscar_species(lines: list[str], start: int) -> tuple[list[str] | None, lis
     """Symbols (None where the file does not say), counts, and the index of the line after the counts."""
     words = lines[start].split("!")[0].split("#")[0].split() if start < len(lines) else []
     symbols: list[str] | None = None
-    if words and not words[0].isdigit():
+    if words and not _counts(words[:1]):
         symbols = [word.split("/")[0].split("_")[0] for word in words]  # VASP 6 writes "Sr/hash", POTCARs "Sr_sv"
         start += 1
         words = lines[start].split("!")[0].split("#")[0].split() if start < len(lines) else []
-    if not words or not all(word.isdigit() for word in words):
-        raise CrystalInputError(f"POSCAR atom counts are {' '.join(words)!r}; whole numbers are expected")
-    counts = [int(word) for word in words]
+    counts = _counts(words)
+    if not counts or not sum(counts):
+        raise CrystalInputError(
+            f"POSCAR atom counts are {one_line(' '.join(words), 60)!r}; whole numbers are expected"
+        )
     if symbols is not None and len(symbols) != len(counts):
         raise CrystalInputError(f"POSCAR names {len(symbols)} elements {symbols} but {len(counts)} counts {counts}")
     return symbols, counts, start + 1
@@ -139,6 +159,8 @@ def parse_poscar(text: str) -> CrystalRecord:
         CrystalInputError: malformed text, missing symbols or too few coordinates.
     """
     lines = text.lstrip("\ufeff").splitlines()
+    if len(lines) > 7 and not lines[0].strip() and not _looks_like_poscar(lines) and _looks_like_poscar(lines[1:]):
+        lines = lines[1:]  # text between Python's triple quotes starts with an empty line
     if len(lines) < 7:
         raise CrystalInputError(f"POSCAR has {len(lines)} lines; a title, scale, cell, counts and atoms are expected")
     cell, scale = _poscar_cell(lines)
@@ -153,7 +175,13 @@ def parse_poscar(text: str) -> CrystalRecord:
     coordinates = [_floats(line.split()[:3]) for line in site_lines]
     good = [row for row in coordinates if row is not None and len(row) == 3]
     if len(good) != total:
-        raise CrystalInputError(f"POSCAR counts {total} atoms {counts} but {len(good)} coordinate lines were read")
+        wrong = next((line for line, row in zip(site_lines, coordinates, strict=True) if not row or len(row) != 3), "")
+        raise CrystalInputError(
+            f"POSCAR counts {total} atoms {one_line(str(counts), 60)} but {len(good)} coordinate lines were read"
+            + (f"; {one_line(wrong, 60)!r} is not three numbers" if wrong else "")
+        )
+    if any(line.lower().startswith("direct configuration") for line in lines[start + 1 + total :]):
+        raise CrystalInputError("XDATCAR with more than one configuration; give one at a time")
     if symbols is None:
         site_symbols = _site_symbols(site_lines, counts, lines[0])
     else:
@@ -184,9 +212,11 @@ def parse_extxyz(text: str) -> CrystalRecord:
         CrystalInputError: no lattice, wrong counts, or more than one frame.
     """
     lines = text.lstrip("\ufeff").strip().splitlines()
-    if len(lines) < 3 or not lines[0].strip().isdigit():
-        raise CrystalInputError("XYZ text starts with neither an atom count nor a comment line")
-    total = int(lines[0])
+    total = (_counts([lines[0].strip()]) or [0])[0] if len(lines) > 2 else 0
+    if not total:
+        raise CrystalInputError("XYZ text does not start with the number of its atom lines and a comment line")
+    if len(lines[1]) > 10_000:
+        raise CrystalInputError(f"XYZ comment line has {len(lines[1])} characters; at most 10000 are read")
     try:
         words = shlex.split(lines[1])
     except ValueError as error:
@@ -195,7 +225,7 @@ def parse_extxyz(text: str) -> CrystalRecord:
     lattice = _floats(fields.get("lattice", "").split())
     if lattice is None or len(lattice) != 9:
         raise CrystalInputError('XYZ has no Lattice="9 numbers"; a molecule without a cell is not a crystal')
-    if len(lines) > 2 + total and lines[2 + total].strip():
+    if any(line.strip() for line in lines[2 + total :]):
         raise CrystalInputError(
             f"XYZ holds more than one frame (first frame: {total} atoms); give one frame at a time"
         )
@@ -204,14 +234,20 @@ def parse_extxyz(text: str) -> CrystalRecord:
     place = 0
     for name, _, width in zip(columns[0::3], columns[1::3], columns[2::3], strict=False):
         starts[name.lower()] = place
-        place += int(width) if width.isdigit() else 1
+        place += (_counts([width]) or [1])[0]
     if "pos" not in starts or "species" not in starts:
-        raise CrystalInputError(f"XYZ Properties are {fields.get('properties')!r}; species and pos are needed")
+        raise CrystalInputError(
+            f"XYZ Properties are {one_line(str(fields.get('properties')), 60)!r}; species and pos are needed"
+        )
     rows = [line.split() for line in lines[2 : 2 + total]]
     points = [_floats(row[starts["pos"] : starts["pos"] + 3]) for row in rows]
     good = [row for row in points if row is not None and len(row) == 3]
+    if any(len(row) <= starts["species"] for row in rows):
+        raise CrystalInputError(f"XYZ species are in column {starts['species'] + 1}, which some lines do not have")
     if len(good) != total:
         raise CrystalInputError(f"XYZ counts {total} atoms but {len(good)} coordinate lines were read")
+    if re.search(r"\b(F|False|0)\b", fields.get("pbc", ""), re.IGNORECASE):
+        logger.warning_once("XYZ that is not periodic in all directions (pbc) is read as a periodic crystal.")
     cell = np.array(lattice, dtype=np.float64).reshape(3, 3)
     numbers = np.array([atomic_number_of(row[starts["species"]]) for row in rows], dtype=np.int64)
     return CrystalRecord(numbers, _to_fractional(np.array(good, dtype=np.float64), cell), cell)
@@ -224,5 +260,5 @@ def parse_json_text(text: str) -> Any:
     """Decode JSON text; a fault is a `CrystalInputError` with its place."""
     try:
         return json.loads(text.lstrip("\ufeff"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CrystalInputError(f"not readable as JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CrystalInputError(f"not readable as JSON: {one_line(str(error))}") from error

@@ -1,7 +1,8 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """`as_record`: any accepted form of a crystal to one plain numpy record, or a reason why not.
 
-Dictionaries, JSON, POSCAR and extended XYZ need numpy only; pymatgen is imported for CIF text and for its own objects.
+Dictionaries, JSON, POSCAR and extended XYZ need numpy only; gemmi is imported for CIF text, pymatgen for its
+own objects.
 """
 
 import os
@@ -39,6 +40,7 @@ __all__ = [
 logger = logging.get_logger(__name__)
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
+_MAX_DEPTH = 4  # a row that holds JSON text that holds a crystal
 
 ACCEPTED_FORMS = (
     "pymatgen Structure, ASE Atoms, a path to a CIF, POSCAR/CONTCAR/.vasp, extended XYZ or pymatgen/JARVIS JSON file, "
@@ -158,7 +160,7 @@ def _numbers_of(data: Mapping[str, Any]) -> np.ndarray:
         return _array(data[key], key, np.int64).reshape(-1)
     key = _first_key(data, _SYMBOL_KEYS)
     if key is None:
-        raise CrystalInputError(f"no atomic_numbers; keys received: {sorted(map(str, data))}")
+        raise CrystalInputError(f"no atomic_numbers; keys received: {_short(sorted(map(str, data)))}")
     if not isinstance(data[key], list | tuple | np.ndarray) or getattr(data[key], "ndim", 1) != 1:
         raise CrystalInputError(f"{key} is {_short(data[key])}; a list of symbols is expected")
     return np.array([atomic_number_of(symbol) for symbol in data[key]], dtype=np.int64)
@@ -194,15 +196,17 @@ def _record_from_sites(data: Mapping[str, Any]) -> CrystalRecord:
     return CrystalRecord(np.array(numbers, dtype=np.int64), np.array(points, dtype=np.float64).reshape(-1, 3), cell)
 
 
-def _record_from_dict(data: Mapping[str, Any]) -> CrystalRecord:
+def _record_from_dict(data: Mapping[str, Any], depth: int = 0) -> CrystalRecord:
     if "sites" in data and "lattice" in data:
         return _record_from_sites(data)
     cell_key = _first_key(data, _CELL_KEYS)
     if cell_key is None:
         nested = _first_key(data, _NESTED_KEYS)
         if nested is not None:
-            return parse_structure(data[nested])
-        raise CrystalInputError(f"no cell; keys received: {sorted(map(str, data))}; accepted: {ACCEPTED_FORMS}")
+            return _parse_nested(data[nested], depth)
+        raise CrystalInputError(
+            f"no cell; keys received: {_short(sorted(map(str, data)))}; accepted: {ACCEPTED_FORMS}"
+        )
     cell = _cell_of(data[cell_key], cell_key)
     numbers = _numbers_of(data)
     key = _first_key(data, _FRACTIONAL_KEYS)
@@ -213,7 +217,7 @@ def _record_from_dict(data: Mapping[str, Any]) -> CrystalRecord:
     if key is None and data.get("coords") is not None:  # JARVIS
         key, cartesian = "coords", _truth(data.get("cartesian", False))
     if key is None:
-        raise CrystalInputError(f"no frac_coords and no positions; keys received: {sorted(map(str, data))}")
+        raise CrystalInputError(f"no frac_coords and no positions; keys received: {_short(sorted(map(str, data)))}")
     points = _points(data[key], key)
     if len(points) != len(numbers):
         raise CrystalInputError(f"{key} holds {len(points)} atoms but {len(numbers)} atomic numbers were given")
@@ -232,34 +236,49 @@ def _fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------- text and files
 
 
-def _record_from_text(text: str, hint: str | None = None) -> CrystalRecord:
+def _parse_nested(value: Any, depth: int) -> CrystalRecord:
+    """Read what a document holds inside; text in a document is never the name of a file."""
+    if depth >= _MAX_DEPTH:
+        raise CrystalInputError(f"crystal nested more than {_MAX_DEPTH} deep in dicts, lists or JSON text")
+    if isinstance(value, Mapping):
+        return _record_from_dict(value, depth + 1)
+    if isinstance(value, str | bytes | bytearray):
+        return _record_from_text(value if isinstance(value, str) else decode_text(bytes(value)), depth=depth + 1)
+    if isinstance(value, os.PathLike):
+        raise CrystalInputError("a path inside a document is not opened; give the path itself")
+    return parse_structure(value)
+
+
+def _record_from_text(text: str, hint: str | None = None, depth: int = 0) -> CrystalRecord:
     """Read text; `hint` is the format that a file name promises."""
     if not text.strip("\ufeff \t\r\n\x00"):
         raise CrystalInputError("the file or text is empty")
     found = detect_format(text)
     chosen = found if found in ("json", "extxyz") or hint is None else hint
     if chosen == "json":
-        return _record_from_json(parse_json_text(text))
+        return _record_from_json(parse_json_text(text), depth)
     if chosen == "poscar":
         return parse_poscar(text)
     if chosen == "extxyz":
         return parse_extxyz(text)
     if chosen == "cif":
         return parse_cif(text)
-    first = text.strip("\ufeff \t\r\n")[:40]
-    raise CrystalInputError(f"not a crystal structure: the text starts with {first!r}; accepted: {ACCEPTED_FORMS}")
+    # the text itself is not quoted: it may come from a file that the reader of the message must not see
+    raise CrystalInputError(
+        f"not a crystal structure: {len(text)} characters of no known format; accepted: {ACCEPTED_FORMS}"
+    )
 
 
-def _record_from_json(data: Any) -> CrystalRecord:
+def _record_from_json(data: Any, depth: int = 0) -> CrystalRecord:
     if isinstance(data, list):
         if len(data) == 1:
-            return parse_structure(data[0])
+            return _parse_nested(data[0], depth)
         raise CrystalInputError(
             f"JSON holds a list of {len(data)} entries; one crystal is expected (load_crystal_dataset reads lists)"
         )
     if not isinstance(data, Mapping):
-        raise CrystalInputError(f"JSON holds {_short(data)}; an object describing one crystal is expected")
-    return parse_structure(data)
+        raise CrystalInputError(f"JSON holds a {type(data).__name__}; an object describing one crystal is expected")
+    return _record_from_dict(data, depth)
 
 
 def _format_of_name(path: Path) -> str | None:
@@ -282,21 +301,35 @@ def _read_file(path: Path) -> str:
             raise CrystalInputError(f"no such file: {path}", name=path.name)
         if path.is_dir():
             raise CrystalInputError(f"{path} is a folder; load_crystal_dataset reads folders", name=path.name)
+        if not path.is_file():
+            raise CrystalInputError(f"{path} is not a regular file", name=path.name)
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise CrystalInputError(f"the file has {size} bytes; at most {MAX_FILE_BYTES} are read", name=path.name)
-        data = path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)  # a file may grow meanwhile
     except OSError as error:
         raise CrystalInputError(f"the file cannot be read: {error}", name=path.name) from error
     if data[:2] == b"\x1f\x8b":
+        data = _unpack(data, path.name)
+    return decode_text(data)
+
+
+def _unpack(data: bytes, name: str) -> bytes:
+    """Content of a gzip file of one or several members, which has to be whole."""
+    unpacked = b""
+    while data[:2] == b"\x1f\x8b":
         unpacker = zlib.decompressobj(wbits=31)
         try:
-            data = unpacker.decompress(data, MAX_FILE_BYTES)
+            unpacked += unpacker.decompress(data, MAX_FILE_BYTES + 1 - len(unpacked))
         except zlib.error as error:
-            raise CrystalInputError(f"the gzip file cannot be read: {error}", name=path.name) from error
-        if unpacker.unconsumed_tail:
-            raise CrystalInputError(f"unpacks to more than {MAX_FILE_BYTES} bytes", name=path.name)
-    return decode_text(data)
+            raise CrystalInputError(f"the gzip file cannot be read: {error}", name=name) from error
+        if unpacker.unconsumed_tail or len(unpacked) > MAX_FILE_BYTES:
+            raise CrystalInputError(f"unpacks to more than {MAX_FILE_BYTES} bytes", name=name)
+        if not unpacker.eof:
+            raise CrystalInputError("the gzip file ends too early: it is truncated", name=name)
+        data = unpacker.unused_data
+    return unpacked
 
 
 def _record_from_path(path: Path) -> CrystalRecord:
@@ -326,7 +359,7 @@ def _record_from_ase(atoms: Any) -> CrystalRecord:
 
 
 def _looks_like_text(value: str) -> bool:
-    return "\n" in value or value.lstrip()[:1] in ("{", "[") or len(value) > 4096
+    return "\n" in value or "\r" in value or value.lstrip()[:1] in ("{", "[") or len(value) > 4096
 
 
 def parse_structure(obj: CrystalLike) -> CrystalRecord:
@@ -377,6 +410,7 @@ def as_record(
     min_volume_per_atom: float = 0.5,
     max_atoms: int | None = None,
     check_distances: bool = True,
+    nested: bool = False,
 ) -> CrystalRecord:
     """Turn any accepted form of a crystal into a checked plain record.
 
@@ -389,6 +423,8 @@ def as_record(
         min_volume_per_atom: cells with less (Å³ per atom) are an error.
         max_atoms: largest cell accepted; None for no limit.
         check_distances: whether to look for overlapping atoms.
+        nested: whether the crystal comes out of a document (a table's cell, a request), where text is content and
+            never the name of a file.
 
     Returns:
         `CrystalRecord` with `atomic_numbers (N,)`, `frac_coords (N, 3)`, `cell (3, 3)`; order as given.
@@ -400,7 +436,7 @@ def as_record(
     try:
         # absurd numbers overflow on the way to the check that names them
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            record = parse_structure(obj)
+            record = _parse_nested(obj, 0) if nested and isinstance(obj, str | bytes) else parse_structure(obj)
             return check_record(
                 record,
                 max_atomic_number=max_atomic_number,
@@ -414,16 +450,24 @@ def as_record(
         if record is not None:
             known = known or record.name or record.formula or None
         raise error.located(index, known) from error.__cause__
+    except ImportError:
+        raise
+    except Exception as error:
+        # a fault of one crystal never ends the run of many; the type says where to look
+        logger.info("crystal %s cannot be read", index, exc_info=True)
+        reason = f"cannot be read ({type(error).__name__})"
+        raise CrystalInputError(reason, index=index, name=name) from error
 
 
 # ------------------------------------------------------------------------------------------------------- and back
 
 
-def as_columns(structure: CrystalLike) -> dict[str, Any]:
+def as_columns(structure: CrystalLike, *, nested: bool = False) -> dict[str, Any]:
     """Plain-column form of a crystal, ready for Arrow: `lattice` 9 floats, `frac_coords` 3n floats, `atomic_numbers`.
 
     Args:
         structure: any of `ACCEPTED_FORMS`.
+        nested: see `as_structure`.
 
     Returns:
         dict of lists and `num_atoms`.
@@ -431,7 +475,7 @@ def as_columns(structure: CrystalLike) -> dict[str, Any]:
     Raises:
         CrystalInputError: see `as_record`.
     """
-    record = as_record(structure)
+    record = as_record(structure, nested=nested)
     return {
         "lattice": record.cell.reshape(-1).tolist(),
         "frac_coords": record.frac_coords.reshape(-1).tolist(),

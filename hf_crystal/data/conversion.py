@@ -69,7 +69,7 @@ def _infer_types(rows: Iterator[Row], label_names: list[str] | None) -> dict[str
 
 def _plain_row(row: Row, types: dict[str, str], required: set[str]) -> Row:
     """Crystal and further columns of one row in their Arrow types."""
-    plain = as_columns(row[STRUCTURE_COLUMN])
+    plain = as_columns(row[STRUCTURE_COLUMN], nested=True)
     for name, type_name in types.items():
         value = row.get(name)
         if type_name == "string":

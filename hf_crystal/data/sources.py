@@ -8,7 +8,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,7 +50,9 @@ def _open_text(path: Path) -> IO[str]:
                 raise ValueError(f"{path.name} holds {len(members)} files {members[:5]}; one table is expected")
             # the member keeps the archive's file open until it is closed itself
             return io.TextIOWrapper(archive.open(members[0]), encoding="utf-8-sig")
-    return open(path, encoding="utf-8-sig", newline="")
+    with open(path, "rb") as stream:
+        wide = stream.read(2) in (b"\xff\xfe", b"\xfe\xff")  # "Unicode text" of Excel
+    return open(path, encoding="utf-16" if wide else "utf-8-sig", newline="")
 
 
 # ---------------------------------------------------------------------------------------------------------- folder
@@ -132,8 +134,8 @@ def iter_frames(path: Path) -> Iterator[dict[str, Any]]:
         while first := stream.readline():
             if not first.strip():
                 continue
-            if not first.strip().isdigit():
-                raise ValueError(f"{path.name}: frame {place} starts with {first[:40]!r}; an atom count is expected")
+            if not re.fullmatch("[0-9]{1,9}", first.strip()):
+                raise ValueError(f"{path.name}: frame {place} starts with no atom count; an atom count is expected")
             lines = [first, stream.readline(), *islice(stream, int(first))]
             values = dict(_COMMENT_WORD.findall(lines[1]))
             columns = {key: value for key, value in values.items() if key.lower() not in _NO_LABEL}
@@ -164,13 +166,18 @@ def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any
     """Rows of a CSV with a column of CIF text, POSCAR text or file names (relative to the CSV)."""
     csv.field_size_limit(_CSV_FIELD_LIMIT)
     with _open_text(path) as stream:
-        reader = csv.DictReader(stream, delimiter="\t" if ".tsv" in path.name else ",")
+        header = stream.readline()
+        # Excel writes semicolons or tabs where the comma is the decimal sign
+        delimiter = max(",;\t", key=header.count)
+        reader = csv.DictReader(chain([header], stream), delimiter=delimiter)
         column = find_structure_column(list(reader.fieldnames or []), structure_column, path.name)
         for row in reader:
             crystal: Any = row.pop(column)
             row.pop(None, None)  # cells beyond the header
             if crystal and "\n" not in crystal and len(crystal) < 1024 and crystal.lstrip()[:1] not in "{[":
-                crystal = path.parent / crystal.strip()
+                name = Path(crystal.strip())
+                # a table names files beside or below itself and no others
+                crystal = crystal if name.is_absolute() or ".." in name.parts else path.parent / name
             yield {**row, STRUCTURE_COLUMN: crystal or ""}
 
 

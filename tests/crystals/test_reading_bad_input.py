@@ -51,7 +51,7 @@ BAD = {
     "empty text": ("  ", "empty"),
     "missing file": ("no/such/file.cif", "no such file: no/such/file.cif"),
     "folder": (".", "is a folder"),
-    "prose": ("this is\nnot a crystal\n", "not a crystal structure: the text starts with 'this is"),
+    "prose": ("this is\nnot a crystal\n", "not a crystal structure: 2. characters"),
     "html": ("<!DOCTYPE html>\n<html></html>", "not a crystal structure"),
     "binary": (bytes(range(256)), "not a crystal structure"),
     "broken JSON": ('{"lattice": [', "not readable as JSON"),
