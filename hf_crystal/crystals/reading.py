@@ -467,7 +467,7 @@ def as_columns(structure: CrystalLike, *, nested: bool = False) -> dict[str, Any
 
     Args:
         structure: any of `ACCEPTED_FORMS`.
-        nested: see `as_structure`.
+        nested: see `as_record`.
 
     Returns:
         dict of lists and `num_atoms`.

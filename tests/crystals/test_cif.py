@@ -9,7 +9,7 @@ from crystal_forms import NACL_CIF
 from transformers.testing_utils import CaptureLogger
 
 from hf_crystal.crystals import cif
-from hf_crystal.crystals.reading import CHEMICAL_SYMBOLS, CrystalInputError, as_structure, parse_structure
+from hf_crystal.crystals.reading import CHEMICAL_SYMBOLS, CrystalInputError, as_record, parse_structure
 
 CELL = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
 
@@ -202,25 +202,25 @@ def test_of_several_blocks_of_one_name_the_first_is_read_and_announced():
 def test_text_in_a_document_is_never_a_path(tmp_path):
     path = tmp_path / "planted.cif"
     path.write_text(NACL_CIF, encoding="utf-8")
-    assert as_structure(str(path)).num_atoms == 8
+    assert as_record(str(path)).num_atoms == 8
     for document in ({"cif": str(path)}, {"structure": {"atoms": str(path)}}, json.dumps([{"crystal": str(path)}])):
         with pytest.raises(CrystalInputError, match="not a crystal structure") as caught:
-            as_structure(document)
+            as_record(document)
         assert "planted" not in str(caught.value)
     with pytest.raises(CrystalInputError, match="not a crystal structure"):
-        as_structure(str(path), nested=True)
-    assert as_structure({"cif": NACL_CIF}, nested=True).num_atoms == 8
+        as_record(str(path), nested=True)
+    assert as_record({"cif": NACL_CIF}, nested=True).num_atoms == 8
 
 
 def test_devices_are_not_opened_and_cut_gzip_files_are_named(tmp_path):
     import gzip
 
     with pytest.raises(CrystalInputError, match="not a regular file"):
-        as_structure("/dev/zero")
+        as_record("/dev/zero")
     path = tmp_path / "cut.cif.gz"
     path.write_bytes(gzip.compress(NACL_CIF.encode())[:-9])
     with pytest.raises(CrystalInputError, match="truncated"):
-        as_structure(path)
+        as_record(path)
 
 
 def test_any_exception_becomes_the_reason_of_its_crystal():
@@ -229,7 +229,7 @@ def test_any_exception_becomes_the_reason_of_its_crystal():
             raise KeyError("secret")
 
     with pytest.raises(CrystalInputError, match="KeyError") as caught:
-        as_structure(Odd(cell=1), index=4)
+        as_record(Odd(cell=1), index=4)
     assert caught.value.index == 4 and "secret" not in str(caught.value)
 
 
@@ -241,7 +241,7 @@ PO = '1\nLattice="4 0 0 0 4 0 0 0 4"\nPo 0 0 0\n'
 
 @pytest.mark.parametrize("change", [("4.2 0 0", "0.42D1 0 0"), ("0.75", "7.5d-1"), ("TiO\n", "\nTiO\n")])
 def test_poscar_with_numbers_of_fortran_or_an_empty_first_line(change):
-    record, plain = as_structure(TIO.replace(*change, 1)), as_structure(TIO)
+    record, plain = as_record(TIO.replace(*change, 1)), as_record(TIO)
     np.testing.assert_array_equal(record.frac_coords, plain.frac_coords)
     np.testing.assert_array_equal(record.cell, plain.cell)
 
@@ -266,7 +266,7 @@ def test_poscar_with_numbers_of_fortran_or_an_empty_first_line(change):
 )
 def test_odd_numbers_and_frames_are_named(text, reason):
     with pytest.raises(CrystalInputError, match=reason):
-        as_structure(text)
+        as_record(text)
 
 
 def test_xyz_without_periodicity_is_announced():
@@ -274,5 +274,5 @@ def test_xyz_without_periodicity_is_announced():
 
     formats.logger.warning_once.cache_clear()
     with CaptureLogger(formats.logger) as log:
-        assert as_structure('1\nLattice="4 0 0 0 4 0 0 0 4" pbc="T F T"\nPo 0 0 0\n').formula == "Po"
+        assert as_record('1\nLattice="4 0 0 0 4 0 0 0 4" pbc="T F T"\nPo 0 0 0\n').formula == "Po"
     assert "not periodic" in log.out
