@@ -61,6 +61,8 @@ class CrystalCalculator(Calculator):
         ValueError: `energy` is no target of the model, or its unit is neither eV nor eV/atom.
     """
 
+    atoms: Any  # set by `Calculator.calculate`
+
     def __init__(
         self,
         model: PropertyModelLike | None = None,
@@ -183,10 +185,11 @@ def relax(
         raise ValueError(f"max_force is {max_force}, max_steps {max_steps}; accepted: above 0, at least 1")
     from ase.optimize import FIRE
 
-    many = isinstance(structures, Iterable) and not isinstance(structures, (str, Mapping, Atoms))
-    many = many and not hasattr(structures, "lattice")  # a Structure is iterable too
+    from .encoders.feature_extraction_crystal import is_many
+
+    items: list[Any] = list(structures) if is_many(structures) else [structures]
     results = []
-    for item in list(structures) if many else [structures]:
+    for item in items:
         try:
             atoms = _to_atoms(item)
             atoms.calc = calculator if isinstance(calculator, Calculator) else calculator()

@@ -12,7 +12,7 @@ table.nearest(embed("query.cif"), k=5)                       # names and distanc
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,13 +78,9 @@ def embed(
         CrystalInputError: a crystal cannot be read; use `iterate_embeddings` to skip it.
         ValueError: an empty list, an unknown level, a batch size below 1.
     """
-    many = isinstance(structures, (list, tuple)) or (
-        isinstance(structures, Iterable)
-        and not isinstance(structures, (str, bytes, Mapping))
-        and not hasattr(structures, "lattice")  # a pymatgen Structure iterates over its sites
-        and not hasattr(structures, "cell")
-    )
-    items = list(structures) if many else [structures]
+    from .encoders.feature_extraction_crystal import is_many
+
+    items: list[Any] = list(structures) if is_many(structures) else [structures]
     if not items:
         raise ValueError("no crystals given: the list is empty")
     results: list[Any] = []
@@ -93,7 +89,7 @@ def embed(
         if result.error is not None:
             raise CrystalInputError(result.error, index=index if len(items) > 1 else None)
         results.append(result.embedding)
-    if not many:
+    if not is_many(structures):
         return results[0]
     return np.stack(results) if level == "crystal" else results
 

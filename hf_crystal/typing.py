@@ -1,7 +1,7 @@
 """Types of the arguments that many public functions share; importing it loads neither torch nor a reader."""
 
 import os
-from typing import TYPE_CHECKING, Any, Protocol, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union, runtime_checkable
 
 from .crystals.reading import CrystalLike
 
@@ -40,6 +40,7 @@ Generator = Union["Mat2SeqForCausalLM", "PreTrainedModel"]
 GeneratorLike = Union[ModelName, "Mat2SeqForCausalLM", "CrystalGenerationPipeline"]
 
 
+@runtime_checkable
 class Decoded(Protocol):
     """A generated crystal, such as `DecodedCrystal`: its structure, or the reason why there is none."""
 

@@ -6,7 +6,7 @@ the rule is that every listed site yields atoms, and that what was read agrees w
 """
 
 import re
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -174,7 +174,7 @@ def _formula(content: CifContent) -> dict[int, float]:
     text = re.sub(r"\(([^()]*)\)(?!\d)", r" \1 ", first_value(content, ("_chemical_formula_sum",))[:2000]).replace(
         ",", " "
     )
-    counts: Counter = Counter()
+    counts: dict[int, float] = defaultdict(float)
     for word in text.split():
         for symbol, count in re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", word):
             number = 1 if symbol in ("D", "T") else _NUMBERS.get(symbol, 0)
@@ -247,7 +247,7 @@ def _contradiction(content: CifContent, numbers: np.ndarray, orbits: list[np.nda
     formula = _formula(content)
     if not formula:
         return "", confirmed
-    counts: Counter = Counter()
+    counts: dict[int, float] = defaultdict(float)
     for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
         counts[number] += size
     units = cif_number(first_value(content, ("_cell_formula_units_z",)))

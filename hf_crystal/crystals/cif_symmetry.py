@@ -112,7 +112,7 @@ def _settings() -> dict[str, list[_Setting]]:
         return table
     for hall_number in range(1, 531):
         entry = HallSymbolEntry(hall_number)
-        setting = entry.setting if entry.setting in ("1", "2", "H", "R") else ""
+        setting = str(entry.setting) if entry.setting in ("1", "2", "H", "R") else ""
         for name in {_plain(entry.hm_short), _plain(entry.hm_full)}:
             table.setdefault(name, []).append((entry.number, setting, entry.hall_symbol.replace("=", '"'), 1))
     return table

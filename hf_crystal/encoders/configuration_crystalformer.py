@@ -1,6 +1,6 @@
 """Configuration of Crystalformer."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -84,8 +84,12 @@ class CrystalformerConfig(PreTrainedConfig):
     match_release: bool = False
     pooling: Literal["mean"] = "mean"
     head_hidden_size: int = 128
-    target_names: list[str] | None = None
-    target_units: list[str] | None = None
+    if TYPE_CHECKING:  # None asks `__post_init__` for the defaults and is never read back
+        target_names: list[str] = []
+        target_units: list[str] = []
+    else:
+        target_names: list[str] | None = None
+        target_units: list[str] | None = None
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
     checkpoint_version: int = CHECKPOINT_VERSION
 

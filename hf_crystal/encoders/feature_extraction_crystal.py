@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 from transformers import BatchFeature
@@ -58,7 +58,7 @@ class CrystalBatch(BatchFeature):
         self.__dict__.update(state)
 
 
-def _is_many(structures: Any) -> bool:
+def is_many(structures: object) -> TypeGuard[Iterable[Any]]:
     """Whether the argument is a list of crystals rather than one."""
     if isinstance(structures, str | bytes | bytearray | Mapping | CrystalRecord):
         return False
@@ -240,7 +240,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         """
         if on_error not in ("raise", "skip", "return"):
             raise ValueError(f"on_error is {on_error!r}; accepted are 'raise', 'skip' and 'return'")
-        items = list(structures) if _is_many(structures) else [structures]
+        items: list[Any] = list(structures) if is_many(structures) else [structures]
         if not items:
             raise ValueError("no crystals given: the list is empty")
         arrays = self._read_rows(items) if self.cell_choice == "as_given" else None

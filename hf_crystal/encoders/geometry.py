@@ -130,7 +130,7 @@ def _triton_kernels(config: CrystalformerConfig, positions: torch.Tensor, cell: 
     try:  # an exported model does not carry them
         from hf_crystal.kernels import encoder
     except ImportError:
-        obstacle = "the kernels are part of the package hf_crystal, which is not installed"
+        obstacle: str | None = "the kernels are part of the package hf_crystal, which is not installed"
     else:
         obstacle = config.kernel_obstacle or encoder.device_obstacle(positions, cell)
         if obstacle is None:

@@ -330,7 +330,7 @@ class CrystalPropertyHead(nn.Module):
 
     def __init__(self, config: CrystalformerConfig):
         super().__init__()
-        num_targets = len(config.target_names or [])
+        num_targets = len(config.target_names)
         self.dense = nn.Linear(config.hidden_size, config.head_hidden_size)
         self.out_proj = nn.Linear(config.head_hidden_size, num_targets)
         self.register_buffer("target_mean", torch.zeros(num_targets), persistent=True)
@@ -515,7 +515,7 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CrystalEncoderOutput:
         """Encodes a padded batch.
 
@@ -693,7 +693,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CrystalPropertyOutput:
         """Predicts properties, and the loss where labels are given.
 

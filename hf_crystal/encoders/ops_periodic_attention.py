@@ -336,7 +336,7 @@ class _ImageAttention(torch.autograd.Function):
         grad_output: torch.Tensor | None,
         grad_weights: torch.Tensor | None,
         grad_pair_weights: torch.Tensor | None,
-        *_: Any,
+        *_: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:
         """Gradients of the first seven arguments, where they are asked for."""
         saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more

@@ -15,6 +15,7 @@ from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
+    from hf_crystal.pipelines.pipeline_crystal_property import CrystalPropertyPipeline
 
 TOLERANCES = {"band_gap": 0.5, "formation_energy": 0.25}  # eV, eV/atom: how near a judged value has to be
 Judge = Callable[[list[Any]], Mapping[str, Sequence[float | None]]]
@@ -64,7 +65,7 @@ class GenerationSettings:
         return "structure+smact14" if self.smact else "structure"
 
 
-def judge_of_pipeline(pipeline: Any) -> Judge:
+def judge_of_pipeline(pipeline: "CrystalPropertyPipeline") -> Judge:
     """A judge of the pipeline "crystal-property-prediction": values by the names of its targets."""
 
     def judge(structures: list[Any]) -> dict[str, list[float | None]]:

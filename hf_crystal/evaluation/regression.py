@@ -78,7 +78,7 @@ class RegressionMetrics:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; NaN becomes None."""
 
-        def plain(value: Any) -> Any:
+        def plain(value: object) -> Any:
             """The value without NaN and tuples, at every depth."""
             if isinstance(value, dict):
                 return {key: plain(entry) for key, entry in value.items()}

@@ -24,7 +24,7 @@ class PlainResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; NaN becomes None."""
 
-        def plain(value: Any) -> Any:
+        def plain(value: object) -> Any:
             """The value without NaN and tuples, at every depth."""
             if isinstance(value, dict):
                 return {key: plain(entry) for key, entry in value.items()}
@@ -74,10 +74,10 @@ def read_crystal(obj: CrystalLike | Decoded, *, index: int | None = None) -> Rea
     """
     if obj is None:
         return ReadCrystal(None, "no crystal (None)")
-    if hasattr(obj, "structure") and hasattr(obj, "error"):
+    if isinstance(obj, Decoded):
         if obj.structure is None or obj.error is not None:
             return ReadCrystal(None, str(obj.error) if obj.error is not None else "no structure")
-        obj = obj.structure
+        return read_crystal(obj.structure, index=index)
     try:
         record = as_record(obj, index=index, check_distances=False, min_volume_per_atom=0.0)
     except CrystalInputError as error:

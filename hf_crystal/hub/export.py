@@ -70,11 +70,14 @@ def export_pretrained(
     source = Path(resolve_model(model)) if isinstance(model, (str, os.PathLike)) else None
     if source is not None and not source.is_dir():
         raise ValueError(f"model folder not found: {source}")
+    given: Any = source or model
     kind: Any
-    if generators.is_generator(source or model):
-        kind, (loaded, companion) = generators, load_generator(source or model, tokenizer)
+    pair: tuple[Any, Any]
+    if generators.is_generator(given):
+        kind, pair = generators, load_generator(given, tokenizer)
     else:
-        kind, (loaded, companion) = properties, load_property_model(source or model, feature_extractor)
+        kind, pair = properties, load_property_model(given, feature_extractor)
+    loaded, companion = pair
     if metrics is None and source is not None and (source / "metrics.json").is_file():
         metrics = source / "metrics.json"
     figures = load_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics

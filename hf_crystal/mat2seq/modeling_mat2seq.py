@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from .grammar import CrystalGrammar
 from .logits_processor import CrystalLogitsProcessor
@@ -103,7 +103,7 @@ class Mat2SeqForCausalLM(LlamaForCausalLM):
 
 
 def generate_crystals(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Mat2SeqTokenizer,
     *,
     composition: str | Mapping[Any, Any] | None = None,
@@ -136,7 +136,7 @@ def generate_crystals(
 
 
 def generate_crystals_for_prompts(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Mat2SeqTokenizer,
     prompts: Sequence[CrystalPrompt | Mapping[str, Any]],
     *,

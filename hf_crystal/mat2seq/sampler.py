@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from .grammar import CrystalGrammar
 from .guidance import guided, unconditional_heads
@@ -44,7 +44,7 @@ class CrystalSampler:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         tokenizer: Mat2SeqTokenizer,
         grammar: CrystalGrammar,
         *,
@@ -55,7 +55,7 @@ class CrystalSampler:
         seed: int,
         guidance: float = 1.0,
     ):
-        self.model = model
+        self.model: Any = model  # transformers types the `self` of `generate` as a protocol
         self.tokenizer = tokenizer
         self.grammar = grammar
         self.temperature = float(temperature)
@@ -238,7 +238,7 @@ class _Rows:
         heads: What each row begins with; equal heads are prefilled once.
     """
 
-    def __init__(self, model: Any, pad_token_id: int, heads: Sequence[list[int]]):
+    def __init__(self, model: PreTrainedModel, pad_token_id: int, heads: Sequence[list[int]]):
         self._model = model
         accepted = inspect.signature(model.forward).parameters.values()
         self._has_positions = any(p.name == "position_ids" or p.kind == p.VAR_KEYWORD for p in accepted)

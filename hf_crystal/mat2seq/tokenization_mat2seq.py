@@ -165,7 +165,9 @@ class Mat2SeqTokenizer(TokenizersBackend):
 
     # ---------------------------------------------------------------------------------------------------- encoding
 
-    def to_text(self, structure: CrystalLike, *, properties: Mapping[str, float | None] | None = None) -> str:
+    def to_text(
+        self, structure: CrystalLike | CanonicalCrystal, *, properties: Mapping[str, float | None] | None = None
+    ) -> str:
         """Sequence text of a structure, with conditions in front.
 
         Raises:

@@ -119,7 +119,7 @@ class CrystalGenerationPipeline(Pipeline):
         parameters = {**self._forward_params, **parameters}
         return [self.postprocess(found) for found in self._generate(prompts, on_error="return", **parameters)]
 
-    def preprocess(self, input_: str | Mapping[str, Any], **prompt: Any) -> dict[str, Any]:
+    def preprocess(self, input_: str | Mapping[str, Any], **prompt: object) -> dict[str, Any]:
         """Fields of one prompt: those of the call, and those of the input if it is a dictionary of them."""
         if isinstance(input_, dict) and set(input_) <= set(_PROMPT_FIELDS):
             own = dict(input_)
@@ -159,11 +159,11 @@ class CrystalGenerationPipeline(Pipeline):
         )
         return found
 
-    def postprocess(self, model_outputs: list[Any], **_: Any) -> list[dict[str, Any]]:  # type: ignore[override]
+    def postprocess(self, model_outputs: list[Any], **_: object) -> list[dict[str, Any]]:  # type: ignore[override]
         """Decoded crystals → results."""
         return [_result(item) for item in model_outputs]
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> None:
         """Save model and tokenizer; load with the same task name after `import hf_crystal`.
 
         The base class would also write a pipeline entry that names an Auto class unknown to transformers, and the

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
 from ..crystals.formula import reduced_formula
+from ..crystals.reading import CrystalLike
 
 __all__ = ["CrystalPropertyPipeline"]
 
@@ -43,7 +44,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _is_many(inputs: Any) -> bool:
+def _is_many(inputs: object) -> TypeGuard[Iterable[Any]]:
     """Whether `inputs` holds several crystals: a list, tuple, iterator, torch dataset or table of `datasets`."""
     if isinstance(inputs, (list, tuple, Iterator, Dataset)):
         return True
@@ -83,7 +84,8 @@ class CrystalPropertyPipeline(Pipeline):
     _load_image_processor: bool | None = False  # type: ignore[assignment]
     _load_video_processor: bool | None = False  # type: ignore[assignment]
     _load_processor: bool | None = False  # type: ignore[assignment]
-    feature_extractor: Any  # a CrystalFeatureExtractor; that class is not importable where this file travels
+    model: Any  # a model with a property head; neither class is importable where this file travels
+    feature_extractor: Any  # a CrystalFeatureExtractor
 
     def __init__(self, *args: Any, batch_size: int | None = None, **kwargs: Any):
         super().__init__(*args, batch_size=16 if batch_size is None else batch_size, **kwargs)
@@ -115,7 +117,7 @@ class CrystalPropertyPipeline(Pipeline):
         postprocess = {} if return_embedding is None else {"return_embedding": return_embedding}
         return {}, forward, postprocess
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: CrystalLike | Iterable[CrystalLike], *args: object, **kwargs: Any) -> Any:
         """Predict for one crystal, a list of crystals, or an iterator or data set of crystals."""
         batch_size = kwargs.get("batch_size")
         if batch_size is not None and batch_size < 1:
@@ -127,7 +129,7 @@ class CrystalPropertyPipeline(Pipeline):
         # a generator is what the base class streams
         return super().__call__((crystal for crystal in inputs), *args, **kwargs)
 
-    def preprocess(self, input_: Any) -> dict[str, Any]:  # type: ignore[override]
+    def preprocess(self, input_: CrystalLike) -> dict[str, Any]:  # type: ignore[override]
         """Read one crystal: its arrays, or `{"error": reason}`."""
         return self.feature_extractor.extract_all([input_])[0]
 
@@ -184,7 +186,7 @@ class CrystalPropertyPipeline(Pipeline):
 
     def run_single(
         self,
-        inputs: Any,
+        inputs: CrystalLike,
         preprocess_params: dict[str, Any],
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
@@ -213,7 +215,7 @@ class CrystalPropertyPipeline(Pipeline):
                 }
         return outputs
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> None:
         """Save model and feature extractor; load with the same task name after `import hf_crystal`.
 
         The base class would also write a pipeline entry that names an Auto class unknown to transformers, and the

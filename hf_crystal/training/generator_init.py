@@ -14,6 +14,8 @@ from hf_crystal.training.generator_recipe import GeneratorModelArguments
 from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
 MEANING = 0.8  # length of the part that follows from the meaning, in units of the initialisation's standard deviation
@@ -81,7 +83,7 @@ def initialize_by_meaning(model: Generator, tokenizer: "Mat2SeqTokenizer") -> No
         model: Causal language model with random weights; the global generator is drawn from.
         tokenizer: Its tokenizer.
     """
-    weight = model.get_input_embeddings().weight
+    weight: Any = model.get_input_embeddings().weight
     deviation = float(model.config.initializer_range)
     projections: dict[str, torch.Tensor] = {}
     for index, (kind, numbers) in sorted(token_features(tokenizer).items()):
@@ -91,7 +93,7 @@ def initialize_by_meaning(model: Generator, tokenizer: "Mat2SeqTokenizer") -> No
         weight[index] = MEANING * deviation * meaning / meaning.std() + OWN * weight[index]
 
 
-def build_generator(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
+def build_generator(shape: GeneratorModelArguments, tokenizer: "Mat2SeqTokenizer") -> Generator:
     """A language model with random weights: `Mat2SeqForCausalLM`, or stock `GPT2LMHeadModel`.
 
     Args:
@@ -104,7 +106,7 @@ def build_generator(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
     return model
 
 
-def _llama(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
+def _llama(shape: GeneratorModelArguments, tokenizer: "Mat2SeqTokenizer") -> Generator:
     from hf_crystal.mat2seq.modeling_mat2seq import Mat2SeqForCausalLM, mat2seq_config
 
     model = Mat2SeqForCausalLM(
@@ -124,7 +126,7 @@ def _llama(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
     return model
 
 
-def _gpt2(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
+def _gpt2(shape: GeneratorModelArguments, tokenizer: "Mat2SeqTokenizer") -> Generator:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(
@@ -145,7 +147,7 @@ def _gpt2(shape: GeneratorModelArguments, tokenizer: Any) -> Any:
     )
 
 
-def add_residual_dropout(model: Any, probability: float) -> None:
+def add_residual_dropout(model: "LlamaForCausalLM", probability: float) -> None:
     """Drop entries of what each layer of a Llama model adds; hooks, since stock Llama has no such option.
 
     The saved model is stock Llama: the hooks act in training mode only and are not part of it.
@@ -155,7 +157,7 @@ def add_residual_dropout(model: Any, probability: float) -> None:
         probability: Of an entry to be dropped.
     """
 
-    def drop(module: torch.nn.Module, _: Any, output: Any) -> Any:
+    def drop(module: torch.nn.Module, _: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> Any:
         """Hook: the output with dropout while training."""
         if isinstance(output, tuple):  # attention also returns its weights
             return (drop(module, _, output[0]), *output[1:])

@@ -189,10 +189,11 @@ class _GeneratorTrainer(Trainer):
     args: GeneratorTrainingArguments
     rate: Callable[[int], float]
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of the recipe; with FSDP the Trainer takes none that was made before the shards."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model if model is None else model, self.args, rest_weight_decay=0.0)
+            trained: Any = self.model if model is None else model  # Trainer types it as any module
+            self.optimizer = build_optimizer(trained, self.args, rest_weight_decay=0.0)
         return self.optimizer
 
     def create_scheduler(
@@ -225,7 +226,7 @@ class _EpochCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Tell the epoch; a resumed one begins in its middle."""
         for part in (self.trainer.train_batch_sampler, self.trainer.data_collator):

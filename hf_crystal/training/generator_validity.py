@@ -88,7 +88,7 @@ def free_validity(
             longest = max(len(head) for head in heads)
             padded = [[tokenizer.pad_token_id] * (longest - len(head)) + head for head in heads]
             ids = torch.tensor(padded, device=model.device)
-            output = model.generate(
+            output = model.generate(  # type: ignore[misc,operator]  # transformers types `self` as a protocol
                 input_ids=ids,
                 attention_mask=(ids != tokenizer.pad_token_id).long(),
                 do_sample=True,

@@ -69,7 +69,8 @@ def exact_scaled_loss(model: PropertyModel, predictions: ArrayLike, labels: Arra
         predictions: (rows, targets) in physical units.
         labels: The same shape, NaN where unknown.
     """
+    wrong = np.asarray(predictions, dtype=np.float64) - np.asarray(labels, dtype=np.float64)
     known = ~np.isnan(labels)
     std = np.broadcast_to(model.head.target_std.detach().cpu().double().numpy(), known.shape)
-    errors = torch.from_numpy(((np.asarray(predictions, dtype=np.float64) - labels) / std)[known])
+    errors = torch.from_numpy((wrong / std)[known])
     return float(LOSSES[model.config.loss_function](errors, torch.zeros_like(errors)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import set_seed
 
@@ -101,7 +102,7 @@ def train_property(
     if trainer.is_world_process_zero():
         test = regression_metrics(
             predicted.predictions,
-            predicted.label_ids,
+            np.asarray(predicted.label_ids),
             target_names=task.model.config.target_names,
             target_units=task.model.config.target_units,
             baseline_mean=task.scaling.mean,

@@ -139,7 +139,7 @@ class WallBudgetCallback(TrainerCallback):
         return self._step_fraction
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Start the clock, after the time stored with the checkpoint."""
         if self.resume_from is not None:
@@ -153,7 +153,7 @@ class WallBudgetCallback(TrainerCallback):
         return _agree_on(self.seconds_used / self.max_seconds, args.device)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Ask the Trainer to stop, save and evaluate once the budget is used."""
         self._step_fraction = self._agreed_fraction(args)
@@ -174,7 +174,7 @@ class CompleteCheckpointCallback(TrainerCallback):
     def __init__(self, clock: WallBudgetCallback):
         self.clock = clock
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Write the marker; must run after the other callbacks' `on_save`."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()

@@ -23,7 +23,7 @@ from hf_crystal.typing import PropertyModel
 _HIDDEN_OUTPUTS = ["hidden_states", "attentions", "pooler_output", "last_hidden_state"]
 
 
-def calibrate_model(model: Any, rows: list[Any], collator: Callable[[list[Any]], dict[str, Any]]) -> None:
+def calibrate_model(model: PropertyModel, rows: list[Any], collator: Callable[[list[Any]], dict[str, Any]]) -> None:
     """Set the data-dependent scale of an uncalibrated model from the first global training batch.
 
     Every process reads the same rows and so finds the same values, whatever the number of processes or
@@ -50,7 +50,7 @@ class _CalibrationCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Calibrate; does nothing for a model that is calibrated."""
         self.trainer.calibrate()
@@ -63,7 +63,7 @@ class _DataOrderCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Set the epoch that begins or is resumed."""
         self.trainer.train_batch_sampler.set_epoch(int(state.epoch or 0))
@@ -104,7 +104,7 @@ class CrystalTrainer(Trainer):
 
     def __init__(
         self,
-        model: PropertyModel | None = None,
+        model: PropertyModel,
         args: CrystalTrainingArguments | None = None,
         *,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
@@ -216,7 +216,8 @@ class CrystalTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the papers' parameter groups or Muon beside it, from the values in `args`."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model if model is None else model, self.args)
+            trained: Any = self.model if model is None else model  # Trainer types it as any module
+            self.optimizer = build_optimizer(trained, self.args)
         return self.optimizer
 
     def create_scheduler(

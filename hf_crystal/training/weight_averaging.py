@@ -163,7 +163,7 @@ class SWACallback(TrainerCallback):
         if self.averaged is not None:
             self.averaged.update(kwargs["model"])
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Write the mean into the checkpoint that was just saved."""
         if self.averaged is not None and self.start_step is not None and state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"

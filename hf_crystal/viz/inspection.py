@@ -186,7 +186,7 @@ def _recorded(module: Any, name: str) -> Iterator[list[Call]]:
         yield calls
         return
 
-    def keep(*arguments: Any) -> Any:
+    def keep(*arguments: object) -> Any:
         """Call the method and write the call down."""
         result = original(*arguments)
         calls.append((arguments, result))

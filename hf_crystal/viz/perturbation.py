@@ -119,11 +119,13 @@ def plot_perturbation(
         CrystalInputError, ValueError: see `perturbation_study`.
     """
     structures = list(structure) if isinstance(structure, (list, tuple)) else [structure]
+    models: dict[str, PropertyModelLike | None]
     if isinstance(model, Mapping):
         models = dict(model)
+    elif isinstance(model, Sequence) and not isinstance(model, str):
+        models = {_title(item): item for item in model}
     else:
-        listed = list(model) if isinstance(model, (list, tuple)) else [model]
-        models = {_title(item): item for item in listed}
+        models = {_title(model): model}
     figure = new_figure(0.6 + 2.5 * len(structures), 3.1)
     panels = figure.subplots(1, len(structures), squeeze=False, sharey=True)[0]
     for axes, crystal in zip(panels, structures, strict=True):

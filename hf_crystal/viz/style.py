@@ -41,4 +41,4 @@ def clean(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=_FONT_SIZE - 1)
     for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
-        text.set_size(_FONT_SIZE)
+        text.set_fontsize(_FONT_SIZE)
