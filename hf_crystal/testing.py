@@ -113,7 +113,7 @@ DESCRIPTIONS: dict[str, Callable[[Crystal, np.random.Generator], Crystal]] = {
 
 @torch.no_grad()
 def make_discriminating(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Scales the small T-Fixup initialisation up, so that predictions of different crystals differ by order 1.
+    """Scales the small T-Fixup initialization up, so that predictions of different crystals differ by order 1.
 
     Args:
         model: a crystal encoder of this package, or a property model.

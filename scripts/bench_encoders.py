@@ -2,7 +2,7 @@
 
 Question: process CPU time per crystal of a forward pass (evaluation) and of forward + backward (training), for
 Crystalformer and for CrystalFramer (max frames; in evaluation the mean over all tied frames, in training one random
-frame of each atom and head), neighbour search included; and the peak memory of a training step.
+frame of each atom and head), neighbor search included; and the peak memory of a training step.
 Held fixed: published sizes (4 blocks of width 128, 8 heads, K = 64, D = 64), untrained weights, the first 128 crystals
 of `fixtures/bench_crystals.npz` in one batch, float32, cut-off 4.5 sigma, 2 threads. One product of two 512 x 512
 float32 matrices, timed in the same run, is the unit that makes machines comparable.

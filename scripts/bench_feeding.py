@@ -1,9 +1,9 @@
 """How fast crystals become batches, and what share of a prediction that is.
 
 Question: how many crystals per second and core go from a table of Arrow rows, and from CIF text, to the padded batch
-that an encoder reads, and through the neighbour search that every encoder starts with; how much of `hf-crystal
+that an encoder reads, and through the neighbor search that every encoder starts with; how much of `hf-crystal
 predict` is spent on that; and what worker processes bring. Held fixed: random MP-20 crystals, batches of 128, float32,
-the neighbour search of the embedded `crystalformer-mp20`, one thread.
+the neighbor search of the embedded `crystalformer-mp20`, one thread.
 
 CIF text is what pymatgen writes, once without symmetry (P1) and once with its operations. "Excluding the parser"
 takes away the time spent inside pymatgen's `CifFile` and `CifParser` in the same calls. Bounds: the rate wanted, and
@@ -37,7 +37,7 @@ def batches_of(items: list[Any], size: int = BATCH) -> list[list[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def neighbour_search(config: Any, batch: Any) -> None:
+def neighbor_search(config: Any, batch: Any) -> None:
     """The edge list that the encoder starts with: all periodic images within its cut-off."""
     from hf_crystal.encoders.ops_periodic_geometry import pack_atoms, radius_edges
 
@@ -47,7 +47,7 @@ def neighbour_search(config: Any, batch: Any) -> None:
 
 
 def measure_rows(report: Report, table: Any, extractor: Any, config: Any, repeats: int) -> None:
-    """Arrow rows → batch → neighbours, together and apart."""
+    """Arrow rows → batch → neighbors, together and apart."""
     count = table.num_rows
 
     def read() -> list[Any]:
@@ -59,7 +59,7 @@ def measure_rows(report: Report, table: Any, extractor: Any, config: Any, repeat
     bound = count / measure(lambda: [array.copy() for array in arrays], repeats).median
     report.add_rate("Arrow rows → Python rows", count, measure(table.to_pylist, repeats), "crystals/s")
     report.add_rate(
-        "Arrow rows → batch, without neighbour search",
+        "Arrow rows → batch, without neighbor search",
         count,
         measure(read, repeats),
         "crystals/s",
@@ -67,15 +67,15 @@ def measure_rows(report: Report, table: Any, extractor: Any, config: Any, repeat
         bound_name="copy of the batch's arrays",
     )
     report.add_rate(
-        "neighbour search",
+        "neighbor search",
         count,
-        measure(lambda: [neighbour_search(config, b) for b in batches], repeats),
+        measure(lambda: [neighbor_search(config, b) for b in batches], repeats),
         "crystals/s",
     )
     report.add_rate(
-        "Arrow rows → batch → neighbours",
+        "Arrow rows → batch → neighbors",
         count,
-        measure(lambda: [neighbour_search(config, batch) for batch in read()], repeats),
+        measure(lambda: [neighbor_search(config, batch) for batch in read()], repeats),
         "crystals/s",
         bound=ROWS_WANTED,
         bound_name="wanted",
@@ -117,11 +117,11 @@ class ParserClock:
 
 
 def measure_cifs(report: Report, kind: str, texts: list[str], extractor: Any, config: Any, repeats: int) -> None:
-    """CIF text → batch → neighbours, with and without pymatgen's parser."""
+    """CIF text → batch → neighbors, with and without pymatgen's parser."""
 
     def read() -> None:
         for part in batches_of(texts):
-            neighbour_search(config, extractor(part))
+            neighbor_search(config, extractor(part))
 
     whole = measure(read, repeats)
     with ParserClock() as parser:
@@ -129,13 +129,13 @@ def measure_cifs(report: Report, kind: str, texts: list[str], extractor: Any, co
         outside = measure(read, repeats, clock=lambda: time.process_time() - parser.seconds)
     count = len(texts)
     report.add_rate(f"CIF ({kind}): pymatgen's parser alone", count, inside, "crystals/s")
-    report.add_rate(f"CIF ({kind}) → batch → neighbours", count, whole, "crystals/s")
-    name = f"CIF ({kind}) → batch → neighbours, excluding the parser"
+    report.add_rate(f"CIF ({kind}) → batch → neighbors", count, whole, "crystals/s")
+    name = f"CIF ({kind}) → batch → neighbors, excluding the parser"
     report.add_rate(name, count, outside, "crystals/s", bound=CIFS_WANTED, bound_name="wanted")
 
 
 def measure_share(report: Report, name: str, sources: list[Any], model: str, repeats: int) -> None:
-    """Share of reading, and of the neighbour search, in the pipeline that `hf-crystal predict` runs."""
+    """Share of reading, and of the neighbor search, in the pipeline that `hf-crystal predict` runs."""
     from hf_crystal.loading import load_property_pipeline
 
     pipe = load_property_pipeline(model, "cpu")
@@ -145,10 +145,10 @@ def measure_share(report: Report, name: str, sources: list[Any], model: str, rep
     read = measure(lambda: [extract(part) for part in batches_of(sources, 64)], repeats)
     items = sorted(extract(sources), key=lambda item: -len(item["atomic_numbers"]))
     batches = [pipe.feature_extractor.pad(part) for part in batches_of(items, 64)]
-    search = measure(lambda: [neighbour_search(config, batch) for batch in batches], repeats)
+    search = measure(lambda: [neighbor_search(config, batch) for batch in batches], repeats)
     report.add_rate(f"predict, {name}", count, whole, "crystals/s")
     report.add(f"predict, {name}: share of reading", 100 * read.median / whole.median, "%")
-    report.add(f"predict, {name}: share of the neighbour search", 100 * search.median / whole.median, "%")
+    report.add(f"predict, {name}: share of the neighbor search", 100 * search.median / whole.median, "%")
 
 
 def measure_workers(report: Report, paths: list[Path], model: str, repeats: int) -> None:

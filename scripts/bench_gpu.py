@@ -75,11 +75,11 @@ def copy_rate(device: str, repeats: int) -> float:
 
     source = torch.empty(COPY_BYTES // FLOAT, device=device)
     target = torch.empty_like(source)
-    timing = measure(synchronised(lambda: target.copy_(source)), repeats, 3, time.perf_counter)
+    timing = measure(synchronized(lambda: target.copy_(source)), repeats, 3, time.perf_counter)
     return 2 * COPY_BYTES / timing.median
 
 
-def synchronised(function: Callable[[], Any]) -> Callable[[], None]:
+def synchronized(function: Callable[[], Any]) -> Callable[[], None]:
     """The call, and then the wait for the GPU."""
     import torch
 
@@ -169,7 +169,7 @@ def measure_model(report: Report, name: str, model: Any, batch: dict[str, Any], 
             torch.cuda.reset_peak_memory_stats()
             for what, function in (("training", step), ("inference", predict)):
                 model.train(what == "training")
-                timing = measure(synchronised(function), repeats, 3, time.perf_counter)
+                timing = measure(synchronized(function), repeats, 3, time.perf_counter)
                 label = f"{name} {what}, {str(dtype).removeprefix('torch.')}, {kernel}"
                 report.add_rate(label, NUM_CRYSTALS, timing, "crystals/s")
             peak = torch.cuda.max_memory_allocated() / 2**20
@@ -232,7 +232,7 @@ def measure_kernels(report: Report, config: Any, edges: Any, rate: float, repeat
         for name, call in kernel_calls(config, edges, dtype).items():
             if dtype == torch.bfloat16 and not name.startswith("attention"):
                 continue  # frames and angles see float32 weights only
-            timing = measure(synchronised(call), repeats, 3, time.perf_counter)
+            timing = measure(synchronized(call), repeats, 3, time.perf_counter)
             seconds = sum(bound[name].values()) / rate
             label = f"{name}, {str(dtype).removeprefix('torch.')}"
             limits = {"bound": 1e6 * seconds, "bound_name": "memory bandwidth of a copy"}

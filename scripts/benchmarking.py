@@ -39,7 +39,7 @@ def measure(
     """Time a call over and over.
 
     Args:
-        function: called without arguments; on a GPU it synchronises before it returns.
+        function: called without arguments; on a GPU it synchronizes before it returns.
         repeats: timed calls.
         warmup: calls before them.
         clock: `time.process_time` (CPU time of this process, all threads), or `time.perf_counter` where work is

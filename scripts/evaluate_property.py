@@ -1,4 +1,4 @@
-"""Evaluate a saved property model on labelled crystals and print the metrics as JSON.
+"""Evaluate a saved property model on labeled crystals and print the metrics as JSON.
 
     python scripts/evaluate_property.py runs/mp20 --data mp_20.parquet
     python scripts/evaluate_property.py runs/mp20/model --data mp_20.parquet --split test --column mb_e_form

@@ -2,7 +2,7 @@
 """Write `hf_crystal/mat2seq/space_group_tables.py`: what the 230 space-group types are, one line each.
 
 Symbols and operations come from moyopy (ITA standard setting: unique axis b, hexagonal axes for R lattices, origin
-choice 2). Generators of the orientation-preserving affine normaliser are found here by search. The first coordinate
+choice 2). Generators of the orientation-preserving affine normalizer are found here by search. The first coordinate
 triplets of the Wyckoff positions are facts of the International Tables, read from a JSON file (number → list of
 [letter, multiplicity, triplet]) and checked against moyopy wherever it keeps the setting: an atom put there must get
 that letter.
@@ -23,9 +23,9 @@ TARGET = Path(__file__).resolve().parents[1] / "hf_crystal" / "mat2seq" / "space
 HEADER = '''# ruff: noqa: E501
 """The 230 space-group types in their ITA standard settings. Written by `scripts/make_symmetry_tables.py`.
 
-One line per type: number; short Hermann-Mauguin symbol; centring letter; generators of the group (centring left out);
-generators of the orientation-preserving affine normaliser modulo the group, directions without a fixed origin left
-out (`*` for triclinic and monoclinic groups, whose normalisers are infinite); Wyckoff letters with their multiplicity
+One line per type: number; short Hermann-Mauguin symbol; centering letter; generators of the group (without centering);
+generators of the orientation-preserving affine normalizer modulo the group, directions without a fixed origin left
+out (`*` for triclinic and monoclinic groups, whose normalizers are infinite); Wyckoff letters with their multiplicity
 in the conventional cell and the first coordinate triplet.
 
 moyopy knows these tables too. They are frozen here because letters, settings and generators define the sequence and
@@ -59,7 +59,7 @@ def to_xyz(operation: Operation) -> str:
 
 
 def standard_operations(number: int) -> tuple[set[Operation], list[tuple[int, ...]]]:
-    """All operations of the conventional cell, and the centring translations."""
+    """All operations of the conventional cell, and the centering translations."""
     operations = moyopy.operations_from_number(number, setting=moyopy.Setting.standard())
     result = set()
     for rotation, translation in zip(operations.rotations, operations.translations, strict=True):
@@ -124,7 +124,7 @@ def candidate_rotations(number: int) -> list[np.ndarray]:
     return found
 
 
-def normaliser(number: int, group: set[Operation], centring: list[tuple[int, ...]]) -> set[Operation]:
+def normalizer(number: int, group: set[Operation], centering: list[tuple[int, ...]]) -> set[Operation]:
     """Every proper (P, p), p on the grid and 0 along polar axes, that maps the group on itself by conjugation."""
     translations_of: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for rotation, translation in group:
@@ -133,12 +133,12 @@ def normaliser(number: int, group: set[Operation], centring: list[tuple[int, ...
     steps = [[0] if i in polar else range(GRID) for i in range(3)]
     grid = np.array(list(itertools.product(*steps)))
     code = np.array([GRID * GRID, GRID, 1])
-    members = choose_generators(group, {((1, 0, 0, 0, 1, 0, 0, 0, 1), t) for t in centring})
+    members = choose_generators(group, {((1, 0, 0, 0, 1, 0, 0, 0, 1), t) for t in centering})
     result: set[Operation] = set()
     for basis_change in candidate_rotations(number):
         inverse = np.rint(np.linalg.inv(basis_change)).astype(int)
-        shifted = {tuple(int(v) for v in inverse @ np.asarray(t) % GRID) for t in centring}
-        if shifted != set(centring):
+        shifted = {tuple(int(v) for v in inverse @ np.asarray(t) % GRID) for t in centering}
+        if shifted != set(centering):
             continue
         allowed = np.ones(len(grid), dtype=bool)
         for rotation, translation in members:
@@ -159,11 +159,11 @@ def drop_polar(operation: Operation, polar: list[int]) -> Operation:
     return operation[0], tuple(0 if i in polar else v for i, v in enumerate(operation[1]))
 
 
-def normaliser_generators(number: int, group: set[Operation], centring: list[tuple[int, ...]]) -> list[Operation]:
-    """Generators of the proper normaliser over the proper part of the group."""
+def normalizer_generators(number: int, group: set[Operation], centering: list[tuple[int, ...]]) -> list[Operation]:
+    """Generators of the proper normalizer over the proper part of the group."""
     polar = polar_axes(group)
     proper = {drop_polar(o, polar) for o in group if round(np.linalg.det(np.reshape(o[0], (3, 3)))) == 1}
-    return choose_generators(normaliser(number, group, centring), proper)
+    return choose_generators(normalizer(number, group, centering), proper)
 
 
 def check_letter(number: int, letter: str, triplet: str, group: set[Operation]) -> None:
@@ -211,14 +211,14 @@ def evaluate(part: str, variables: dict[str, float]) -> float:
 
 def describe(number: int, wyckoff: list[list]) -> str:
     """The line of one space-group type."""
-    group, centring = standard_operations(number)
+    group, centering = standard_operations(number)
     identity = (1, 0, 0, 0, 1, 0, 0, 0, 1)
     symbol = moyopy.SpaceGroupType(number).hm_short.replace(" ", "")
-    generators = choose_generators(group, {(identity, t) for t in centring})
+    generators = choose_generators(group, {(identity, t) for t in centering})
     if number <= 15:
         extra = "*"
     else:
-        extra = " ".join(to_xyz(o) for o in normaliser_generators(number, group, centring)) or "-"
+        extra = " ".join(to_xyz(o) for o in normalizer_generators(number, group, centering)) or "-"
     for letter, _, triplet in wyckoff:
         check_letter(number, letter, triplet, group)
     positions = " ".join(

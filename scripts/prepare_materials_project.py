@@ -84,8 +84,8 @@ def training_table(folder: Path, max_atoms: int) -> tuple[Any, dict[str, int]]:
     def is_held(frame: Any) -> Any:
         return frame.material_id.isin(ids) | pd.Series(kinds_of(frame), index=frame.index).isin(kinds)
 
-    labelled = project[project[list(LABELS)].notna().any(axis=1)]
-    small = labelled[labelled.num_atoms <= max_atoms]
+    labeled = project[project[list(LABELS)].notna().any(axis=1)]
+    small = labeled[labeled.num_atoms <= max_atoms]
     free = small[~is_held(small)]
     mp20_train = mp20[(mp20.split == "train") & mp20[list(LABELS)].notna().any(axis=1)]
     mp20_free = mp20_train[~is_held(mp20_train)]
@@ -100,7 +100,7 @@ def training_table(folder: Path, max_atoms: int) -> tuple[Any, dict[str, int]]:
     table = pd.concat([frame[columns] for frame in tables], ignore_index=True)
     table = table[table[list(LABELS)].notna().any(axis=1)]
     counts = {
-        "labelled": len(labelled),
+        "labeled": len(labeled),
         f"at most {max_atoms} atoms": len(small),
         "held out by id or by formula and space group": len(small) - len(free),
         "materials_project train": len(free),

@@ -24,8 +24,8 @@ SPEEDS = {
         ("encoders", "crystalframer forward"),
         ("encoders", "crystalframer forward + backward"),
     ],
-    "`hf-crystal predict` from a table, reading and neighbour search included": [("feeding", "predict, Arrow rows")],
-    "reading and neighbour search alone": [("feeding", "Arrow rows → batch → neighbours")],
+    "`hf-crystal predict` from a table, reading and neighbor search included": [("feeding", "predict, Arrow rows")],
+    "reading and neighbor search alone": [("feeding", "Arrow rows → batch → neighbors")],
     "generation, in batches; against one by one without a cache": [
         ("generation", "batch, cache, masks, shared prefill"),
         ("generation", "batch against one by one"),

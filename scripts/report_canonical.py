@@ -201,7 +201,7 @@ def compare(record: dict, decoded: "Structure") -> tuple[bool, list[float]]:
     return True, np.linalg.norm(delta @ original.lattice.matrix, axis=1).tolist()
 
 
-def summarise(name: str, verdicts: list[Verdict], noise: list[float]) -> str:
+def summarize(name: str, verdicts: list[Verdict], noise: list[float]) -> str:
     """One row of the table."""
     good = [v for v in verdicts if v.error is None]
 
@@ -261,7 +261,7 @@ def main() -> None:
                 verdicts = list(pool.map(work, enumerate(records), chunksize=16))
         else:
             verdicts = [work(job) for job in enumerate(records)]
-        print(summarise(name, verdicts, options.noise), flush=True)
+        print(summarize(name, verdicts, options.noise), flush=True)
         distinct.append(count_distinct(name, verdicts))
         for v in verdicts:
             wrong = [kind for kind, right in v.distinct.items() if not right]

@@ -2,7 +2,7 @@ r"""Do generated crystals decode, and are they what was asked for?
 
 Question: of N crystals written by the embedded model and N by an untrained one of its shape, over the temperatures,
 how many decode, have the composition and (as written) the space group that was asked for, stay within the context of
-the model, and how many are found in the same space group again when they are canonicalised. Prompts are compositions
+the model, and how many are found in the same space group again when they are canonicalized. Prompts are compositions
 of the primitive cell and space groups of real crystals (MP-20 test). With --fuzz: are random token sequences and
 mutated real ones a crystal or a ValueError with a reason, and how long does the slowest take?
 
@@ -53,8 +53,8 @@ def judge(found: list[Any], asked: list[Any], limit: int, tokenizer: Any) -> dic
         counts["space_group"] += item.canonical.space_group == truth.space_group
         try:
             again = canonicalize(item.structure, settings=tokenizer.settings)
-        except ValueError:  # atoms nearer than canonicalisation accepts
-            counts["not_canonicalised"] += 1
+        except ValueError:  # atoms nearer than canonicalization accepts
+            counts["not_canonicalized"] += 1
             continue
         counts["found_again"] += again.space_group == truth.space_group
     return dict(counts)

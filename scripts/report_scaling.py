@@ -3,7 +3,7 @@
 Question: is the cost linear? Supercells of one crystal from 10 to about 10,000 atoms, each alone in a batch, through
 Crystalformer and CrystalFramer (max frames), forward (evaluation) and forward + backward (training). Every point is a
 fresh process, forked after the imports, so that its peak memory is its own. Held fixed: published sizes, float32,
-cut-off 4.5 sigma, neighbour search included, one thread, one call after a warm-up on the unit cell. Time is process
+cut-off 4.5 sigma, neighbor search included, one thread, one call after a warm-up on the unit cell. Time is process
 CPU time; memory is what the call added to the peak of the process.
 
 The exponents are slopes of least-squares lines through log cost against log atoms, from 100 atoms on.

@@ -6,7 +6,7 @@ Eighteen minutes of MP-20 on one CPU core, with the composition, optional format
         --data mp_20.parquet --output-dir runs/mat2seq --max-hours 0.3
 
 The output folder holds model/ (load it with from_pretrained), recipe.yaml as run, run.json (seed, commit, versions,
-cost, curves, test figures), tokens/ (the tokenised data, made once) and checkpoints/ (continue with --resume). --help
+cost, curves, test figures), tokens/ (the tokenized data, made once) and checkpoints/ (continue with --resume). --help
 lists the options.
 """
 

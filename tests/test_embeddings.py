@@ -78,7 +78,7 @@ def test_wrong_arguments(model):
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_neighbours_are_those_of_comparing_all(metric):
+def test_neighbors_are_those_of_comparing_all(metric):
     rng = np.random.default_rng(0)
     rows, queries = rng.normal(size=(300, 8)).astype(np.float32), rng.normal(size=(40, 8)).astype(np.float32)
     expected = cdist(queries.astype(float), rows.astype(float), metric)

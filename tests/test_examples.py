@@ -36,7 +36,7 @@ def test_example_is_the_crystal_it_names(name):
     structure = Structure.from_file(EXAMPLES / f"{name}.cif")
     assert structure.composition.reduced_formula == formula
     assert structure.density == pytest.approx(density, rel=0.01)
-    assert min(neighbour.nn_distance for neighbour in structure.get_neighbors(structure[-1], 4.0)) == pytest.approx(
+    assert min(neighbor.nn_distance for neighbor in structure.get_neighbors(structure[-1], 4.0)) == pytest.approx(
         bond, abs=0.03
     )
     dataset = moyopy.MoyoDataset(MoyoAdapter.from_structure(structure), symprec=1e-3)

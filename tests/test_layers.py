@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_crystal"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = ("crystals", "encoders", "mat2seq", "pipelines")
-TRAVELLING = [path for path in SOURCES if path.parent.name in ROOMS and path.name != "__init__.py"]
+TRAVELING = [path for path in SOURCES if path.parent.name in ROOMS and path.name != "__init__.py"]
 
 # files of a room from the bottom up: each imports only what stands before it
 CRYSTALS = ["checkpoint_versions", "elements", "formula", "record", "formats", "cif_symmetry", "cif", "reading"]
@@ -62,7 +62,7 @@ ALLOWED_PACKAGES = {
     "conversion": {"encoders", "typing"},
     "typing": {"crystals", "encoders", "mat2seq", "pipelines"},
 }
-# installed packages that a travelling file may name outside `try`
+# installed packages that a traveling file may name outside `try`
 REMOTE_PACKAGES = {"torch", "transformers", "safetensors", "numpy", "huggingface_hub"}
 
 
@@ -104,8 +104,8 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else module
 
 
-@pytest.mark.parametrize("path", TRAVELLING, ids=name_of)
-def test_travelling_file_imports_by_the_form_that_the_exporter_rewrites(path):
+@pytest.mark.parametrize("path", TRAVELING, ids=name_of)
+def test_traveling_file_imports_by_the_form_that_the_exporter_rewrites(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             assert node.module is not None, "`from . import x` is not exported"
@@ -114,8 +114,8 @@ def test_travelling_file_imports_by_the_form_that_the_exporter_rewrites(path):
             assert (folder / f"{node.module.replace('.', '/')}.py").is_file()
 
 
-@pytest.mark.parametrize("path", TRAVELLING, ids=name_of)
-def test_travelling_file_needs_only_the_packages_of_a_bare_environment(path):
+@pytest.mark.parametrize("path", TRAVELING, ids=name_of)
+def test_traveling_file_needs_only_the_packages_of_a_bare_environment(path):
     assert set(get_imports(path)) - set(sys.stdlib_module_names) <= REMOTE_PACKAGES
 
 
@@ -154,7 +154,7 @@ def test_no_import_goes_round_in_a_circle():
 def test_exported_names_are_unique():
     from hf_crystal.hub.files import _flat_name
 
-    names = [_flat_name(f"hf_crystal.{path.parent.name}.{path.stem}") for path in TRAVELLING]
+    names = [_flat_name(f"hf_crystal.{path.parent.name}.{path.stem}") for path in TRAVELING]
     assert len(names) == len(set(names))
 
 

@@ -1,4 +1,4 @@
-"""Pieces of HTML for the page: tables, crystal cards, coloured sequences, pictures."""
+"""Pieces of HTML for the page: tables, crystal cards, colored sequences, pictures."""
 
 import base64
 import html
@@ -18,7 +18,7 @@ __all__ = ["crystal_cards", "insight_table", "message", "picture", "prediction_t
 
 
 def message(text: str, kind: str = "error") -> str:
-    """A line of text in a coloured box; `kind` is "error", "good" or "note". Screen readers announce it."""
+    """A line of text in a colored box; `kind` is "error", "good" or "note". Screen readers announce it."""
     role = "alert" if kind == "error" else "status"
     return f'<div class="hfc-message hfc-{kind}" role="{role}">{html.escape(text)}</div>'
 
@@ -80,7 +80,7 @@ def crystal_cards(crystals: Sequence[GeneratedCrystal]) -> str:
 
 
 def sequence_html(sequence: str) -> str:
-    """The words in coloured boxes with their meaning, and the same as a table."""
+    """The words in colored boxes with their meaning, and the same as a table."""
     words = explain_sequence(sequence)
     boxes = "".join(
         f"<span class='hfc-word' style='background:{KIND_COLORS[word.kind][0]};color:{KIND_COLORS[word.kind][1]}' "

@@ -316,15 +316,15 @@ def _look(
     try:
         record = _one_crystal(service, files, text, example)
         seen = service.inspect(model, record)
-        centre, looking = int(_number(atom, "atom")) - 1, int(head) - 1 if head else None
-        seen.check(atom=centre, head=looking)
+        center, looking = int(_number(atom, "atom")) - 1, int(head) - 1 if head else None
+        seen.check(atom=center, head=looking)
         place = int(_number(block, "block")) - 1
         if not 0 <= place < len(seen.blocks):
             raise ValueError(f"block is {place + 1}; this model has {len(seen.blocks)}")
         first = service.retell(model, record)
     except ValueError as error:
         return message(str(error)), "", "", "", "", "", gradio.update(), []
-    label = seen.labels[centre]
+    label = seen.labels[center]
     values = ", ".join(
         f"{name.replace('_', ' ')} {value:.3f} {seen.units[name]}" for name, value in seen.values.items()
     )
@@ -334,19 +334,19 @@ def _look(
         about += (
             " Arrows: its frame; where directions are equally strong, all of them, as the mean over them is taken."
         )
-    attention = plot_attention(seen, atom=centre, head=looking)
+    attention = plot_attention(seen, atom=center, head=looking)
     described = f"attention in {seen.formula}, in every block"
     frames = ""
     if has_frames:
-        frames = picture(plot_frames(seen, atom=centre, head=looking or 0), f"frames of {label}")
+        frames = picture(plot_frames(seen, atom=center, head=looking or 0), f"frames of {label}")
     return (
         message(f"{seen.formula}: {values}. {label} in block {place + 1}. {about}", "note"),
-        view_html(record, inspected=seen, block=place, atom=centre, head=looking),
+        view_html(record, inspected=seen, block=place, atom=center, head=looking),
         picture(attention, described),
         frames,
         sequence_html(first.sequence),
         insight_table(first, []),
-        _fenced(inside_code(model, centre, looking)),
+        _fenced(inside_code(model, center, looking)),
         [first],
     )
 

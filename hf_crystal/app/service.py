@@ -220,7 +220,7 @@ class Service:
         """Crystals of a composition, the most probable first.
 
         Raises:
-            ValueError: no crystal can fulfil what is asked for: an element or a space group that does not exist, or a
+            ValueError: no crystal can fulfill what is asked for: an element or a space group that does not exist, or a
                 number of atoms that the space group cannot hold.
         """
         if not 1 <= num <= MAX_GENERATED:

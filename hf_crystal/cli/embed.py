@@ -1,4 +1,4 @@
-"""`hf-crystal embed`: vectors of crystals, and their nearest neighbours in a table."""
+"""`hf-crystal embed`: vectors of crystals, and their nearest neighbors in a table."""
 
 import sys
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def embed(
     nearest: Annotated[
         Path | None, typer.Option(help="Table written by this command: list the crystals in it nearest to each.")
     ] = None,
-    num: Annotated[int, typer.Option(help="Neighbours per crystal, with --nearest.")] = 5,
+    num: Annotated[int, typer.Option(help="Neighbors per crystal, with --nearest.")] = 5,
     metric: Annotated[
         Literal["euclidean", "cosine"], typer.Option(help="Distance between vectors, with --nearest.")
     ] = "euclidean",

@@ -1,4 +1,4 @@
-"""`hf-crystal evaluate`: errors of a property model on labelled crystals; quality of a generator."""
+"""`hf-crystal evaluate`: errors of a property model on labeled crystals; quality of a generator."""
 
 import json
 import logging

@@ -66,7 +66,7 @@ def attention(
     block: Annotated[int | None, typer.Option(help="One block, counted from 1; all by default.")] = None,
     head: Annotated[int | None, typer.Option(help="One head, counted from 1; the mean by default.")] = None,
 ) -> None:
-    """Attention between the atoms of a crystal, and of one atom over shells of neighbours."""
+    """Attention between the atoms of a crystal, and of one atom over shells of neighbors."""
     with _chosen(output_file, crystal, "attention") as file:
         _check_crystal(crystal)
         quiet_transformers()

@@ -68,9 +68,9 @@ def train_generator(
     config: Config,
     output_dir: OutputDir,
     data: Data = None,
-    tokens: Annotated[Path | None, typer.Option(help="Folder of tokenised data that several runs share.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Folder of tokenized data that several runs share.")] = None,
     num_workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that tokenise; overrides the recipe.")
+        int | None, typer.Option(min=1, help="Processes that tokenize; overrides the recipe.")
     ] = None,
     max_hours: MaxHours = None,
     resume: Resume = False,

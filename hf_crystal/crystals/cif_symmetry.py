@@ -211,7 +211,7 @@ def _candidates(content: CifContent, cell: np.ndarray) -> list[tuple[Operations,
 
 
 def _magnetic(content: CifContent) -> tuple[Operations, str]:
-    """Operations of a magnetic group, their time reversal (`,+1`) dropped; centrings are listed apart."""
+    """Operations of a magnetic group, their time reversal (`,+1`) dropped; centerings are listed apart."""
     lists = []
     for name in _MAGNETIC:
         triplets = [re.sub(r",\s*[+-]1\s*$", "", text) for text in content.get(name, [])] or ["x,y,z"]

@@ -386,7 +386,7 @@ def parse_structure(obj: CrystalLike) -> CrystalRecord:
         return _record_from_text(obj) if _looks_like_text(obj) else _record_from_path(Path(obj))
     if isinstance(obj, os.PathLike):
         return _record_from_path(Path(obj))
-    # duck typing, so that neither package is imported to recognise its objects
+    # duck typing, so that neither package is imported to recognize its objects
     if hasattr(obj, "lattice") and hasattr(obj, "frac_coords") and hasattr(obj, "site_properties"):
         return record_from_pymatgen(obj)
     if hasattr(obj, "cell") and hasattr(obj, "positions") and hasattr(obj, "pbc"):

@@ -98,7 +98,7 @@ def _is_finite_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _labelled_entries(path: Path, spec: BenchmarkSpec) -> tuple[list[int], list[str]]:
+def _labeled_entries(path: Path, spec: BenchmarkSpec) -> tuple[list[int], list[str]]:
     """Places in the file and ids of the entries that have every label; the crystals are not read."""
     places: list[int] = []
     ids: list[str] = []
@@ -148,7 +148,7 @@ def _parts_from_file(split_file: Path, ids: list[str]) -> tuple[list[int], ...]:
         unknown = [name for name in map(str, listed[key]) if name not in index]
         if unknown:
             raise BenchmarkError(
-                f"split_file {split_file.name}: {len(unknown)} ids of {key} have no labelled entry in the data, "
+                f"split_file {split_file.name}: {len(unknown)} ids of {key} have no labeled entry in the data, "
                 f"first {unknown[0]!r}"
             )
         parts.append([index[str(name)] for name in listed[key]])
@@ -193,7 +193,7 @@ def load_benchmark(
     folder = cache_root(cache_dir) / f"{spec.name}-{fingerprint(watched, options)}"
     split_of: dict[int, str] = {}
     if not (folder / "tables.json").is_file():
-        places, ids = _labelled_entries(file, spec)
+        places, ids = _labeled_entries(file, spec)
         if split_path is not None:
             parts = _parts_from_file(split_path, ids)
         else:
@@ -201,7 +201,7 @@ def load_benchmark(
             try:
                 parts = official_split(len(ids), sizes)
             except ValueError as error:
-                raise BenchmarkError(f"{file.name} has {len(ids)} labelled entries: {error}") from error
+                raise BenchmarkError(f"{file.name} has {len(ids)} labeled entries: {error}") from error
             if official:
                 _check_official(spec, parts, ids, file)
         split_of = {places[row]: split for split, part in zip(_SPLITS, parts, strict=True) for row in part}

@@ -34,7 +34,7 @@ class CrystalformerConfig(PreTrainedConfig):
         domain (`str`): where images are summed. `"real"`; `"reciprocal"`; `"multihead"`: the first half of the heads
             real, the others reciprocal; `"real-reci"` or `"reci-real"`: blocks alternate.
         num_radial_basis (`int`): K of the value encoding psi; 0 gives the paper's "simplified" model.
-        radial_cutoff (`float`): r_max, centre of the last radial function, Å.
+        radial_cutoff (`float`): r_max, center of the last radial function, Å.
         radial_width_scale (`float`): width of a radial function in units of their spacing.
         real_scale (`float`): r0, Gaussian width at rho = 1 in real space, Å.
         reciprocal_scale (`float`): the same in reciprocal space, Å.

@@ -80,7 +80,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         min_distance (`float`): Å; crystals with two atoms nearer than this, images included, are refused.
         min_volume_per_atom (`float`): Å³; smaller cells are refused as flat.
         max_atoms (`int`, *optional*): largest cell accepted.
-        cell_choice (`"as_given"` or `"primitive"`): `"primitive"` replaces the cell by the standardised primitive one
+        cell_choice (`"as_given"` or `"primitive"`): `"primitive"` replaces the cell by the standardized primitive one
             found by moyopy (fewer atoms, rotated; atom order changes).
         symprec (`float`): Å; tolerance of the search for the primitive cell.
         float_dtype (`"float32"` or `"float64"`): type of `positions` and `cell`. Not named `dtype`: `pipeline()` hands
@@ -379,7 +379,7 @@ def _flatten(records: list[CrystalRecord]) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _primitive(record: CrystalRecord, symprec: float, index: int | None) -> CrystalRecord:
-    """The standardised primitive cell of a crystal, found by moyopy.
+    """The standardized primitive cell of a crystal, found by moyopy.
 
     Raises:
         CrystalInputError: no cell was found at this tolerance.

@@ -2,7 +2,7 @@
 
 Taniai et al., "Crystalformer: Infinitely Connected Attention for Periodic Structure Encoding", ICLR 2024
 (arXiv 2403.11686). Read top to bottom: geometry once per batch, attention, feed-forward, block, encoder, head.
-No layer normalisation and no dropout: initialisation follows T-Fixup (paper, section 4).
+No layer normalization and no dropout: initialization follows T-Fixup (paper, section 4).
 
 Inside the encoder atoms are packed, (T, ...), and images are padded rows per atom; see `ops_periodic_geometry`.
 """
@@ -85,10 +85,10 @@ class CrystalPropertyOutput(ModelOutput):
 
 
 class XavierLinear(nn.Linear):
-    """Linear layer that knows its gain at initialisation.
+    """Linear layer that knows its gain at initialization.
 
-    The gain lives here because transformers skips modules without tensors of their own when it initialises code from
-    outside its tree: a feed-forward module could not initialise its two layers.
+    The gain lives here because transformers skips modules without tensors of their own when it initializes code from
+    outside its tree: a feed-forward module could not initialize its two layers.
     """
 
     def __init__(self, in_features: int, out_features: int, gain: float):
@@ -306,7 +306,7 @@ class CrystalformerMLP(nn.Module):
 
 
 class CrystalformerLayer(GradientCheckpointingLayer):
-    """One block: x + attention(x), then x + mlp(x); no normalisation."""
+    """One block: x + attention(x), then x + mlp(x); no normalization."""
 
     def __init__(self, config: CrystalformerConfig, layer_index: int):
         super().__init__()
@@ -365,7 +365,7 @@ class CrystalPropertyHead(nn.Module):
 
 
 class CrystalformerPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and calibration shared by the models."""
+    """Initialization, loading and calibration shared by the models."""
 
     config: CrystalformerConfig
     config_class = CrystalformerConfig

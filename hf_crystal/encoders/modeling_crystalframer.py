@@ -142,7 +142,7 @@ class CrystalFramerLayer(CrystalformerLayer):
 
 
 class CrystalFramerPreTrainedModel(CrystalformerPreTrainedModel):
-    """Initialisation shared by the CrystalFramer models."""
+    """Initialization shared by the CrystalFramer models."""
 
     config: CrystalFramerConfig
     config_class = CrystalFramerConfig

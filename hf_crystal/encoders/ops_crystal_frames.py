@@ -4,7 +4,7 @@ A frame is right-handed, rows [e1, e2, e3]. Where several frames are equally goo
 features over them, and that is a weighted list of axis directions (`FrameAxes`).
 
 Why a mean: the arg-max of the `max` frames ties exactly on symmetric sites (and always between +T and -T when the
-chosen neighbour is an image of the atom itself), and eigenvectors have free signs and may be degenerate. Picking one
+chosen neighbor is an image of the atom itself), and eigenvectors have free signs and may be degenerate. Picking one
 candidate by rounding or by noise makes predictions of symmetric crystals random. Here evaluation takes the mean over
 the tied candidates with weights max(0, 1 - gap / tolerance): independent of orientation, atom order and run, equal to
 the single frame where no tie is near, and continuous in between. Training draws one of them with the same weights
@@ -92,7 +92,7 @@ def _choose(scores: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch
 def _near_ties(scores: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Candidates that are tied in some head: rows (n,), columns (n,) and shares (n, H).
 
-    Shares are max(0, 1 - gap / tolerance), normalised over the candidates of a row and head.
+    Shares are max(0, 1 - gap / tolerance), normalized over the candidates of a row and head.
 
     Args:
         scores (`torch.Tensor` of shape `(R, H, M)`): -inf where there is no candidate.

@@ -103,7 +103,7 @@ def radial_basis(
     Args:
         distances (`torch.Tensor` of shape `(...)`): r, Å.
         num_basis (`int`): K.
-        cutoff (`float`): centre of the last function, Å.
+        cutoff (`float`): center of the last function, Å.
         width_scale (`float`): s.
         truncate (`bool`): zero all but the 8s + 1 functions nearest to r, as the released CrystalFramer does.
         radius (`float`, *optional*): largest distance, Å; the last functions are left out if they are below rounding

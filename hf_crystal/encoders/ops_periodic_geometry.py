@@ -32,7 +32,7 @@ __all__ = [
     "unpack_atoms",
 ]
 
-# Above this many atoms a crystal's neighbours are found with linked cells, O(N), instead of all pairs, O(N²).
+# Above this many atoms a crystal's neighbors are found with linked cells, O(N), instead of all pairs, O(N²).
 LINKED_CELL_MIN_ATOMS = 128
 # All-pairs search of a group of crystals is cut so that no distance table has more entries than this.
 MAX_DISTANCE_ENTRIES = 8_000_000
@@ -70,7 +70,7 @@ def reciprocal_cell(cell: torch.Tensor) -> torch.Tensor:
 
 
 def plane_spacings(cell: torch.Tensor) -> torch.Tensor:
-    """Distances between neighbouring lattice planes along the three axes, V / |l_m x l_n|, Å.
+    """Distances between neighboring lattice planes along the three axes, V / |l_m x l_n|, Å.
 
     Args:
         cell (`torch.Tensor` of shape `(..., 3, 3)`): lattice vectors as rows, Å.
@@ -153,7 +153,7 @@ class EdgeList:
 
     Attributes:
         pair_query, pair_key (`torch.Tensor` of shape `(P,)`): packed atoms of each pair; every atom occurs as a query,
-            the pairs of one query are neighbours in the list and their keys ascend.
+            the pairs of one query are neighbors in the list and their keys ascend.
         pair_counts (`torch.Tensor` of shape `(P,)`): images of each pair, at least one.
         vectors (`torch.Tensor` of shape `(E, 3)`): from the query to each image of the key, Å.
     """
@@ -473,7 +473,7 @@ def pure_translations(
 def cells_layouts(
     positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms, extents: torch.Tensor
 ) -> list[NeighborLayout]:
-    """All images of a box of lattice integers, centred on the raw p_j - p_i (the `cells` rule of the papers' code).
+    """All images of a box of lattice integers, centered on the raw p_j - p_i (the `cells` rule of the papers' code).
 
     Args:
         positions (`torch.Tensor` of shape `(T, 3)`): packed Cartesian positions, Å.

@@ -1,4 +1,4 @@
-"""Evaluate a saved property model on labelled rows."""
+"""Evaluate a saved property model on labeled rows."""
 
 import json
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def evaluate_property_folder(
     num_bootstrap: int = 1000,
     progress: Callable[[int], None] | None = None,
 ) -> RegressionMetrics:
-    """Metrics of a saved property model on labelled rows; the mean predictor uses the model's training mean.
+    """Metrics of a saved property model on labeled rows; the mean predictor uses the model's training mean.
 
     Args:
         folder: Folder (or repository) with model and feature extractor.

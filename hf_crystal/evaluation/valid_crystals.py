@@ -25,7 +25,7 @@ COMPOSITION_RULE = f"SMACT charge neutrality and Pauling test, {SMACT_STATES} st
 
 @dataclass(frozen=True)
 class CrystalValidity:
-    """Judgement of one crystal.
+    """Judgment of one crystal.
 
     Attributes:
         valid: Passes everything that was asked for.
@@ -57,7 +57,7 @@ class ValidityResult(PlainResult):
         num_valid: Crystals that pass everything.
         num_structure_valid: Crystals with valid structure.
         num_composition_valid: Crystals with valid composition; None where not judged.
-        crystals: Judgement of each, in order.
+        crystals: Judgment of each, in order.
     """
 
     protocol: str
@@ -134,7 +134,7 @@ def validity(crystals: Iterable[Any], *, composition: Literal["smact14"] | None 
         composition: "smact14", or None to judge structures only.
 
     Returns:
-        The fractions, the counts and the judgement of each crystal.
+        The fractions, the counts and the judgment of each crystal.
 
     Raises:
         ValueError: if there are no crystals or `composition` is something else.

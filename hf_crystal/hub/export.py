@@ -1,4 +1,4 @@
-"""`export_pretrained`: weights, configuration, code, reader or tokenizer, card, licence, recipe; all tried out."""
+"""`export_pretrained`: weights, configuration, code, reader or tokenizer, card, license, recipe; all tried out."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def export_pretrained(
     """Write a complete Hub repository of a property model or a generator, and check it before it has its name.
 
     A property model's folder holds the weights, `config.json` and `preprocessor_config.json` with their `auto_map`,
-    every code file needed, the pipeline, a model card, the licence and the recipe, so it loads with
+    every code file needed, the pipeline, a model card, the license and the recipe, so it loads with
     `trust_remote_code=True` where only torch, transformers, safetensors and numpy are installed. A generator's folder
     is a stock Llama's, which needs no remote code, and its tokenizer and grammar travel as code. Both are tried in a
     separate process without this package, with outputs compared bit for bit, before the folder is moved to `out`.

@@ -81,7 +81,7 @@ def check_property(folder: str, crystals: list[dict[str, Any]], outputs: str) ->
 
 
 def check_generator(folder: str, asked: dict[str, Any], outputs: str) -> None:
-    """Logits and tokens of the stock classes; tokens of crystals and generation by the travelling code, as JSON."""
+    """Logits and tokens of the stock classes; tokens of crystals and generation by the traveling code, as JSON."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

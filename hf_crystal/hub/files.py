@@ -1,4 +1,4 @@
-"""What every exported folder holds besides the model: code that travels, licence, recipe; and how it is tried out."""
+"""What every exported folder holds besides the model: code that travels, license, recipe; and how it is tried out."""
 
 import functools
 import importlib.metadata

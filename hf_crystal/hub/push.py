@@ -108,7 +108,7 @@ def write_results(metrics: dict[str, Any], card: ModelCard, model_repository: st
 
     Args:
         metrics: evaluation JSON.
-        card: the model's card; licence and title are taken from it.
+        card: the model's card; license and title are taken from it.
         model_repository: repository of the model.
         folder: existing folder to write to.
     """

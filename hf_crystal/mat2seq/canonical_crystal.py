@@ -28,7 +28,7 @@ __all__ = [
     "free_cell_parameters",
     "orbit_points",
     "full_cell_parameters",
-    "quantise",
+    "quantize",
     "rounding_displacements",
 ]
 
@@ -150,7 +150,7 @@ class CanonicalCrystal:
         group = space_group(self.space_group)
         counts: Counter[int] = Counter()
         for site in self.sites:
-            counts[site.atomic_number] += group.positions[site.position].multiplicity // len(group.centring)
+            counts[site.atomic_number] += group.positions[site.position].multiplicity // len(group.centering)
         return dict(counts)
 
     def to_record(self, *, primitive: bool = True) -> CrystalRecord:
@@ -209,7 +209,7 @@ class CanonicalCrystal:
         return f"{CifBlock({**fields, **columns}, loops, cell_formula(self.to_record().atomic_numbers.tolist()))}\n"
 
 
-def quantise(values: np.ndarray | float, step: float) -> np.ndarray:
+def quantize(values: np.ndarray | float, step: float) -> np.ndarray:
     """Nearest multiple of `step` as an integer; boundaries are moved off the half."""
     return np.floor(np.asarray(values) / step + BOUNDARY).astype(np.int64)
 

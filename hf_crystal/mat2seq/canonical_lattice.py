@@ -12,7 +12,7 @@ import itertools
 
 import numpy as np
 
-from .canonical_crystal import quantise
+from .canonical_crystal import quantize
 
 __all__ = ["REDUCTION_SLACK", "lengths_and_angles", "on_grid", "reduced_bases", "smallest_row"]
 
@@ -32,8 +32,8 @@ def lengths_and_angles(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lengths a b c (Å) and angles α β γ (degrees) of metric tensors of shape (..., 3, 3)."""
     lengths = np.sqrt(np.diagonal(metric, axis1=-2, axis2=-1))
     products = np.stack([metric[..., 1, 2], metric[..., 0, 2], metric[..., 0, 1]], axis=-1)
-    neighbours = lengths[..., [1, 0, 0]] * lengths[..., [2, 2, 1]]
-    return lengths, np.degrees(np.arccos(np.clip(products / neighbours, -1.0, 1.0)))
+    neighbors = lengths[..., [1, 0, 0]] * lengths[..., [2, 2, 1]]
+    return lengths, np.degrees(np.arccos(np.clip(products / neighbors, -1.0, 1.0)))
 
 
 def on_grid(metric: np.ndarray, length_step: float, angle_step: float) -> np.ndarray:
@@ -80,10 +80,10 @@ def reduced_bases(
             triples, opposite = triples[wanted], opposite[wanted]
         if len(triples):
             break
-    rounded = quantise(opposite, angle_step)
-    right = quantise(90.0, angle_step)
+    rounded = quantize(opposite, angle_step)
+    right = quantize(90.0, angle_step)
     angle_class = np.where((rounded <= right).all(axis=1), 0, np.where((rounded >= right).all(axis=1), 1, 2))
-    keys = np.concatenate([quantise(lengths, length_step)[triples], angle_class[:, None], rounded], axis=1)
+    keys = np.concatenate([quantize(lengths, length_step)[triples], angle_class[:, None], rounded], axis=1)
     best, tied = smallest_row(keys)
     return short[triples[tied]], best[[0, 1, 2, 4, 5, 6]]
 
@@ -127,7 +127,7 @@ def _shortest_triples(lengths: np.ndarray, length_step: float, slack: int, hande
     first = int(order[0])
     second = int(order[_INDEPENDENT[first, order].argmax()])
     third = int(order[(_DETERMINANTS[first, second, order] != 0).argmax()])
-    rounded = quantise(lengths, length_step)
+    rounded = quantize(lengths, length_step)
     a, b, c = ((np.abs(rounded - rounded[i]) <= slack).nonzero()[0] for i in (first, second, third))
     i, j, k = (_DETERMINANTS[a[:, None, None], b[:, None], c] == handedness).nonzero()
     return np.array([a[i], b[j], c[k]]).T

@@ -248,10 +248,10 @@ def _locate(crystal: SymmetricCrystal, frac: np.ndarray) -> _Orbits:
     """Wyckoff position and parameters of every orbit, as the atoms lie."""
     group, orbit = crystal.group, crystal.orbit_of_atom
     stacked = _stacked(group.number)
-    centring = group.centring / TRANSLATION_GRID
-    points = frac if len(centring) == 1 else (frac[:, None] + centring).reshape(-1, 3)
-    orbit_of_point = orbit if len(centring) == 1 else np.repeat(orbit, len(centring))
-    sizes = np.bincount(orbit) * len(centring)
+    centering = group.centering / TRANSLATION_GRID
+    points = frac if len(centering) == 1 else (frac[:, None] + centering).reshape(-1, 3)
+    orbit_of_point = orbit if len(centering) == 1 else np.repeat(orbit, len(centering))
+    sizes = np.bincount(orbit) * len(centering)
     residual = points @ stacked.residuals - stacked.constants
     residual -= np.rint(residual)
     fits = (np.abs(residual) < ON_POSITION).reshape(len(points), -1, 3).all(axis=-1)
@@ -268,7 +268,7 @@ def _locate(crystal: SymmetricCrystal, frac: np.ndarray) -> _Orbits:
     origins = None
     if group.polar_axes:
         kinds, counts = np.unique(crystal.atomic_numbers, return_counts=True)
-        origins = points[np.repeat(crystal.atomic_numbers == kinds[counts.argmin()], len(centring))]
+        origins = points[np.repeat(crystal.atomic_numbers == kinds[counts.argmin()], len(centering))]
     return _Orbits(columns, elements, parameters, origins)
 
 

@@ -13,7 +13,7 @@ from .canonical_crystal import (
     CanonicalSite,
     coordinate_strides,
     free_cell_parameters,
-    quantise,
+    quantize,
 )
 from .canonical_lattice import REDUCTION_SLACK, lengths_and_angles, on_grid, reduced_bases, smallest_row
 from .canonical_symmetry import SymmetricCrystal
@@ -92,13 +92,13 @@ def choose_setting_plainly(crystal: SymmetricCrystal, settings: CanonicalSetting
 def _lattice_keys(number: int, metrics: np.ndarray, settings: CanonicalSettings) -> tuple[np.ndarray, np.ndarray]:
     """What is compared (shape (n, k), smaller is better) and the free parameters in steps, of metrics (n, 3, 3)."""
     lengths, angles = lengths_and_angles(metrics)
-    values = np.concatenate([quantise(lengths, settings.length_step), quantise(angles, settings.angle_step)], axis=1)
+    values = np.concatenate([quantize(lengths, settings.length_step), quantize(angles, settings.angle_step)], axis=1)
     columns = [_PARAMETER_ORDER[name] for name in free_cell_parameters(number)]
     parameters = values[:, columns]
     if 3 <= number <= 15:
         beta = values[:, 4]
-        right = int(quantise(90.0, settings.angle_step))
-        total = quantise(lengths[:, 0] + lengths[:, 2], settings.length_step)
+        right = int(quantize(90.0, settings.angle_step))
+        total = quantize(lengths[:, 0] + lengths[:, 2], settings.length_step)
         # smallest a + c; β obtuse, as crystallographers write it; then close to 90°
         keys = np.stack([total, beta < right, np.abs(beta - right), values[:, 0], values[:, 2]], axis=1)
         return keys.astype(np.int64), parameters
@@ -166,8 +166,8 @@ def _candidates(
     if polar:
         elements, counts = np.unique(crystal.atomic_numbers, return_counts=True)
         points = frac[crystal.atomic_numbers == elements[counts.argmin()]]
-        # With all images by centring: half an edge along a polar axis is half an edge across, which is no free choice.
-        points = (points[:, None] + crystal.group.centring / TRANSLATION_GRID).reshape(-1, 3)
+        # With all images by centering: half an edge along a polar axis is half an edge across: no free choice.
+        points = (points[:, None] + crystal.group.centering / TRANSLATION_GRID).reshape(-1, 3)
         points -= np.floor(points + 1e-9)
         points = points[np.unique(np.round(points[:, polar], 9), axis=0, return_index=True)[1]]
     linear, shifts = [], []
@@ -196,7 +196,7 @@ def _site_keys(
     group = crystal.group
     _, first, sizes = np.unique(crystal.orbit_of_atom, return_index=True, return_counts=True)
     numbers = crystal.atomic_numbers[first]
-    multiplicities = sizes * len(group.centring)
+    multiplicities = sizes * len(group.centering)
     rotations, translations = group.all_rotations.astype(float), group.all_translations / TRANSLATION_GRID
     images = np.einsum("kij,oj->oki", rotations, frac[first]) + translations
     keys = np.empty((len(linear), len(first)), dtype=np.int64)
@@ -237,7 +237,7 @@ def _best_codes(matcher: _Matcher, points: np.ndarray, steps: int, strides: np.n
             if not fits.any():
                 continue
         stride = strides[position.index]
-        rounded = quantise(parameters, stride / steps) * stride % steps
+        rounded = quantize(parameters, stride / steps) * stride % steps
         code = (rounded[..., 0] * steps + rounded[..., 1]) * steps + rounded[..., 2] + prefix
         if position.num_parameters < 3:
             code = np.where(fits, code, np.iinfo(np.int64).max)

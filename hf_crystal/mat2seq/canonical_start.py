@@ -152,9 +152,9 @@ def canonical_start(
         base, origin = base[smallest], origin[smallest]
     moved = (frac - origins[origin[0]]) @ inverse[base[0]]
     order = np.lexsort((_codes(moved), numbers))
-    realised = bases[base[0]] @ cell
+    realized = bases[base[0]] @ cell
     digits = np.rint(moved[order] * _DIGITS) % _DIGITS  # before the division: equal to the last bit, as promised
-    return np.rint(realised @ realised.T * _DIGITS) / _DIGITS, digits / _DIGITS, numbers[order]
+    return np.rint(realized @ realized.T * _DIGITS) / _DIGITS, digits / _DIGITS, numbers[order]
 
 
 def _codes(points: np.ndarray) -> np.ndarray:

@@ -159,7 +159,7 @@ def _make_exact(
     None if that costs too much or the group does not fit.
     """
     group = space_group(number)
-    # Entries are multiples of 1/24 at worst (centring, extra translations).
+    # Entries are multiples of 1/24 at worst (centering, extra translations).
     linear = np.rint(linear * 72) / 72
     primitive = group.primitive_basis
     change = primitive @ linear.T

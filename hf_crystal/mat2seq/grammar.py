@@ -107,7 +107,7 @@ class CrystalGrammar:
         return following
 
     def check(self, constraint: PromptConstraint) -> None:
-        """Refuse a prompt that no crystal fulfils.
+        """Refuse a prompt that no crystal fulfills.
 
         Raises:
             ValueError: with the reason.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .canonical_crystal import orbit_points, quantise
+from .canonical_crystal import orbit_points, quantize
 from .space_groups import TRANSLATION_GRID, space_group
 
 __all__ = [
@@ -32,7 +32,7 @@ Counts = tuple[tuple[int, int], ...]  # (atomic number, atoms still to place), b
 def primitive_multiplicities(number: int) -> tuple[tuple[int, bool], ...]:
     """Per Wyckoff position: atoms in the primitive cell, and whether coordinates are free."""
     group = space_group(number)
-    return tuple((p.multiplicity // len(group.centring), p.num_parameters > 0) for p in group.positions)
+    return tuple((p.multiplicity // len(group.centering), p.num_parameters > 0) for p in group.positions)
 
 
 @functools.cache
@@ -193,7 +193,7 @@ def values_with_smaller_spelling(number: int, index: int, earlier: tuple[int, ..
         # Most images change the earlier parameters, whatever the next one is: they are settled by these alone.
         known = np.array(earlier, dtype=np.int64)
         fine = (linear[:, :place, :place] @ known) * TRANSLATION_GRID + constant[:, :place] * steps
-        image = quantise(fine % (steps * TRANSLATION_GRID), TRANSLATION_GRID) % steps
+        image = quantize(fine % (steps * TRANSLATION_GRID), TRANSLATION_GRID) % steps
         differs = image != known
         first = differs.argmax(axis=1)[:, None]
         less = np.take_along_axis(image < known, first, axis=1)[:, 0] & apart
@@ -216,7 +216,7 @@ def _smaller_images(linear: np.ndarray, constant: np.ndarray, earlier: tuple[int
     equal = np.ones((len(linear), steps), dtype=bool)
     for row in range(place + 1):
         fine = linear[:, row] @ values * TRANSLATION_GRID + constant[:, row, None] * steps
-        image = quantise(fine % (steps * TRANSLATION_GRID), TRANSLATION_GRID) % steps
+        image = quantize(fine % (steps * TRANSLATION_GRID), TRANSLATION_GRID) % steps
         smaller |= equal & (image < values[row])
         equal &= image == values[row]
     return np.asarray(smaller.any(axis=0))

@@ -129,7 +129,7 @@ def generate_crystals(
         `num_return` decoded crystals; fewer if filters or `unique` left none to replace them.
 
     Raises:
-        ValueError: for a prompt that no crystal fulfils, before anything is sampled.
+        ValueError: for a prompt that no crystal fulfills, before anything is sampled.
     """
     asked = CrystalPrompt(composition, formula_units, space_group, chemical_system, properties, cell, sites, prompt)
     return generate_crystals_for_prompts(model, tokenizer, [asked], **options)[0]
@@ -181,7 +181,7 @@ def generate_crystals_for_prompts(
         smact: Leave out compositions that are not charge-neutral by SMACT (needs smact), and draw others likewise.
         max_rounds: How often crystals that were left out are replaced, the first drawing included.
         rank: True: most probable crystal first, by `log_likelihood`; a function: largest value first.
-        on_error: "return": a prompt that no crystal fulfils gives one `DecodedCrystal` with the error, the others are
+        on_error: "return": a prompt that no crystal fulfills gives one `DecodedCrystal` with the error, the others are
             not affected; "raise": nothing is sampled.
         progress: Called with the number of crystals so far, whenever there are more.
         grammar: A grammar with other bounds; `max_atoms` and `max_length` are then not used.
@@ -190,7 +190,7 @@ def generate_crystals_for_prompts(
         Per prompt its crystals, with log-likelihoods of the generated part (temperature 1, without grammar).
 
     Raises:
-        ValueError: for a prompt that no crystal fulfils, and options out of range, before anything is sampled.
+        ValueError: for a prompt that no crystal fulfills, and options out of range, before anything is sampled.
         ImportError: if smact is asked for and missing.
     """
     _check_options(num_return, batch_size, max_rounds, temperature, top_p, num_beams)

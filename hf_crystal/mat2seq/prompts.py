@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..crystals.record import CHEMICAL_SYMBOLS, cell_from_parameters
-from .canonical_crystal import CanonicalSite, free_cell_parameters, orbit_points, quantise
+from .canonical_crystal import CanonicalSite, free_cell_parameters, orbit_points, quantize
 from .grammar import CrystalGrammar, GrammarState
 from .grammar_constraint import PromptConstraint
 from .grammar_feasibility import equivalent_parameters
@@ -47,7 +47,7 @@ class CrystalPrompt:
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A prompt that some crystal fulfils: ids of the beginning of the sequence, constraint, and warnings about it."""
+    """A prompt that some crystal fulfills: ids of the beginning of the sequence, constraint, and warnings about it."""
 
     ids: tuple[int, ...]
     constraint: PromptConstraint
@@ -92,7 +92,7 @@ def prepare_prompt(asked: CrystalPrompt, tokenizer: Mat2SeqTokenizer, grammar: C
     """Check a prompt and write what is certain from the start.
 
     Raises:
-        ValueError: for a prompt that no crystal fulfils, with the reason.
+        ValueError: for a prompt that no crystal fulfills, with the reason.
     """
     properties = {name: value for name, value in (asked.properties or {}).items() if value is not None}
     notes = [bins.check_target(properties[bins.name]) for bins in tokenizer.property_bins if bins.name in properties]
@@ -180,7 +180,7 @@ def _cell(given: Mapping[str, Any], group: int, grammar: CrystalGrammar) -> list
             raise ValueError(f"cell parameter {name} is {value}; accepted: {smallest:g} to {largest:g}")
         form = grammar.layout.cell_format(name)
         step = form.unit / 10**form.decimals
-        ranges.append((name, int(quantise(low, step)), int(quantise(high, step))))
+        ranges.append((name, int(quantize(low, step)), int(quantize(high, step))))
     angles = [name for name in ("alpha", "beta", "gamma") if name in given]
     if group <= 2 and angles:
         if len(angles) < 3 or any(low != high for name, low, high in ranges if name in angles):
@@ -207,7 +207,7 @@ def _sites(given: Sequence[str], group: int, steps: int) -> list[CanonicalSite]:
         if numbers and len(numbers) != position.num_parameters:
             raise ValueError(f"site {text!r} has {len(numbers)} coordinates; {name} has {position.num_parameters}")
         try:
-            parameters = tuple(int(quantise(float(x) % 1.0, 1.0 / steps)) % steps for x in numbers)
+            parameters = tuple(int(quantize(float(x) % 1.0, 1.0 / steps)) % steps for x in numbers)
         except ValueError as error:
             raise ValueError(f"site {text!r}: coordinates are numbers") from error
         if parameters:

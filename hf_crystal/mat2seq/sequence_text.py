@@ -365,7 +365,7 @@ def _read_sites(
             if index in used:
                 raise RepeatedFixedPositionError(f"fixed position {token} is used twice", reader.place - 1)
             used.add(index)
-        remaining[element] -= position.multiplicity // len(group.centring)
+        remaining[element] -= position.multiplicity // len(group.centering)
         if remaining[element] < 0:
             symbol = CHEMICAL_SYMBOLS[element]
             raise CompositionMismatchError(f"more {symbol} than the composition has", reader.place - 1)

@@ -1,9 +1,9 @@
 # ruff: noqa: E501
 """The 230 space-group types in their ITA standard settings. Written by `scripts/make_symmetry_tables.py`.
 
-One line per type: number; short Hermann-Mauguin symbol; centring letter; generators of the group (centring left out);
-generators of the orientation-preserving affine normaliser modulo the group, directions without a fixed origin left
-out (`*` for triclinic and monoclinic groups, whose normalisers are infinite); Wyckoff letters with their multiplicity
+One line per type: number; short Hermann-Mauguin symbol; centering letter; generators of the group (without centering);
+generators of the orientation-preserving affine normalizer modulo the group, directions without a fixed origin left
+out (`*` for triclinic and monoclinic groups, whose normalizers are infinite); Wyckoff letters with their multiplicity
 in the conventional cell and the first coordinate triplet.
 
 moyopy knows these tables too. They are frozen here because letters, settings and generators define the sequence and

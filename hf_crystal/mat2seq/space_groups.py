@@ -28,7 +28,7 @@ __all__ = [
 TRANSLATION_GRID = 24
 CRYSTAL_SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
 _LAST_NUMBER = (2, 15, 74, 142, 167, 194, 230)
-# Rows: primitive basis vectors in the conventional basis, in halves and thirds as the centring demands.
+# Rows: primitive basis vectors in the conventional basis, in halves and thirds as the centering demands.
 _PRIMITIVE_BASES = {
     "P": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "A": ((1, 0, 0), (0, 1 / 2, -1 / 2), (0, 1 / 2, 1 / 2)),
@@ -37,7 +37,7 @@ _PRIMITIVE_BASES = {
     "F": ((0, 1 / 2, 1 / 2), (1 / 2, 0, 1 / 2), (1 / 2, 1 / 2, 0)),
     "R": ((2 / 3, 1 / 3, 1 / 3), (-1 / 3, 1 / 3, 1 / 3), (-1 / 3, -2 / 3, 1 / 3)),
 }
-_CENTRINGS = {
+_CENTERINGS = {
     "P": ((0, 0, 0),),
     "A": ((0, 0, 0), (0, 12, 12)),
     "C": ((0, 0, 0), (12, 12, 0)),
@@ -92,7 +92,7 @@ class SpaceGroup:
     Attributes:
         number: ITA number.
         symbol: Short Hermann-Mauguin symbol without spaces.
-        centring: Integers of shape (1 to 4, 3): lattice points of the conventional cell, in 1/24.
+        centering: Integers of shape (1 to 4, 3): lattice points of the conventional cell, in 1/24.
         primitive_basis: Rows are primitive basis vectors in the conventional basis.
         rotations: Integers of shape (order of the point group, 3, 3).
         translations: Integers of shape (order of the point group, 3), in 1/24.
@@ -102,13 +102,13 @@ class SpaceGroup:
 
     number: int
     symbol: str
-    centring: np.ndarray
+    centering: np.ndarray
     primitive_basis: np.ndarray
     rotations: np.ndarray
     translations: np.ndarray
     polar_axes: tuple[int, ...]
     positions: tuple[WyckoffPosition, ...]
-    normaliser_generators: tuple[_Operation, ...] | None
+    normalizer_generators: tuple[_Operation, ...] | None
 
     @property
     def crystal_system(self) -> str:
@@ -118,12 +118,12 @@ class SpaceGroup:
     @functools.cached_property
     def all_rotations(self) -> np.ndarray:
         """Rotations of every operation of the conventional cell, shape (order, 3, 3)."""
-        return np.tile(self.rotations, (len(self.centring), 1, 1))
+        return np.tile(self.rotations, (len(self.centering), 1, 1))
 
     @functools.cached_property
     def all_translations(self) -> np.ndarray:
         """Translations of every operation of the conventional cell, in 1/24, shape (order, 3)."""
-        return np.concatenate([self.translations + shift for shift in self.centring]) % TRANSLATION_GRID
+        return np.concatenate([self.translations + shift for shift in self.centering]) % TRANSLATION_GRID
 
     @functools.cached_property
     def primitive_rotations(self) -> np.ndarray:
@@ -138,9 +138,9 @@ class SpaceGroup:
 
     @functools.cached_property
     def settings(self) -> tuple[SettingFamily, ...]:
-        """Coset representatives of the orientation-preserving affine normaliser modulo the group.
+        """Coset representatives of the orientation-preserving affine normalizer modulo the group.
 
-        For monoclinic groups the infinite normaliser is cut to basis changes with entries of at most 2; for P1 and
+        For monoclinic groups the infinite normalizer is cut to basis changes with entries of at most 2; for P1 and
         P-1 only origins are listed, the basis is a matter of lattice reduction. Translations along polar axes are 0.
         """
         if self.number <= 2:
@@ -182,9 +182,9 @@ def space_group_symbols() -> tuple[str, ...]:
 @functools.cache
 def space_group(number: int) -> SpaceGroup:
     """The space-group type with this ITA number."""
-    text_number, symbol, centring, generators, extra, positions = SPACE_GROUP_LINES.splitlines()[number - 1].split(";")
+    text_number, symbol, letter, generators, extra, positions = SPACE_GROUP_LINES.splitlines()[number - 1].split(";")
     assert int(text_number) == number
-    base: set[_Operation] = {(_IDENTITY, shift) for shift in _CENTRINGS[centring]}
+    base: set[_Operation] = {(_IDENTITY, shift) for shift in _CENTERINGS[letter]}
     group = _closure(_operations(generators), base)
     chosen: dict[tuple[int, ...], tuple[int, ...]] = {}
     for rotation, translation in sorted(group):
@@ -196,13 +196,13 @@ def space_group(number: int) -> SpaceGroup:
     return SpaceGroup(
         number=number,
         symbol=symbol,
-        centring=np.array(_CENTRINGS[centring]),
-        primitive_basis=np.array(_PRIMITIVE_BASES[centring], dtype=float),
+        centering=np.array(_CENTERINGS[letter]),
+        primitive_basis=np.array(_PRIMITIVE_BASES[letter], dtype=float),
         rotations=rotations,
         translations=np.array([chosen[key] for key in keys]),
         polar_axes=tuple(i for i in range(3) if abs(mean[i, i] - 1) < 1e-9),
         positions=tuple(_wyckoff_position(i, text) for i, text in enumerate(positions.split(" "))),
-        normaliser_generators=None if extra == "*" else tuple(_operations(extra)),
+        normalizer_generators=None if extra == "*" else tuple(_operations(extra)),
     )
 
 
@@ -308,9 +308,9 @@ def _group_families(representatives: list[_Operation]) -> tuple[SettingFamily, .
 
 def _finite_settings(group: SpaceGroup) -> tuple[SettingFamily, ...]:
     proper = _proper_part(group)
-    assert group.normaliser_generators is not None
+    assert group.normalizer_generators is not None
     elements = sorted(
-        _closure([*group.normaliser_generators, *proper], proper), key=lambda e: (e[0] != _IDENTITY, e[0], e[1])
+        _closure([*group.normalizer_generators, *proper], proper), key=lambda e: (e[0] != _IDENTITY, e[0], e[1])
     )
     return _group_families(_representatives(elements, proper))
 

@@ -55,7 +55,7 @@ class CrystalGenerationPipeline(Pipeline):
     - `log_likelihood`: natural logarithm of the probability of the generated part (temperature 1, without grammar);
     - `warnings`: list of what to know about it, such as a property outside the trained range; mostly empty.
 
-    A prompt that no crystal fulfils raises; in a list of prompts it gives `[{"error": reason}]`, the others are not
+    A prompt that no crystal fulfills raises; in a list of prompts it gives `[{"error": reason}]`, the others are not
     affected.
     The prompts of a list are generated together.
 

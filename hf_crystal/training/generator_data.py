@@ -31,7 +31,7 @@ logger = logging.get_logger(__name__)
 IGNORED_LABEL = -100
 SETTINGS_NAME = "tokens.json"
 ROLES = ("train", "validation", "test")
-ROWS_PER_BLOCK = 4096  # tokenised at a time
+ROWS_PER_BLOCK = 4096  # tokenized at a time
 
 
 def tokenize_splits(
@@ -39,7 +39,7 @@ def tokenize_splits(
 ) -> "datasets.DatasetDict":
     """Token rows of all splits; read from `folder` if they lie there, otherwise made and written to it (Arrow).
 
-    Crystals are read, tokenised and written in blocks, and the rows are memory-mapped: neither has to fit into memory.
+    Crystals are read, tokenized and written in blocks, and the rows are memory-mapped: neither has to fit into memory.
     Columns: `material_id`, `input_ids` (begin and end included, no conditions), `answer_start` (place of the first
     token after the composition), `length`, and one float column per condition (NaN = unknown). A crystal without a
     sequence (an element outside the vocabulary, too many atoms) is left out and counted in the log.
@@ -176,7 +176,7 @@ def _crystals(rows: "datasets.Dataset", work: Any, run: Any) -> Iterator[tuple[i
 
 
 class Mat2SeqCollator:
-    """Token rows → padded batch with labels; conditions, their order and where the composition is learnt are random.
+    """Token rows → padded batch with labels; conditions, their order and where the composition is learned are random.
 
     The begin token and the conditions carry no loss: they are given, never generated. The composition is given too
     when a user asks for one, so it carries loss only with `composition_loss_probability`; that keeps a share of
@@ -185,7 +185,7 @@ class Mat2SeqCollator:
     Args:
         tokenizer: The tokenizer.
         condition_probability: Chance of each known condition to be written in front.
-        composition_loss_probability: Chance of a row that its composition is learnt.
+        composition_loss_probability: Chance of a row that its composition is learned.
         given_condition_probability: `condition_probability` of the rows whose composition is given, where conditions
             say little; None for the same.
         seed: Seed of the draws of a row, which depend on it, the epoch and the row only: a resumed run draws the

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
-MEANING = 0.8  # length of the part that follows from the meaning, in units of the initialisation's standard deviation
+MEANING = 0.8  # length of the part that follows from the meaning, in units of the initialization's standard deviation
 OWN = 0.6  # length of the random part that keeps tokens apart
 LONGEST_SCALE = 32  # bins; those of one property are fewer
 

@@ -53,7 +53,7 @@ class GeneratorDataArguments:
         train_split, validation_split, test_split: Values of that column.
         max_train_rows, max_validation_rows, max_test_rows: Use only this many rows, chosen by the seed.
         conditions: Property of the tokenizer → column of the table.
-        num_workers: Processes that tokenise.
+        num_workers: Processes that tokenize.
     """
 
     path: str | None = None

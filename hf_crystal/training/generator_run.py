@@ -53,7 +53,7 @@ class GeneratorTask:
 
 
 def prepare_generator_task(recipe: GeneratorRecipe, tokens_folder: str | Path) -> GeneratorTask:
-    """Tokenise the data (or read the token rows) and build the model of a recipe; the recipe's seed is set first.
+    """Tokenize the data (or read the token rows) and build the model of a recipe; the recipe's seed is set first.
 
     Raises:
         ValueError: For data that do not fit the recipe, and sequences longer than the model's context.
@@ -80,7 +80,7 @@ def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, cloc
     """Linear warm-up, then a cosine down to `LAST_RATE`, over the steps or the wall budget, whichever runs out first.
 
     Args:
-        step: Optimiser steps done.
+        step: Optimizer steps done.
         warmup_steps: Steps of warm-up.
         total_steps: Steps of the whole run.
         clock: Tells the share of the wall budget that is used.
@@ -110,7 +110,7 @@ def train_generator(
         output_dir: Folder of the run.
         tokens_folder: Folder of token rows that several runs share.
         resume: Continue from the last complete checkpoint of that folder; begin anew if none was completed.
-        max_hours: Wall budget of training and its evaluations, earlier parts of a resumed run included; tokenising
+        max_hours: Wall budget of training and its evaluations, earlier parts of a resumed run included; tokenizing
             and the final test come on top. The cosine ends with the budget.
 
     Returns:

@@ -21,8 +21,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
     embeddings are better left to AdamW. Schedulers see the groups of both.
 
     Args:
-        muon: Optimiser of the matrices.
-        adamw: Optimiser of everything else.
+        muon: Optimizer of the matrices.
+        adamw: Optimizer of everything else.
     """
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW):
@@ -115,7 +115,7 @@ class InverseSqrtSchedule(torch.optim.lr_scheduler.LRScheduler):
     run keeps it. (The README of the release prints the formula inverted; its code does this.)
 
     Args:
-        optimizer: Optimiser whose groups' `lr` is the rate at `t = 0`.
+        optimizer: Optimizer whose groups' `lr` is the rate at `t = 0`.
         decay_steps: `T`, in steps; the papers use 4000.
         last_epoch: Finished steps minus one; -1 for a new run.
 

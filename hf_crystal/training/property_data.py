@@ -64,7 +64,7 @@ def load_property_data(data: "DataArguments", seed: int) -> dict[str, Any]:
         stream would take less, but could be resumed only by reading again all that was read.
 
     Raises:
-        ValueError: If a split or column is missing, or a split has no labelled row.
+        ValueError: If a split or column is missing, or a split has no labeled row.
     """
     # one process converts a table that is not in the cache yet, the others find it there
     with PartialState().local_main_process_first():

@@ -70,13 +70,13 @@ def compute_target_scaling(rows: "Dataset", columns: Sequence[str]) -> TargetSca
             mean[index] += delta * known.size / total
             count[index] = total
     std = np.sqrt(squares / np.maximum(count, 1))
-    for name, known_labels, spread, centre in zip(columns, count, std, mean, strict=True):
+    for name, known_labels, spread, center in zip(columns, count, std, mean, strict=True):
         if known_labels == 0:
             raise ValueError(f"target column {name!r} has no known label in the training split")
         # below a few ulp the spread is rounding of equal values, and dividing by it would blow the labels up
-        if spread <= 4 * np.finfo(np.float64).eps * abs(centre):
+        if spread <= 4 * np.finfo(np.float64).eps * abs(center):
             raise ValueError(
-                f"target column {name!r}: all {known_labels} known training labels equal {centre:g}, so there is "
+                f"target column {name!r}: all {known_labels} known training labels equal {center:g}, so there is "
                 "no scale to learn on"
             )
     return TargetScaling(tuple(mean.tolist()), tuple(std.tolist()), tuple(count.tolist()))

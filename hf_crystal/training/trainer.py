@@ -190,7 +190,7 @@ class CrystalTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """Micro-batches of one optimiser step and the number of known labels in them over all processes."""
+        """Micro-batches of one optimizer step and the number of known labels in them over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         known = torch.tensor(sum(int((~batch["labels"].isnan()).sum()) for batch in batches), device=device)
         return batches, self.accelerator.reduce(known, reduction="sum")
@@ -211,7 +211,7 @@ class CrystalTrainer(Trainer):
             loss = loss * known * self.accelerator.num_processes / max(int(num_items_in_batch), 1)
         return (loss, outputs) if return_outputs else loss
 
-    # -- optimisation -------------------------------------------------------------------------------------------
+    # -- optimization -------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with the papers' parameter groups or Muon beside it, from the values in `args`."""

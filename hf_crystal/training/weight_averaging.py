@@ -93,7 +93,7 @@ class SWACallback(TrainerCallback):
     """Average the weights of the last epochs and end training with the average.
 
     After the last `swa_epochs` epochs have begun, an `InverseSqrtSchedule` is frozen and the mean is updated after
-    every optimiser step. The mean is saved beside each checkpoint and read back on resume. When training ends the
+    every optimizer step. The mean is saved beside each checkpoint and read back on resume. When training ends the
     mean is copied into the model, so that evaluation and saving after `train()` see it; `CrystalTrainer` also
     evaluates with it while training runs. Under several processes each keeps its own copy of the same numbers.
 
@@ -159,7 +159,7 @@ class SWACallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Add the weights after this optimiser step."""
+        """Add the weights after this optimizer step."""
         if self.averaged is not None:
             self.averaged.update(kwargs["model"])
 

@@ -1,7 +1,7 @@
 """Pictures: what the encoders attend to, frames, parity, training, sequences, stability, and crystals in 3-D.
 
-Every `plot_…` function returns a `matplotlib.figure.Figure`; save it with `figure.savefig("name.png")`. The colours
-can be told apart with colour-blindness and in grey. Nothing is fetched from a network, the 3-D view included.
+Every `plot_…` function returns a `matplotlib.figure.Figure`; save it with `figure.savefig("name.png")`. The colors
+can be told apart with color-blindness and in gray. Nothing is fetched from a network, the 3-D view included.
 """
 
 from .._lazy_names import lazy_names

@@ -1,4 +1,4 @@
-"""Attention between the atoms of a crystal, and over shells of neighbours."""
+"""Attention between the atoms of a crystal, and over shells of neighbors."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from .style import SEQUENTIAL, clean, element_colors, new_figure
 
 __all__ = ["plot_attention"]
 
-_MOST_LABELS = 24  # of atoms beside a matrix; more are labelled at intervals
+_MOST_LABELS = 24  # of atoms beside a matrix; more are labeled at intervals
 
 
 def plot_attention(
@@ -22,11 +22,11 @@ def plot_attention(
     head: int | None = None,
     max_distance: float = 7.0,
 ) -> Any:
-    """What an encoder attends to, a column per block: between atoms of the cell, and over neighbour shells.
+    """What an encoder attends to, a column per block: between atoms of the cell, and over neighbor shells.
 
     The matrix holds the attention of each atom (row) to each atom (column), summed over the periodic images of the
     latter; rows sum to 1. The bars below show the same for one atom by distance: each bar is one shell of images,
-    coloured by element; the bar at 0 is the atom itself.
+    colored by element; the bar at 0 is the atom itself.
 
     Args:
         structure: one crystal in any accepted form, or what `inspect_encoder` returned.

@@ -50,7 +50,7 @@ function draw() {
   const at = crystal.atoms.map((atom) => project(atom));
   for (const edge of crystal.edges) addLine(shapes, edge.slice(0, 3), edge.slice(3, 6), { color: "#888888", size: 1 });
   for (const [i, j] of crystal.bonds) {
-    // each half has the colour of its atom
+    // each half has the color of its atom
     const a = crystal.atoms[i], b = crystal.atoms[j];
     const half = [0, 1, 2].map((k) => (a[k] + b[k]) / 2);
     shapes.push({ depth: (at[i][2] * 3 + at[j][2]) / 4, from: at[i], to: project(half), color: a[4], world: 0.11 });

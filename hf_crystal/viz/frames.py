@@ -13,7 +13,7 @@ __all__ = ["plot_frames"]
 
 _AXIS_COLORS = (PALETTE[5], PALETTE[0], PALETTE[2])  # e1, e2, e3
 _AXIS_LENGTHS = (1.0, 0.8, 0.6)  # so that axes along one direction are seen side by side
-_AXIS_STYLES = ("-", "--", ":")  # told apart in grey too
+_AXIS_STYLES = ("-", "--", ":")  # told apart in gray too
 
 
 def plot_frames(
@@ -24,18 +24,18 @@ def plot_frames(
     head: int = 0,
     radius: float = 4.0,
 ) -> Any:
-    """The frame of an atom in each block, among the neighbours that it attends to.
+    """The frame of an atom in each block, among the neighbors that it attends to.
 
     An arrow is an axis of the frame: e1 solid, e2 dashed, e3 dotted, of falling length. Where several choices are
     equally good, as on symmetric sites, the model takes the mean over all of them and each is drawn, as opaque as its
-    weight. Neighbours are drawn the larger the more attention they get in this block and head.
+    weight. Neighbors are drawn the larger the more attention they get in this block and head.
 
     Args:
         structure: one crystal in any accepted form or what `inspect_encoder` returned; or a list, one row each.
         model: a model with frames; see `hf_crystal.loading.load_property_model`.
         atom: atom in the middle, counted from 0; one for all crystals, or one each.
         head: head, counted from 0.
-        radius: neighbours within this distance are drawn, Å.
+        radius: neighbors within this distance are drawn, Å.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -45,35 +45,35 @@ def plot_frames(
         ValueError: the model has no frames; there is no such atom or head; a number of atoms that does not fit.
     """
     structures = list(structure) if isinstance(structure, (list, tuple)) else [structure]
-    centres = [atom] * len(structures) if isinstance(atom, int) else list(atom)
-    if len(centres) != len(structures):
-        raise ValueError(f"atom has {len(centres)} entries for {len(structures)} crystals")
+    centers = [atom] * len(structures) if isinstance(atom, int) else list(atom)
+    if len(centers) != len(structures):
+        raise ValueError(f"atom has {len(centers)} entries for {len(structures)} crystals")
     views = [inspect_encoder(item, model) for item in structures]
-    for view, centre in zip(views, centres, strict=True):
-        view.check(atom=centre, head=head)
-        if any(not block.atoms or block.atoms[centre].axes is None for block in view.blocks):
+    for view, center in zip(views, centers, strict=True):
+        view.check(atom=center, head=head)
+        if any(not block.atoms or block.atoms[center].axes is None for block in view.blocks):
             raise ValueError("this model has no frames; choose a CrystalFramer such as 'crystalframer-mp20'")
     count = len(views[0].blocks)
     figure = new_figure(0.4 + 2.4 * count, 0.7 + 2.3 * len(views))
     grid = figure.subplots(len(views), count, squeeze=False, subplot_kw={"projection": "3d"})
-    for row, (view, centre) in enumerate(zip(views, centres, strict=True)):
+    for row, (view, center) in enumerate(zip(views, centers, strict=True)):
         for column, block in enumerate(view.blocks):
-            _draw(grid[row, column], view, block.atoms[centre], centre, head, radius)
+            _draw(grid[row, column], view, block.atoms[center], center, head, radius)
             if row == 0:
                 grid[row, column].set_title(f"block {column + 1} of {count}", fontsize=9)
-        _row_label(grid[row, 0], view, centre)
+        _row_label(grid[row, 0], view, center)
     _legend(figure)
     return figure
 
 
-def _row_label(axes: Any, view: EncoderView, centre: int) -> None:
+def _row_label(axes: Any, view: EncoderView, center: int) -> None:
     colors = element_colors(view.symbols)
-    axes.text2D(0.0, 0.93, f"{view.formula}: {view.labels[centre]}", transform=axes.transAxes, weight="bold")
+    axes.text2D(0.0, 0.93, f"{view.formula}: {view.labels[center]}", transform=axes.transAxes, weight="bold")
     for place, (symbol, color) in enumerate(colors.items()):
         axes.text2D(0.0 + 0.12 * place, 0.02, symbol, transform=axes.transAxes, color=color, weight="bold")
 
 
-def _draw(axes: Any, view: EncoderView, detail: AtomView, centre: int, head: int, radius: float) -> None:
+def _draw(axes: Any, view: EncoderView, detail: AtomView, center: int, head: int, radius: float) -> None:
     colors = element_colors(view.symbols)
     distances = detail.distances
     near = (distances > 1e-3) & (distances < radius)
@@ -84,7 +84,7 @@ def _draw(axes: Any, view: EncoderView, detail: AtomView, centre: int, head: int
     for point, share, symbol in zip(points, strength, symbols, strict=True):
         axes.plot(*zip((0, 0, 0), point, strict=True), color="0.75", linewidth=0.3 + 1.2 * share, zorder=1)
         axes.scatter(*point, s=12 + 90 * share, color=colors[symbol], edgecolors="0.3", linewidths=0.4, alpha=0.9)
-    axes.scatter(0, 0, 0, s=70, color=colors[view.symbols[centre]], edgecolors="black", linewidths=1.0)
+    axes.scatter(0, 0, 0, s=70, color=colors[view.symbols[center]], edgecolors="black", linewidths=1.0)
     _draw_axes(axes, detail, head, 0.75 * radius)
     axes.set(xlim=(-radius, radius), ylim=(-radius, radius), zlim=(-radius, radius))
     axes.set_box_aspect((1, 1, 1), zoom=1.7)

@@ -103,7 +103,7 @@ def plot_perturbation(
     model: PropertyModelLike | Sequence[PropertyModelLike] | Mapping[str, PropertyModelLike] | None = None,
     **options: Any,
 ) -> Any:
-    """Change of a prediction against the size of random displacements, a panel per crystal and a colour per model.
+    """Change of a prediction against the size of random displacements, a panel per crystal and a color per model.
 
     The line is the median over random directions, the band holds all of them.
 

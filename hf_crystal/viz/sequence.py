@@ -19,7 +19,7 @@ __all__ = ["SequenceWord", "explain_sequence", "plot_sequence"]
 
 _SYMBOLS = {CHEMICAL_SYMBOLS[number] for number in FORMULA_RANK}
 _CELL = {"a": "length", "b": "length", "c": "length", "alpha": "angle", "beta": "angle", "gamma": "angle"}
-# kind of word -> colour of its box and of its text
+# kind of word -> color of its box and of its text
 KIND_COLORS = {
     "condition": ("#999999", "white"),
     "composition": (PALETTE[0], "white"),
@@ -137,7 +137,7 @@ def plot_sequence(
     words_per_line: int = 12,
     title: str | None = None,
 ) -> Any:
-    """The sequence in boxes coloured by what the words are, with the meaning below each.
+    """The sequence in boxes colored by what the words are, with the meaning below each.
 
     Args:
         crystal: see `explain_sequence`.

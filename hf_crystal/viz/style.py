@@ -1,4 +1,4 @@
-"""Colours and measures that the pictures share."""
+"""Colors and measures that the pictures share."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PALETTE", "SEQUENTIAL", "clean", "element_colors", "new_figure"]
 
-# Okabe and Ito's palette: told apart with every common colour-blindness; black is kept for text
+# Okabe and Ito's palette: told apart with every common color-blindness; black is kept for text
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-SEQUENTIAL = "cividis"  # even in lightness, and the same for a colour-blind reader
+SEQUENTIAL = "cividis"  # even in lightness, and the same for a color-blind reader
 _FONT_SIZE = 9
 
 
 def element_colors(symbols: Sequence[str]) -> dict[str, str]:
-    """A colour for each element, in the order of chemical formulas; beyond eight elements the last one is shared."""
+    """A color for each element, in the order of chemical formulas; beyond eight elements the last one is shared."""
     order = sorted(set(symbols), key=lambda symbol: FORMULA_RANK[CHEMICAL_SYMBOLS.index(symbol)])
     return {symbol: PALETTE[min(place, len(PALETTE) - 1)] for place, symbol in enumerate(order)}
 

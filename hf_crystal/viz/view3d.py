@@ -86,7 +86,7 @@ def view_3d(
         inspected: what `inspect_encoder` returned for this crystal: draws the attention of one atom as lines to the
             images, and its frame as arrows where the model has frames.
         atom, block, head: of the attention and the frame; see `plot_attention`. The frame of head None is the first's.
-        background: colour of the page.
+        background: color of the page.
 
     Returns:
         `CrystalView`.

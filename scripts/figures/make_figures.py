@@ -18,7 +18,7 @@ MATERIALS = {"SrTiO3": 1, "TiO2_rutile": 2, "LiFePO4": 8}
 
 
 def save(figure, name: str) -> None:
-    """Write a PNG with a palette of 128 colours: a third of the size, no visible difference."""
+    """Write a PNG with a palette of 128 colors: a third of the size, no visible difference."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -30,7 +30,7 @@ def save(figure, name: str) -> None:
 
 
 def attention(_: argparse.Namespace) -> None:
-    """Between the atoms of SrTiO3 and over the neighbour shells of titanium."""
+    """Between the atoms of SrTiO3 and over the neighbor shells of titanium."""
     from hf_crystal.viz import plot_attention
 
     save(plot_attention(EXAMPLES / "SrTiO3.cif", DEFAULT, atom=1), "attention")

@@ -308,10 +308,10 @@ def test_export_writes_a_folder(command, model, tmp_path):
 
 def test_evaluate_measures_a_model(command, model, table, tmp_path):
     rows = [row for row in pyarrow.parquet.read_table(table).to_pylist() if row["material_id"] != "mp-1"]
-    labelled = [{**row, "split": "test", "band_gap": 1.0} for row in rows]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(labelled), tmp_path / "labelled.parquet")
+    labeled = [{**row, "split": "test", "band_gap": 1.0} for row in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(labeled), tmp_path / "labeled.parquet")
     code, out, err = command(
-        "evaluate", "property", "--model", model, "--data", tmp_path / "labelled.parquet", "--column", "energy",
+        "evaluate", "property", "--model", model, "--data", tmp_path / "labeled.parquet", "--column", "energy",
         "--column", "band_gap", "--output", "json",
     )  # fmt: skip
     assert code == 0, err

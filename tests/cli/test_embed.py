@@ -1,4 +1,4 @@
-"""`hf-crystal embed`: vectors in csv, json and parquet, neighbours as a table, one line per error."""
+"""`hf-crystal embed`: vectors in csv, json and parquet, neighbors as a table, one line per error."""
 
 import csv
 import json

@@ -121,7 +121,7 @@ def test_a_crystal_given_in_part_by_beam_search(command, generator):
         (["--composition", "NaCl", "--num", "0"], 2, "0 is not positive"),
         (["--composition", "NaCl", "--property", "band_gap"], 2, "expected name=value"),
         (["--composition", "NaCl", "--property", "band_gap=wide"], 2, "expected name=value"),
-        (["--composition", "NaCl", "--property", "colour=1"], 1, "colour"),
+        (["--composition", "NaCl", "--property", "color=1"], 1, "color"),
         (["--composition", "NaCl", "--temperature", "-1"], 2, "temperature"),
         (["--composition", "NaCl", "--cell", "a=wide"], 2, "expected name=value or name=low..high"),
         (["--composition", "NaCl", "--formula-units", "some"], 2, "expected whole numbers or any"),

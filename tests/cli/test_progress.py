@@ -31,7 +31,7 @@ def run(monkeypatch, seconds_per_item: float, is_terminal: bool, done: int = 0) 
     clock = itertools.count(0.0, seconds_per_item)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert list(progress.track(range(10 - done), 10, "crystal", done=done)) == list(range(10 - done))
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())  # without colours and movements
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())  # without colors and movements
 
 
 def test_a_long_run_shows_count_rate_and_remaining_time(monkeypatch):

@@ -107,7 +107,7 @@ def test_train_evaluate_predict_export(tmp_path, call, capfd):
     assert "| crystals per split | train 12, validation 6, test 6 |" in card
 
 
-def test_number_of_tokenising_processes_is_that_of_the_recipe_unless_given(tmp_path, monkeypatch):
+def test_number_of_tokenizing_processes_is_that_of_the_recipe_unless_given(tmp_path, monkeypatch):
     seen: list[int] = []
     monkeypatch.setattr(
         generator_run, "train_generator", lambda recipe, *_, **__: seen.append(recipe.data.num_workers) or {}

@@ -62,7 +62,7 @@ def test_the_rule_gives_the_published_sizes():
     assert tuple(map(len, official_split(NUM_JARVIS))) == JARVIS["formation_energy"].sizes == (44578, 5572, 5572)
     assert tuple(map(len, official_split(NUM_MEGNET, MEGNET.sizes))) == (60000, 5000, 4239)
     for spec in (JARVIS["mbj_bandgap"], JARVIS["ehull"], OQMD["delta_e"], OQMD["bandgap"]):
-        # the number of labelled entries is not published; those that fit 80/10/10 % are few
+        # the number of labeled entries is not published; those that fit 80/10/10 % are few
         fitting = [
             n for n in range(sum(spec.sizes), sum(spec.sizes) + 3) if (int(0.8 * n), int(0.1 * n)) == spec.sizes[:2]
         ]
@@ -138,7 +138,7 @@ def test_another_release_is_refused(jarvis_file, tmp_path):
         load_jarvis(path=jarvis_file, spec=spec, cache_dir=tmp_path)
     with pytest.raises(BenchmarkError, match="entry 0 has no '_oqmd_delta_e'; it has"):
         load_oqmd(path=jarvis_file, cache_dir=tmp_path)
-    with pytest.raises(BenchmarkError, match="59 labelled entries: 59 rows cannot be split"):
+    with pytest.raises(BenchmarkError, match="59 labeled entries: 59 rows cannot be split"):
         load_jarvis(
             path=jarvis_file, spec=replace(JARVIS["formation_energy"], explicit_sizes=True), cache_dir=tmp_path
         )
@@ -155,7 +155,7 @@ def test_split_by_listed_ids(jarvis_file, tmp_path):
         "test": ["JVASP-8", "JVASP-9"],
     }
     file.write_text(json.dumps({**listed, "test": ["JVASP-77777"]}))
-    with pytest.raises(BenchmarkError, match="1 ids of test have no labelled entry in the data, first 'JVASP-77777'"):
+    with pytest.raises(BenchmarkError, match="1 ids of test have no labeled entry in the data, first 'JVASP-77777'"):
         load_jarvis(path=jarvis_file, split_file=file, cache_dir=tmp_path)
     file.write_text("{}")
     with pytest.raises(BenchmarkError, match="train is missing"):
@@ -216,8 +216,8 @@ def test_oqmd_split(tmp_path):
 
 def test_unknown_properties_are_named():
     for loader, known in ((load_jarvis, "mbj_bandgap"), (load_materials_project, "e_form"), (load_oqmd, "delta_e")):
-        with pytest.raises(ValueError, match=f"property_name is 'colour'; .*{known}"):
-            loader("colour")
+        with pytest.raises(ValueError, match=f"property_name is 'color'; .*{known}"):
+            loader("color")
 
 
 # --------------------------------------------------------------------------------------------------- elastic moduli

@@ -20,10 +20,10 @@ from hf_crystal.data.tables import CrystalDatasetDict
 CRYSTALS = {
     "iron": {"cell": np.eye(3) * 2.87, "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]], "atomic_numbers": [26, 26]},
     "polonium": {"cell": np.eye(3) * 3.35, "frac_coords": [[0, 0, 0]], "atomic_numbers": [84]},
-    "caesium chloride": {"cell": np.eye(3) * 4.12, "frac_coords": [[0, 0, 0], [0.5] * 3], "atomic_numbers": [55, 17]},
+    "cesium chloride": {"cell": np.eye(3) * 4.12, "frac_coords": [[0, 0, 0], [0.5] * 3], "atomic_numbers": [55, 17]},
 }
-LABELS = {"iron": -8.5, "polonium": -2.9, "caesium chloride": None}
-SPLITS = {"iron": "train", "polonium": "train", "caesium chloride": "test"}
+LABELS = {"iron": -8.5, "polonium": -2.9, "cesium chloride": None}
+SPLITS = {"iron": "train", "polonium": "train", "cesium chloride": "test"}
 
 
 def structure(name):
@@ -96,7 +96,7 @@ def test_every_file_format_of_a_folder_is_read(tmp_path, load):
     folder.mkdir(parents=True)
     structure("iron").to(filename=str(folder / "POSCAR_iron"), fmt="poscar")
     (folder / "polonium.json").write_text(structure("polonium").to_json())
-    (folder.parent / "caesium.cif.gz").write_bytes(gzip.compress(structure("caesium chloride").to(fmt="cif").encode()))
+    (folder.parent / "cesium.cif.gz").write_bytes(gzip.compress(structure("cesium chloride").to(fmt="cif").encode()))
     (folder / "notes.txt").write_text("not a crystal")
     splits = load(folder.parent, split_column=None)
     # the folder named test is a split; the file beside it belongs to none and is reported
@@ -248,8 +248,8 @@ def test_columns_that_must_be_numbers(tmp_path, load):
     # not asked for: text stays text, and no crystal is lost
     splits = load(path)
     assert splits.num_skipped == 0 and splits["train"]["energy"][1] == "high" and splits["train"]["note"][0] == 1.5
-    with pytest.raises(ValueError, match="label column 'colour' is not in the data"):
-        load(path, label_names=["colour"])
+    with pytest.raises(ValueError, match="label column 'color' is not in the data"):
+        load(path, label_names=["color"])
     with pytest.raises(ValueError, match="split_column 'part' is not in the data"):
         load(path, split_column="part")
     with pytest.raises(ValueError, match="no column 'xyz'"):

@@ -79,7 +79,7 @@ def test_saved_model_gives_the_same_bits(variant, tmp_path):
         assert torch.equal(buffer, model.get_buffer(name)), name
 
 
-def test_missing_weights_are_initialised_after_loading_on_meta(tmp_path):
+def test_missing_weights_are_initialized_after_loading_on_meta(tmp_path):
     """A base model's folder loads into a property model: the head and its units get sound values."""
     encoder = CrystalFramerModel(CrystalFramerConfig(**SIZE, **FRAMES))
     encoder.save_pretrained(tmp_path)
@@ -148,7 +148,7 @@ def test_gradients_are_the_same_bits_on_two_threads(name):
 def test_training_frames_have_the_expectation_of_evaluation():
     """One block, where frames enter linearly: the mean over drawn frames is what evaluation computes directly.
 
-    Each atom's strongest images are its own at +T and -T, an exact tie, and its neighbours tell the two apart.
+    Each atom's strongest images are its own at +T and -T, an exact tie, and its neighbors tell the two apart.
     """
     model = build("max", num_hidden_layers=1)
     chain = Crystal(

@@ -28,12 +28,12 @@ def rocksalt(a: float = 5.64, first: str = "Na", second: str = "Cl") -> Structur
     return Structure(Lattice(cell), [first, second], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
-def caesium_chloride(a: float = 3.5, first: str = "Na", second: str = "Cl") -> Structure:
+def cesium_chloride(a: float = 3.5, first: str = "Na", second: str = "Cl") -> Structure:
     return Structure(Lattice.cubic(a), [first, second], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
 def chain(shift: float = 0.0) -> Structure:
-    """CsCl type whose second atom is off the centre by `shift` of the edge of 4 Å."""
+    """CsCl type whose second atom is off the center by `shift` of the edge of 4 Å."""
     return Structure(Lattice.cubic(4.0), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5 + shift]])
 
 

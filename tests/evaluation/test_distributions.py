@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from crystals_for_metrics import Decoded, caesium_chloride, chain, rocksalt
+from crystals_for_metrics import Decoded, cesium_chloride, chain, rocksalt
 from scipy.stats import wasserstein_distance
 
 import hf_crystal.evaluation
@@ -24,13 +24,13 @@ def edge_and_mass(structure):
 
 
 def test_coverage_worked_by_hand():
-    references = [caesium_chloride(3.0), caesium_chloride(4.0), caesium_chloride(5.0), caesium_chloride(3.0, "K")]
+    references = [cesium_chloride(3.0), cesium_chloride(4.0), cesium_chloride(5.0), cesium_chloride(3.0, "K")]
     generated = [
-        caesium_chloride(3.05),  # near the first in both
-        caesium_chloride(4.2),  # 0.2 Å from the second: too far
-        caesium_chloride(5.0, "Cs"),  # Z = 55: 36 from potassium
-        caesium_chloride(3.0, "Rb"),  # no fingerprint
-        caesium_chloride(3.0, "Li"),  # raises
+        cesium_chloride(3.05),  # near the first in both
+        cesium_chloride(4.2),  # 0.2 Å from the second: too far
+        cesium_chloride(5.0, "Cs"),  # Z = 55: 36 from potassium
+        cesium_chloride(3.0, "Rb"),  # no fingerprint
+        cesium_chloride(3.0, "Li"),  # raises
         BROKEN,
     ]
     result = coverage(generated, references, fingerprint=edge_and_mass, structure_cutoff=0.1, composition_cutoff=8.0)
@@ -102,10 +102,10 @@ def test_wasserstein_worked_by_hand():
 
 
 def test_distances_of_density_and_elements():
-    references = [rocksalt(), caesium_chloride()]
+    references = [rocksalt(), cesium_chloride()]
     element = chain().copy()
     element.replace_species({"Cl": "Cs"})
-    result = distribution_distances([element, rocksalt(), BROKEN, caesium_chloride(0.5)], references)
+    result = distribution_distances([element, rocksalt(), BROKEN, cesium_chloride(0.5)], references)
     densities = [float(s.density) for s in (element, rocksalt())]
     assert result.density_distance == pytest.approx(
         wasserstein_distance(densities, [float(s.density) for s in references])
@@ -115,7 +115,7 @@ def test_distances_of_density_and_elements():
 
 
 def test_samples_are_drawn_by_seed():
-    crystals = [caesium_chloride(a) for a in np.linspace(3.0, 5.0, 12)]
+    crystals = [cesium_chloride(a) for a in np.linspace(3.0, 5.0, 12)]
     draws = [distribution_distances(crystals, crystals, num_samples=3, seed=seed) for seed in (0, 0, 1)]
     assert draws[0] == draws[1]
     assert draws[0].density_distance != draws[2].density_distance

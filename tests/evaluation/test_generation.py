@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from crystals_for_metrics import Canonical, Decoded, caesium_chloride, chain, misbehaving_pairs, rocksalt
+from crystals_for_metrics import Canonical, Decoded, cesium_chloride, chain, misbehaving_pairs, rocksalt
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 
@@ -11,7 +11,7 @@ from hf_crystal.evaluation.structure_matching.matching import DEFAULT_MATCHER
 BROKEN = Decoded(None, ValueError("dead end"))
 
 
-def off_centre(shift: float = 0.05) -> Structure:
+def off_center(shift: float = 0.05) -> Structure:
     """Tetragonal for `find_space_group`, and yet cubic CsCl for the matcher's tolerance."""
     return chain(shift)
 
@@ -23,7 +23,7 @@ def described_anew(structure: Structure) -> Structure:
 
 
 def test_uniqueness_worked_by_hand():
-    crystals = [rocksalt(), caesium_chloride(), described_anew(rocksalt()), BROKEN, rocksalt(first="K"), rocksalt()]
+    crystals = [rocksalt(), cesium_chloride(), described_anew(rocksalt()), BROKEN, rocksalt(first="K"), rocksalt()]
     result = uniqueness(crystals)
     assert result.representative == (0, 1, 0, None, 4, 0)
     assert (result.num_crystals, result.num_unreadable, result.num_unique) == (6, 1, 3)
@@ -37,7 +37,7 @@ def test_uniqueness_worked_by_hand():
 def test_groups_by_formula_are_those_of_pymatgen():
     generator = np.random.default_rng(11)
     crystals = []
-    for structure in (rocksalt(), caesium_chloride(), chain(), off_centre(), rocksalt(first="K")):
+    for structure in (rocksalt(), cesium_chloride(), chain(), off_center(), rocksalt(first="K")):
         crystals += [structure, structure.copy().perturb(0.05), described_anew(structure).perturb(0.4)]
     crystals = [crystals[index] for index in generator.permutation(len(crystals))]
     result = uniqueness(crystals, bucket_by="formula")
@@ -52,7 +52,7 @@ def test_groups_by_formula_are_those_of_pymatgen():
 
 
 def test_space_groups_part_what_the_matcher_calls_equal():
-    polar, cubic = off_centre(), chain()
+    polar, cubic = off_center(), chain()
     assert StructureMatcher().fit(cubic, polar)
     assert (find_space_group(cubic, 0.1), find_space_group(polar, 0.1)) == (221, 99)
     assert uniqueness([cubic, polar]).num_unique == 2
@@ -62,8 +62,8 @@ def test_space_groups_part_what_the_matcher_calls_equal():
 
 
 def test_novelty_worked_by_hand():
-    known = [rocksalt(first="K"), caesium_chloride(), rocksalt(), rocksalt()]
-    generated = [described_anew(rocksalt()), chain(), BROKEN, caesium_chloride(3.6)]
+    known = [rocksalt(first="K"), cesium_chloride(), rocksalt(), rocksalt()]
+    generated = [described_anew(rocksalt()), chain(), BROKEN, cesium_chloride(3.6)]
     result = novelty(generated, known)
     assert result.match == (2, None, None, 1)  # the matcher scales volumes, so 3.6 Å is no new crystal
     assert (result.num_novel, result.num_unreadable, result.num_crystals, result.num_references) == (1, 1, 4, 4)
@@ -72,7 +72,7 @@ def test_novelty_worked_by_hand():
 
 
 def test_processes_give_the_same_as_none():
-    crystals = [rocksalt(), described_anew(rocksalt()), chain(), chain(), caesium_chloride()]
+    crystals = [rocksalt(), described_anew(rocksalt()), chain(), chain(), cesium_chloride()]
     assert uniqueness(crystals, num_workers=1, time_limit=60.0) == uniqueness(crystals)
 
 
@@ -89,7 +89,7 @@ def test_a_bad_pair_counts_as_different_and_is_reported(monkeypatch):
 
 
 def test_space_group_agreement_worked_by_hand():
-    crystals = [rocksalt(), caesium_chloride(), off_centre(), BROKEN]
+    crystals = [rocksalt(), cesium_chloride(), off_center(), BROKEN]
     result = space_group_agreement(crystals, [225, "Pm-3m", 221, 1])
     assert result.found == (225, 221, 99, None)
     assert result.expected == (225, 221, 221, 1)
@@ -99,7 +99,7 @@ def test_space_group_agreement_worked_by_hand():
 
 
 def test_space_groups_are_compared_with_what_the_sequence_says():
-    crystals = [Decoded(rocksalt(), None, Canonical(225)), Decoded(off_centre(), None, Canonical(221)), BROKEN]
+    crystals = [Decoded(rocksalt(), None, Canonical(225)), Decoded(off_center(), None, Canonical(221)), BROKEN]
     result = space_group_agreement(crystals)
     assert (result.expected, result.found) == ((225, 221, None), (225, 99, None))
     assert result.agreement == 1 / 3
@@ -118,12 +118,12 @@ def test_decoded_sequences_are_judged_as_they_come():
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
 
     tokenizer = Mat2SeqTokenizer()
-    ids = tokenizer([rocksalt(), off_centre()])["input_ids"]
+    ids = tokenizer([rocksalt(), off_center()])["input_ids"]
     decoded = tokenizer.batch_decode_structures([*ids, ids[0][:5]])
     result = space_group_agreement(decoded)
     assert (result.expected, result.found) == ((225, 99, None), (225, 99, None))
     assert (result.agreement, result.num_unreadable) == (2 / 3, 1)
-    assert match_rate(decoded, [rocksalt(), off_centre(), rocksalt()]).counts == {"matched": 2, "unreadable": 1}
+    assert match_rate(decoded, [rocksalt(), off_center(), rocksalt()]).counts == {"matched": 2, "unreadable": 1}
     assert validity(decoded, composition=None).valid == 2 / 3
     assert uniqueness(decoded).num_unique == 2
     assert novelty(decoded, [rocksalt()]).num_novel == 1

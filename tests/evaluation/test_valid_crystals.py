@@ -3,7 +3,7 @@ import sys
 from types import ModuleType
 
 import pytest
-from crystals_for_metrics import Decoded, caesium_chloride, chain, rocksalt
+from crystals_for_metrics import Decoded, cesium_chloride, chain, rocksalt
 from pymatgen.core import Lattice, Structure
 
 from hf_crystal.evaluation import match_rate, validity
@@ -56,8 +56,8 @@ def no_smact(monkeypatch):
         (rocksalt(), True),
         (Structure(Lattice.cubic(0.47), ["H"], [[0, 0, 0]]), True),  # 0.104 Å³; an atom's own images do not count
         (Structure(Lattice.cubic(0.46), ["H"], [[0, 0, 0]]), False),  # 0.097 Å³
-        (caesium_chloride(0.55), False),  # 0.476 Å apart
-        (caesium_chloride(0.58), True),  # 0.502 Å apart
+        (cesium_chloride(0.55), False),  # 0.476 Å apart
+        (cesium_chloride(0.58), True),  # 0.502 Å apart
     ],
 )
 def test_structure_rules_worked_by_hand(structure, valid):
@@ -67,7 +67,7 @@ def test_structure_rules_worked_by_hand(structure, valid):
 
 
 def test_fractions_are_of_all_crystals_given(fake_smact):
-    crystals = [rocksalt(), rocksalt(first="K"), caesium_chloride(0.5), Decoded(None, ValueError("dead end")), chain()]
+    crystals = [rocksalt(), rocksalt(first="K"), cesium_chloride(0.5), Decoded(None, ValueError("dead end")), chain()]
     result = validity(crystals)
     assert [c.structure_valid for c in result.crystals] == [True, True, False, False, True]
     assert [c.composition_valid for c in result.crystals] == [True, False, True, False, False]
@@ -85,7 +85,7 @@ def test_smact_is_asked_for_the_reduced_composition_with_the_states_of_2014(fake
 
 
 def test_filter_of_the_match_rate_uses_both_rules(fake_smact):
-    crystals = [rocksalt(), rocksalt(first="K"), caesium_chloride(0.5)]
+    crystals = [rocksalt(), rocksalt(first="K"), cesium_chloride(0.5)]
     result = match_rate(crystals, crystals, validity_filter="structure+smact14")
     assert [item[0].outcome for item in result.samples] == ["matched", "invalid", "invalid"]
 

@@ -106,12 +106,12 @@ class _Handler(BaseHTTPRequestHandler):
                     return True
         return False
 
-    def _authorised(self) -> bool:
+    def _authorized(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def _repository(self, kind: str, name: str) -> Repository | None:
         repository = self.server.repositories.get((kind, name))
-        if repository is None or (repository.private and not self._authorised()):
+        if repository is None or (repository.private and not self._authorized()):
             self._refuse(404, "RepoNotFound", "Repository not found")
             return None
         return repository
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         path = unquote(urlsplit(self.path).path)
         if path == "/api/whoami-v2":
-            if self._authorised():
+            if self._authorized():
                 self._answer({"name": USER, "type": "user", "orgs": []})
             else:
                 self._refuse(401, "", "Invalid credentials in Authorization header")
@@ -190,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, body = urlsplit(self.path).path, self._body()
         if path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
-        elif not self._authorised():
+        elif not self._authorized():
             self._refuse(401, "", "Invalid credentials in Authorization header")
         elif path == "/api/repos/create":
             self._create(json.loads(body))

@@ -45,9 +45,9 @@ def random_edges(counts: list[int], device: str, dtype: torch.dtype = torch.floa
 
 # name -> edges of every atom
 COUNTS = {
-    "few neighbours": [1, 2, 3, 5, 17, 33],
+    "few neighbors": [1, 2, 3, 5, 17, 33],
     "rows without edges": [0, 40, 0, 0, 31, 0],
-    "thousands of neighbours": [1500, 1, 64],
+    "thousands of neighbors": [1500, 1, 64],
 }
 
 

@@ -55,7 +55,7 @@ def test_frames_equal_the_equations():
 
 
 def octahedra(count: int):
-    """Atoms with six equal neighbours along ±x, ±y, ±z, and themselves."""
+    """Atoms with six equal neighbors along ±x, ±y, ±z, and themselves."""
     axes = torch.cat([torch.zeros(1, 3), torch.eye(3), -torch.eye(3)]).double().repeat(count, 1)
     atoms = torch.arange(count).repeat_interleave(7)
     return sorted_edges(atoms.to(DEVICE), atoms.to(DEVICE), axes.to(DEVICE) * 2.0, count)

@@ -34,7 +34,7 @@ def gradients(outputs, inputs):
     return torch.autograd.grad(total, inputs)
 
 
-CASES = [(name, EXACT) for name in COUNTS] + [("few neighbours", torch.float32), ("few neighbours", torch.bfloat16)]
+CASES = [(name, EXACT) for name in COUNTS] + [("few neighbors", torch.float32), ("few neighbors", torch.bfloat16)]
 
 
 @pytest.mark.parametrize(("name", "dtype"), dict.fromkeys(CASES), ids=str)

@@ -21,7 +21,7 @@ from mat2seq_crystals import (
 
 from hf_crystal.crystals.record import CrystalInputError
 from hf_crystal.evaluation.descriptions import alternative_setting, random_description
-from hf_crystal.mat2seq.canonical_crystal import cell_from_parameters, coordinate_strides, orbit_points, quantise
+from hf_crystal.mat2seq.canonical_crystal import cell_from_parameters, coordinate_strides, orbit_points, quantize
 from hf_crystal.mat2seq.canonical_setting import choose_again, choose_setting
 from hf_crystal.mat2seq.canonical_setting_reference import choose_setting_plainly
 from hf_crystal.mat2seq.canonical_start import canonical_start
@@ -169,7 +169,7 @@ def _exact(crystal):
     sizes = [group.positions[site.position].multiplicity for site in crystal.sites]
     orbits = np.repeat(np.arange(len(sizes)), sizes)
     frac = record["frac_coords"]
-    # one atom of each set that differs by centring
+    # one atom of each set that differs by centering
     reduced = frac @ np.linalg.inv(group.primitive_basis)
     keep = np.unique(np.column_stack([orbits, np.rint(reduced % 1 * 1e6) % 1e6]), axis=0, return_index=True)[1]
     numbers = record["atomic_numbers"][keep]
@@ -193,11 +193,11 @@ def test_every_equivalent_setting_gives_one_choice():
             shift = generator.choice(family.origins) / TRANSLATION_GRID
             shift[list(group.polar_axes)] += generator.random(len(group.polar_axes))
             change = family.basis_change
-            centring = generator.choice(group.centring, size=len(found.frac)) / TRANSLATION_GRID
+            centering = generator.choice(group.centering, size=len(found.frac)) / TRANSLATION_GRID
             other = dataclasses.replace(
                 found,
                 metric=change.T @ found.metric @ change,
-                frac=(found.frac + centring - shift) @ family.inverse.T,
+                frac=(found.frac + centering - shift) @ family.inverse.T,
             )
             assert choose_setting(other, grid) == expected, group.symbol
         again = choose_again(expected)
@@ -219,7 +219,7 @@ def test_decoded_atoms_are_all_images_of_the_orbits(number):
     primitive = np.rint(crystal.to_record()["frac_coords"] * unit).astype(int)
     reduced = np.rint(expected @ np.linalg.inv(group.primitive_basis)).astype(int) % unit
     assert {tuple(p) for p in primitive.tolist()} == {tuple(p) for p in reduced.tolist()}
-    assert len(primitive) * len(group.centring) == len(expected)
+    assert len(primitive) * len(group.centering) == len(expected)
 
 
 def test_lattices_do_not_drift():
@@ -249,7 +249,7 @@ def test_coordinates_are_rounded_alike_in_short_and_long_cells():
 
 def test_rounding_boundaries_keep_off_halves():
     halves = (np.arange(1, 2000) + 0.5) / 2000
-    below, above = quantise(halves - 1e-15, 1 / 2000), quantise(halves + 1e-15, 1 / 2000)
+    below, above = quantize(halves - 1e-15, 1 / 2000), quantize(halves + 1e-15, 1 / 2000)
     assert (below == above).all()
 
 

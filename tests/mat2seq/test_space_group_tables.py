@@ -1,4 +1,4 @@
-"""The generated tables against facts of the International Tables and against independent normaliser lists."""
+"""The generated tables against facts of the International Tables and against independent normalizer lists."""
 
 import json
 
@@ -14,7 +14,7 @@ def wyckoff_table(fixtures_dir):
 
 
 @pytest.fixture(scope="module")
-def normaliser_table(fixtures_dir):
+def normalizer_table(fixtures_dir):
     return json.loads((fixtures_dir / "symmetry" / "normalizer_cosets.json").read_text())
 
 
@@ -65,9 +65,9 @@ def _cosets_seen(number, elements):
     return result
 
 
-def test_normaliser_cosets_agree_with_the_reference(normaliser_table):
+def test_normalizer_cosets_agree_with_the_reference(normalizer_table):
     for number in range(1, 231):
-        reference = normaliser_table[str(number)]
+        reference = normalizer_table[str(number)]
         assert list(space_group(number).polar_axes) == reference["polar_axes"]
         if "cosets" in reference:
             listed = [(np.array(p, dtype=float), np.array(t) * TRANSLATION_GRID) for p, t in reference["cosets"]]

@@ -186,7 +186,7 @@ def test_published_model_has_the_published_number_of_parameters(fixtures_dir):
         assert sum(p.numel() for p in model.parameters()) + 4 * 3 == published
 
 
-def test_initialisation_has_the_official_statistics(fixtures_dir):
+def test_initialization_has_the_official_statistics(fixtures_dir):
     import json
 
     from hf_crystal.encoders.configuration_crystalframer import CrystalFramerConfig

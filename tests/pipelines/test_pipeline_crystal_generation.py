@@ -136,9 +136,9 @@ def test_filter_and_rank(pipe):
         ("NaCl", {"temperature": -1}, ValueError, "temperature"),
         ("NaCl", {"num_return_sequences": 0}, ValueError, "num_return_sequences is 0"),
         ("NaCl", {"batch_size": 0}, ValueError, "batch_size is 0"),
-        ("NaCl", {"properties": {"colour": 1}}, ValueError, "colour"),
+        ("NaCl", {"properties": {"color": 1}}, ValueError, "color"),
         ("NaCl", {"chemical_system": "Na-Cl"}, ValueError, "exclude each other"),
-        ("NaCl", {"colour": "red"}, TypeError, "unknown arguments .*colour"),
+        ("NaCl", {"color": "red"}, TypeError, "unknown arguments .*color"),
         ({"composition": "NaCl"}, {"composition_": 1}, TypeError, "composition_"),
     ],
 )

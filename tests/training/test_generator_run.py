@@ -95,12 +95,12 @@ def test_given_tokens_carry_no_loss(tokenizer, tokens):
         assert batch["attention_mask"][place].sum() == len(words)
 
 
-def test_composition_is_learnt_with_its_probability_and_validation_rows_do_not_vary(tokenizer, tokens):
+def test_composition_is_learned_with_its_probability_and_validation_rows_do_not_vary(tokenizer, tokens):
     row = tokens[1]["train"][0]
     rows = [{**row, "material_id": str(number)} for number in range(200)]  # draws depend on the row
     batch = Mat2SeqCollator(tokenizer, 0.0, composition_loss_probability=0.5)(rows)
-    learnt = int((batch["labels"][:, 1] != IGNORED_LABEL).sum())
-    assert 60 < learnt < 140
+    learned = int((batch["labels"][:, 1] != IGNORED_LABEL).sum())
+    assert 60 < learned < 140
     coupled = Mat2SeqCollator(tokenizer, 1.0, 0.5, given_condition_probability=0.0)(rows)
     conditioned = coupled["attention_mask"].sum(dim=1) > row["length"]
     assert torch.equal(conditioned, (coupled["labels"] != IGNORED_LABEL).sum(dim=1) == row["length"] - 1)
@@ -228,7 +228,7 @@ def test_recipe_loads_and_states_its_cost(path):
         ("training", "muon_learning_rate", 0.0, "training.muon_learning_rate=0.0: expected above 0"),
         ("training", "swa_epochs", 3, "training.swa_epochs=3: expected 0 to num_train_epochs=2"),
         ("model", "hidden_size", 18, "model.hidden_size=18: expected a multiple"),
-        ("data", "colour", "red", "data: unknown key 'colour'"),
+        ("data", "color", "red", "data: unknown key 'color'"),
     ],
 )
 def test_mistakes_are_named(section, key, value, message, tmp_path):

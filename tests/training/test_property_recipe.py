@@ -45,7 +45,7 @@ def test_recipe_gives_a_config_and_states_its_cost(path):
             r"model: unknown key 'hiden_size' \(did you mean 'hidden_size'\?\); accepted: .*domain",
         ),
         ("model", "target_names", ["x"], "model: unknown key 'target_names'"),
-        ("data", "colour", "red", "data: unknown key 'colour'; accepted: source, path"),
+        ("data", "color", "red", "data: unknown key 'color'; accepted: source, path"),
         ("training", "learning_rate", "5e-4", "training.learning_rate='5e-4'.*expected float.*write 5.0e-4"),
         ("training", "num_train_epochs", 2.5, "training.num_train_epochs=2.5: .*expected int"),
         ("training", "swa_epochs", 900, "training.swa_epochs=900: expected 0 to num_train_epochs=500"),

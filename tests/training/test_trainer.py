@@ -175,7 +175,7 @@ def test_averaging_covers_the_last_epochs_and_only_parameters(make_trainer):
     for name, mean in trainer.swa.averaged.mean.items():
         last = 10 * mean - sum(state[name].double() for state in seen[11:])
         step = (last - seen[-1][name].double()).abs().max()
-        assert step < 0.02, name  # one optimiser step away from the weights before it
+        assert step < 0.02, name  # one optimizer step away from the weights before it
         assert torch.equal(task.model.state_dict()[name], mean.float())
 
 

@@ -62,7 +62,7 @@ def test_inspected_attention_is_that_of_the_model_and_of_its_images(model):
     assert not any("_with_angles" in layer.attention.__dict__ for layer in model.encoder.layers)
 
 
-def test_shells_are_the_neighbours_of_the_crystal(framer):
+def test_shells_are_the_neighbors_of_the_crystal(framer):
     view = viz.inspect_encoder(SRTIO3, framer)
     distances = [(round(distance, 2), view.symbols[key]) for distance, key, _ in view.blocks[0].atoms[1].shells()]
     assert distances[:4] == [(0.0, "Ti"), (1.95, "O"), (1.95, "O"), (1.95, "O")]
@@ -189,7 +189,7 @@ def test_view_in_three_dimensions_is_one_page_without_addresses(framer, tmp_path
     page = viz.view_3d(SRTIO3).html
     assert not re.search(r"(https?:)?//[a-z]+\.|src=|href=|@import", page)
     data = json.loads(re.search(r"const crystal=(.*?);</script>", page).group(1))
-    # 8 corners, the centre, 6 faces; 12 edges of the cell; Ti-O and Sr-O bonds
+    # 8 corners, the center, 6 faces; 12 edges of the cell; Ti-O and Sr-O bonds
     assert (len(data["atoms"]), len(data["edges"])) == (15, 12)
     assert sorted(data["legend"])[0][0] == "O"
     lengths = {

@@ -13,7 +13,7 @@ from hf_crystal.evaluation.structure_matching.near_lattices import lll_mappings,
 from hf_crystal.evaluation.structure_matching.reduced_crystals import SiteBlocks
 from hf_crystal.evaluation.structure_matching.superpositions import Superpositions
 
-# neighbouring cells, one of each pair of opposite ones
+# neighboring cells, one of each pair of opposite ones
 _SHIFTS = np.array([s for s in itertools.product((-1, 0, 1), repeat=3) if s > (0, 0, 0)], dtype=float)
 _FAR = 1e20  # cost of a pair outside the box
 _EQUAL = 1e-7  # relative, and Å²: below it costs are equal
@@ -47,7 +47,7 @@ class TiedMatch:
         blocks: Atoms of one element.
         vectors: (P, 3) from atoms of the second crystal to like ones of the first, Å.
         options: (P,) squared lengths, infinite for pairs of no cheapest assignment.
-        shifts: (S, 3) lattice vectors to neighbouring cells, Å.
+        shifts: (S, 3) lattice vectors to neighboring cells, Å.
         least: Sum of the squared lengths of a cheapest assignment, Å².
         scale: Inverse of (volume / atoms)^(1/3).
     """

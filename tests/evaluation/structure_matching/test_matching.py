@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from crystals_for_metrics import Decoded, caesium_chloride, chain, misbehaving_pairs, rocksalt
+from crystals_for_metrics import Decoded, cesium_chloride, chain, misbehaving_pairs, rocksalt
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from hf_crystal.crystals.reading import CrystalInputError, as_columns, record_to_structure
@@ -17,7 +17,7 @@ def disturbed():
     generator = np.random.default_rng(5)
     pairs = []
     for amount in np.linspace(0.0, 1.6, 12):
-        for structure in (rocksalt(), chain(0.07), caesium_chloride() * (2, 1, 1)):
+        for structure in (rocksalt(), chain(0.07), cesium_chloride() * (2, 1, 1)):
             moved = structure.copy()
             moved.apply_strain(generator.normal(0.0, 0.02, 3))
             for site in range(len(moved)):
@@ -111,7 +111,7 @@ def test_prefilter_changes_no_figure(data_dir):
     columns = ["lattice", "frac_coords", "atomic_numbers"]
     rows = pd.read_parquet(data_dir / "mp_20.parquet", columns=columns).head(120).to_dict("records")
     structures = [record_to_structure(row) for row in rows if len(row["atomic_numbers"]) <= 8][:24]
-    # neighbours in the table as predictions: mostly other compositions; and the crystals themselves, disturbed
+    # neighbors in the table as predictions: mostly other compositions; and the crystals themselves, disturbed
     predictions = [[structures[index - 1], structures[index].copy().perturb(0.1)] for index in range(len(structures))]
     fast, plain = (match_rate(predictions, structures, prefilter=prefilter) for prefilter in (True, False))
     assert fast.best_rms == plain.best_rms
@@ -130,7 +130,7 @@ def test_prefilter_compares_reduced_formulas():
 @pytest.mark.parametrize("filter_references", [False, True])
 def test_validity_filter_is_applied_and_reported(filter_references):
     close = chain(-0.4)  # 0.1 * 4 = 0.4 Å from an image of Cs along z, but 2.83 Å across
-    collapsed = caesium_chloride(a=0.45)
+    collapsed = cesium_chloride(a=0.45)
     arguments = {"filter_references": filter_references}
     plain = match_rate([collapsed, chain(), close], [collapsed, chain(), close], **arguments)
     assert plain.num_matched == 3
@@ -139,7 +139,7 @@ def test_validity_filter_is_applied_and_reported(filter_references):
     )
     assert [item[0].outcome for item in result.samples] == ["invalid", "matched", "matched"]
     assert "structure validity" in result.protocol
-    reference_only = match_rate([caesium_chloride()], [collapsed], validity_filter="structure", **arguments)
+    reference_only = match_rate([cesium_chloride()], [collapsed], validity_filter="structure", **arguments)
     assert reference_only.counts == {"invalid_reference" if filter_references else "matched": 1}
 
 
@@ -162,9 +162,9 @@ def test_processes_give_the_same_as_none(disturbed):
 
 def test_metre_worked_by_hand():
     unit = 4.0 / 2 / 32 ** (1 / 3)
-    references = [chain(), caesium_chloride(), rocksalt(first="K")]
+    references = [chain(), cesium_chloride(), rocksalt(first="K")]
     # made for other references than those they match; a dropped error would change num_generated
-    generated = [caesium_chloride(), chain(0.06), chain(0.03), Decoded(None, ValueError("no crystal"))]
+    generated = [cesium_chloride(), chain(0.06), chain(0.03), Decoded(None, ValueError("no crystal"))]
     result = metre(generated, references)
     assert result.best_index == (2, 0, None)
     assert result.best_rms[0] == pytest.approx(0.03 * unit, rel=1e-5)
@@ -179,7 +179,7 @@ def test_metre_worked_by_hand():
 
 
 def test_duplicates_raise_the_match_rate_but_not_metre():
-    polymorphs = [rocksalt(), caesium_chloride()]
+    polymorphs = [rocksalt(), cesium_chloride()]
     one_for_all = [rocksalt(), rocksalt()]
     assert metre(one_for_all, polymorphs).metre == 0.5
     assert metre([*one_for_all, *one_for_all], polymorphs).metre == 0.5
