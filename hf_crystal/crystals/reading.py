@@ -301,13 +301,15 @@ def _read_file(path: Path) -> str:
             raise CrystalInputError(f"no such file: {path}", name=path.name)
         if path.is_dir():
             raise CrystalInputError(f"{path} is a folder; load_crystal_dataset reads folders", name=path.name)
-        if not path.is_file():
-            raise CrystalInputError(f"{path} is not a regular file", name=path.name)
+        if not (path.is_file() or path.is_fifo()):  # `<(zcat …)` of a shell is a pipe; devices never end
+            raise CrystalInputError(f"{path} is neither a regular file nor a pipe", name=path.name)
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise CrystalInputError(f"the file has {size} bytes; at most {MAX_FILE_BYTES} are read", name=path.name)
         with path.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)  # a file may grow meanwhile
+            data = stream.read(MAX_FILE_BYTES + 1)  # a file may grow meanwhile, a pipe has no size
+        if len(data) > MAX_FILE_BYTES:
+            raise CrystalInputError(f"more than {MAX_FILE_BYTES} bytes; no more are read", name=path.name)
     except OSError as error:
         raise CrystalInputError(f"the file cannot be read: {error}", name=path.name) from error
     if data[:2] == b"\x1f\x8b":

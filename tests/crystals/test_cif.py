@@ -215,7 +215,7 @@ def test_text_in_a_document_is_never_a_path(tmp_path):
 def test_devices_are_not_opened_and_cut_gzip_files_are_named(tmp_path):
     import gzip
 
-    with pytest.raises(CrystalInputError, match="not a regular file"):
+    with pytest.raises(CrystalInputError, match="neither a regular file nor a pipe"):
         as_record("/dev/zero")
     path = tmp_path / "cut.cif.gz"
     path.write_bytes(gzip.compress(NACL_CIF.encode())[:-9])
