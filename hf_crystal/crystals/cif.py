@@ -18,6 +18,7 @@ from .cif_symmetry import (
     cif_number,
     expand_sites,
     first_value,
+    load_gemmi,
     symmetry_candidates,
 )
 from .formats import CIF_MARKS, one_line
@@ -65,10 +66,7 @@ def parse_cif(text: str) -> CrystalRecord:
         raise CrystalInputError(f"CIF has a line of {longest} characters; at most {_MAX_LINE} are read")
     if not CIF_MARKS.search(text):
         raise CrystalInputError("not a CIF: it has no data_ block")
-    try:
-        from gemmi import cif
-    except ImportError as error:
-        raise ImportError("reading CIF needs gemmi: pip install gemmi (records need numpy only)") from error
+    cif = load_gemmi().cif
     try:
         # an escape is understood nowhere, so that no foreign sign turns into another value
         blocks = list(cif.read_string(text.encode("ascii", "backslashreplace"), 0))
@@ -88,8 +86,7 @@ def parse_cif(text: str) -> CrystalRecord:
 
 def _content(block: Any) -> CifContent:
     """Values of each data name; CIF ignores the case of names, and dotted names are those of DDLm dictionaries."""
-    from gemmi import cif
-
+    cif = load_gemmi().cif
     content: CifContent = {}
     for item in block:
         if item.pair is not None:

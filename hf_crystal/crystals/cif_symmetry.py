@@ -21,6 +21,7 @@ __all__ = [
     "cif_number",
     "expand_sites",
     "first_value",
+    "load_gemmi",
     "symmetry_candidates",
 ]
 
@@ -45,6 +46,19 @@ _Setting = tuple[int, str, str, int]
 Operations = tuple[np.ndarray, np.ndarray]  # (n, 3, 3) and (n, 3), on fractional coordinates
 
 
+def load_gemmi() -> Any:
+    """The module gemmi.
+
+    Raises:
+        ImportError: gemmi is not installed.
+    """
+    try:
+        import gemmi
+    except ImportError as error:
+        raise ImportError("reading CIF needs gemmi: pip install gemmi (records need numpy only)") from error
+    return gemmi
+
+
 def first_value(content: CifContent, names: tuple[str, ...]) -> str:
     """First value given under any of the data names; empty text where there is none."""
     return next((content[name][0] for name in names if content.get(name, [""])[0] not in UNSET), "")
@@ -67,7 +81,7 @@ def _arrays(operations: Any) -> Operations:
 @lru_cache(maxsize=256)
 def _listed(triplets: tuple[str, ...]) -> tuple[Operations, int]:
     """Operations of a list and the number of their space group (0 if gemmi has no such setting)."""
-    import gemmi
+    gemmi = load_gemmi()
 
     operations = []
     for text in triplets:
@@ -100,7 +114,7 @@ def _plain(symbol: str) -> str:
 @lru_cache(maxsize=1)
 def _settings() -> dict[str, list[_Setting]]:
     """Settings of each space-group symbol: gemmi's, then the full ones and other monoclinic axes from moyopy."""
-    import gemmi
+    gemmi = load_gemmi()
 
     table: dict[str, list[_Setting]] = {}
     for group in gemmi.spacegroup_table():
@@ -120,7 +134,7 @@ def _settings() -> dict[str, list[_Setting]]:
 
 @lru_cache(maxsize=256)
 def _operations_of_hall(hall: str) -> tuple[Operations, int]:
-    import gemmi
+    gemmi = load_gemmi()
 
     try:
         operations = gemmi.symops_from_hall(hall)
@@ -189,7 +203,7 @@ def _candidates(content: CifContent, cell: np.ndarray) -> list[tuple[Operations,
             "reading it as P1 would lose atoms"
         )
     if number and not symbol:
-        import gemmi
+        gemmi = load_gemmi()
 
         group = gemmi.find_spacegroup_by_number(number)
         if group is None:
@@ -217,7 +231,7 @@ def _magnetic(content: CifContent) -> tuple[Operations, str]:
         triplets = [re.sub(r",\s*[+-]1\s*$", "", text) for text in content.get(name, [])] or ["x,y,z"]
         if len(triplets) > _MAX_OPERATIONS:
             raise CrystalInputError(f"CIF lists {len(triplets)} magnetic operations; too many")
-        import gemmi
+        gemmi = load_gemmi()
 
         try:
             lists.append([gemmi.Op(text[:_MAX_OPERATION_LENGTH]) for text in triplets])

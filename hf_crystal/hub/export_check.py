@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 # what reading crystals into sequences, and sequences into pymatgen structures, needs
-STRUCTURE_PACKAGES = ("pymatgen", "monty", "moyopy", "spglib", "pandas", "scipy")
+STRUCTURE_PACKAGES = ("gemmi", "pymatgen", "monty", "moyopy", "spglib", "pandas", "scipy")
 # this package, and its dependencies beyond torch, transformers, safetensors and numpy; older releases of transformers
 # import sklearn where it is installed, which fails without scipy
 HIDDEN = ("hf_crystal", "ase", "datasets", "accelerate", "sklearn", *STRUCTURE_PACKAGES)

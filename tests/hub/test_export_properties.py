@@ -90,7 +90,7 @@ def test_loads_without_the_package_and_gives_the_same_bits(exported, tmp_path):
     assert all(module.startswith("transformers_modules.") for module in modules)
 
 
-def test_cif_without_pymatgen_gives_a_named_error(exported, tmp_path):
+def test_cif_without_gemmi_gives_a_named_error(exported, tmp_path):
     example = Path(__file__).resolve().parents[2] / "examples" / "NaCl.cif"
     code = f"""
     import sys, transformers
@@ -98,7 +98,7 @@ def test_cif_without_pymatgen_gives_a_named_error(exported, tmp_path):
     print(pipe({str(example)!r}))
     """
     done = run_without_package(code, exported, tmp_path)
-    assert "pymatgen" in (done.stdout + done.stderr).splitlines()[-1]
+    assert "pip install gemmi" in (done.stdout + done.stderr).splitlines()[-1]
 
 
 def test_loading_without_consent_is_refused(exported, tmp_path):
