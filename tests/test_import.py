@@ -80,3 +80,11 @@ def test_unknown_name_is_an_attribute_error():
 def test_loader_of_a_followed_module_is_its_own():
     code = "import hf_crystal, transformers.pipelines as p; print(type(p.__loader__), type(p.__spec__.loader))"
     assert run_python(code).count("SourceFileLoader") == 2
+
+
+def test_former_names_still_work():
+    from hf_crystal.crystals import reading
+    from hf_crystal.models.structures_crystal import as_structure, structure_to_record
+
+    assert as_structure is reading.as_record
+    assert structure_to_record is reading.as_columns

@@ -296,7 +296,6 @@ class Service:
             ValueError: the crystal cannot be written as a sequence.
         """
         from ..mat2seq.canonicalize import canonicalize
-        from ..mat2seq.sequence_text import write_text
         from ..testing import DESCRIPTIONS, Crystal
 
         if change is not None:
@@ -305,7 +304,7 @@ class Service:
             frac = told.positions @ np.linalg.inv(told.cell)
             record = CrystalRecord(told.atomic_numbers, frac, told.cell)
         first = self.properties(model, record)[0]
-        sequence = write_text(canonicalize(record))
+        sequence = canonicalize(record).to_text()
         return Insight(change or "as given", record, sequence, first["value"], first["property"], first["unit"])
 
 

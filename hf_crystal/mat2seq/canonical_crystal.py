@@ -7,8 +7,9 @@ positions, primitive cell) follows from these, see `expand_crystal`.
 
 import functools
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -133,6 +134,7 @@ class CanonicalCrystal:
     lattice: tuple[int, ...]
     sites: tuple[CanonicalSite, ...]
     settings: CanonicalSettings
+    to_text: ClassVar[Callable[["CanonicalCrystal"], str]]  # given by sequence_text, where sequences are written
 
     @property
     def sort_key(self) -> tuple:

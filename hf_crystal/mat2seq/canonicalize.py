@@ -18,6 +18,7 @@ from .canonical_setting import choose_again, choose_setting
 from .canonical_setting_reference import choose_setting_plainly
 from .canonical_start import canonical_start, primitive_cell
 from .canonical_symmetry import SymmetricCrystal, find_symmetry
+from .sequence_text import write_tokens  # noqa: F401 - gives CanonicalCrystal its `to_text`
 
 __all__ = [
     "CanonicalCrystal",

@@ -42,7 +42,6 @@ __all__ = [
     "parse_tokens",
     "position_token",
     "split_text",
-    "write_text",
     "write_tokens",
 ]
 
@@ -233,9 +232,12 @@ def composition_tokens(composition: dict[int, int]) -> list[str]:
     return tokens
 
 
-def write_text(crystal: CanonicalCrystal) -> str:
+def _to_text(crystal: CanonicalCrystal) -> str:
     """The sequence as one line of text."""
     return join_tokens(write_tokens(crystal))
+
+
+CanonicalCrystal.to_text = _to_text  # here, because the reader below makes crystals
 
 
 def join_tokens(tokens: Sequence[str]) -> str:

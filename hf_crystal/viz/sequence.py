@@ -10,7 +10,7 @@ from ..crystals.elements import FORMULA_RANK
 from ..crystals.formula import cell_formula
 from ..crystals.record import CHEMICAL_SYMBOLS
 from ..mat2seq.canonicalize import CanonicalCrystal, canonicalize
-from ..mat2seq.sequence_text import SEPARATOR, write_text
+from ..mat2seq.sequence_text import SEPARATOR
 from ..mat2seq.space_groups import space_group, space_group_number
 from ..typing import CrystalLike
 from .style import PALETTE, new_figure
@@ -49,12 +49,12 @@ class SequenceWord:
 def _text_of(crystal: Any) -> str:
     """Sequence text of a crystal, or the text itself where that is what is given."""
     if isinstance(crystal, CanonicalCrystal):
-        return write_text(crystal)
+        return crystal.to_text()
     if isinstance(crystal, dict) and isinstance(crystal.get("sequence"), str):
         return crystal["sequence"]
     if isinstance(crystal, str) and f" {SEPARATOR} " in crystal and "\n" not in crystal:
         return crystal
-    return write_text(canonicalize(crystal))
+    return canonicalize(crystal).to_text()
 
 
 def explain_sequence(crystal: CrystalLike | CanonicalCrystal) -> list[SequenceWord]:

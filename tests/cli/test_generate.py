@@ -10,7 +10,6 @@ from transformers.utils import logging
 from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer, canonicalize
 from hf_crystal.cli.main import run
 from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
-from hf_crystal.mat2seq.sequence_text import write_text
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def test_other_forms_hold_the_same_crystals(command, generator, tmp_path, form, 
     for row in json.loads(out):
         assert row["file"].endswith(suffix)
         written = tokenizer.decode_structure(tokenizer.encode(row["sequence"]))
-        assert write_text(canonicalize(row["file"])) == write_text(canonicalize(written))
+        assert canonicalize(row["file"]).to_text() == canonicalize(written).to_text()
 
 
 def test_json_has_sequences_in_order_of_likelihood_and_the_space_group(command, generator):

@@ -32,7 +32,6 @@ from hf_crystal.mat2seq.canonicalize import (
     canonicalize_plainly,
     canonicalize_record,
 )
-from hf_crystal.mat2seq.sequence_text import write_text
 from hf_crystal.mat2seq.space_groups import TRANSLATION_GRID, space_group
 
 GOLDEN = [
@@ -56,7 +55,7 @@ CRYSTALS = [make for make, _ in GOLDEN]
 
 @pytest.mark.parametrize(("make", "text"), GOLDEN, ids=lambda value: getattr(value, "__name__", ""))
 def test_golden_sequences_stay_as_they_are(make, text):
-    assert write_text(canonicalize(make())) == text
+    assert canonicalize(make()).to_text() == text
 
 
 @given(which=st.integers(0, len(CRYSTALS) - 1), seed=st.integers(0, 2**32 - 1))
@@ -111,7 +110,7 @@ def test_real_crystals_are_unique_complete_and_idempotent(data_dir, name, split)
             assert canonicalize(random_description(record, generator)) == crystal
         assert canonicalize(crystal.to_record()) == crystal
         original = Structure(Lattice(record["cell"]), record["atomic_numbers"], record["frac_coords"])
-        assert matcher.fit(original, crystal.to_structure()), write_text(crystal)
+        assert matcher.fit(original, crystal.to_structure()), crystal.to_text()
 
 
 @pytest.mark.parametrize(("name", "split"), DATASETS)
@@ -153,7 +152,7 @@ def test_symmetry_may_cost_no_more_than_the_tolerance():
 
 def test_presets_write_different_grids():
     texts = {
-        write_text(canonicalize(rutile(), settings=CanonicalSettings.preset(p))) for p in ("fine", "default", "mid")
+        canonicalize(rutile(), settings=CanonicalSettings.preset(p)).to_text() for p in ("fine", "default", "mid")
     }
     assert texts == {
         "Ti 2 O 4 | P4_2/mnm | a 4.594 c 2.959 | Ti 2a O 4f .3053",

@@ -13,7 +13,6 @@ from tiny_models import NACL, SRTIO3, tiny_model
 
 import hf_crystal
 from hf_crystal import viz
-from hf_crystal.mat2seq.sequence_text import write_text
 from hf_crystal.viz.curves import read_training_curve
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -171,15 +170,15 @@ def test_perturbation_study_starts_at_the_prediction_and_is_repeatable(model, tm
 def test_every_word_of_a_sequence_has_a_meaning(tmp_path):
     crystal = hf_crystal.canonicalize(EXAMPLES / "TiO2_rutile.cif")
     words = viz.explain_sequence(crystal)
-    assert " ".join(word.text for word in words) == write_text(crystal)
+    assert " ".join(word.text for word in words) == crystal.to_text()
     meanings = {word.text: word.meaning for word in words}
     assert meanings["P4_2/mnm"] == "space group no. 136, tetragonal"
     assert meanings["c"] == "a cell length that symmetry leaves free"
     assert meanings["4f"] == "Wyckoff position: 4 atoms in the conventional cell, 1 free coordinate"
     assert meanings["2a"].endswith("fixed by symmetry")
-    conditioned = viz.explain_sequence("<band_gap> <bin_3> " + write_text(crystal))
+    conditioned = viz.explain_sequence("<band_gap> <bin_3> " + crystal.to_text())
     assert [word.kind for word in conditioned[:3]] == ["condition", "condition", "composition"]
-    assert viz.explain_sequence({"sequence": write_text(crystal)}) == words
+    assert viz.explain_sequence({"sequence": crystal.to_text()}) == words
     assert len(saved(viz.plot_sequence(NACL), tmp_path)) > 5_000
     with pytest.raises(ValueError, match="2 parts; expected composition"):
         viz.explain_sequence("Na 1 Cl 1 | Fm-3m")

@@ -1,0 +1,1 @@
+"""Former place of `crystals`, `encoders` and `mat2seq`."""
