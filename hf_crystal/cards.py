@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .card_figures import figure_rows, generation_rows, load_metrics, results_table, target_rows
-from .crystals.formula import cell_formula
+from .crystals.elements import cell_formula
 from .crystals.record import atomic_number_of
 from .typing import Generator, PropertyModel
 

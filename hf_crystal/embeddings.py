@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .crystals.formula import reduced_formula
+from .crystals.elements import reduced_formula
 from .crystals.record import CrystalInputError
 from .typing import CrystalLike, Device, PropertyModelLike
 

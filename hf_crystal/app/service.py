@@ -169,7 +169,7 @@ class Service:
         """Rows of one crystal, one per target."""
         import torch
 
-        from ..crystals.formula import reduced_formula
+        from ..crystals.elements import reduced_formula
 
         loaded, extractor = self.property_model(model)
         arrays = extractor.extract(crystal)
@@ -239,7 +239,7 @@ class Service:
         return [self._judge(result, model or self.property_models[0]) for result in results]
 
     def _judge(self, result: dict[str, Any], model: str) -> GeneratedCrystal:
-        from ..crystals.formula import reduced_formula
+        from ..crystals.elements import reduced_formula
         from ..evaluation.results import reduced_formula as integer_formula
         from ..evaluation.valid_crystals import structure_is_valid
         from ..mat2seq.validity import smact_accepts

@@ -1,7 +1,14 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""The chemical elements, and the order in which a composition lists them."""
+"""The chemical elements, the order in which a composition lists them, and formulas without pymatgen.
 
-__all__ = ["CHEMICAL_SYMBOLS", "ELEMENT_ORDER", "FORMULA_RANK"]
+A formula is written as chemists do, from atomic numbers: reduced (`TiO2`) or of a cell (`Ti2O4`).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+__all__ = ["CHEMICAL_SYMBOLS", "ELEMENT_ORDER", "FORMULA_RANK", "cell_formula", "formula_sum", "reduced_formula"]
 
 _SYMBOL_TABLE = (
     "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr "
@@ -23,3 +30,92 @@ ELEMENT_ORDER = tuple(_ORDER.split())
 
 # Atomic number → place in a formula.
 FORMULA_RANK = {CHEMICAL_SYMBOLS.index(symbol): rank for rank, symbol in enumerate(ELEMENT_ORDER)}
+
+_UNKNOWN = math.inf  # no Pauling value: written last
+# Pauling electronegativities, same order; 0 where none is tabulated
+_PAULING = [
+    2.20, 0, 0.98, 1.57, 2.04, 2.55, 3.04, 3.44, 3.98, 0, 0.93, 1.31, 1.61, 1.90, 2.19, 2.58, 3.16, 0,
+    0.82, 1.00, 1.36, 1.54, 1.63, 1.66, 1.55, 1.83, 1.88, 1.91, 1.90, 1.65, 1.81, 2.01, 2.18, 2.55, 2.96, 3.00,
+    0.82, 0.95, 1.22, 1.33, 1.60, 2.16, 1.90, 2.20, 2.28, 2.20, 1.93, 1.69, 1.78, 1.96, 2.05, 2.10, 2.66, 2.60,
+    0.79, 0.89, 1.10, 1.12, 1.13, 1.14, 1.13, 1.17, 1.20, 1.20, 1.10, 1.22, 1.23, 1.24, 1.25, 1.10, 1.27,
+    1.30, 1.50, 2.36, 1.90, 2.20, 2.20, 2.28, 2.54, 2.00, 1.62, 2.33, 2.02, 2.00, 2.20, 2.20,
+    0.70, 0.90, 1.10, 1.30, 1.50, 1.38, 1.36, 1.28, *[1.30] * 9,
+]  # fmt: skip
+_ELECTRONEGATIVITY = {
+    symbol: (_PAULING[index] if index < len(_PAULING) and _PAULING[index] else _UNKNOWN)
+    for index, symbol in enumerate(CHEMICAL_SYMBOLS[1:])
+}
+
+# molecules and peroxides whose formula is not divided down
+_KEPT_DOUBLE = frozenset(("LiO", "NaO", "KO", "RbO", "CsO", "HO", "O", "N", "F", "Cl", "H"))
+
+
+def _write(counts: dict[str, int]) -> str:
+    return "".join(symbol if count == 1 else f"{symbol}{count}" for symbol, count in counts.items())
+
+
+def _counts(atomic_numbers: Iterable[int]) -> dict[str, int]:
+    """Atoms of each element, elements by electronegativity.
+
+    Raises:
+        ValueError: a number outside 1 to 118.
+    """
+    numbers = Counter(int(number) for number in atomic_numbers)
+    for number in numbers:
+        if not 1 <= number < len(CHEMICAL_SYMBOLS):
+            raise ValueError(f"atomic number {number} is not known; accepted are 1 to {len(CHEMICAL_SYMBOLS) - 1}")
+    counts = {CHEMICAL_SYMBOLS[number]: count for number, count in numbers.items()}
+    return {name: counts[name] for name in sorted(counts, key=lambda name: (_ELECTRONEGATIVITY[name], name))}
+
+
+def cell_formula(atomic_numbers: Iterable[int]) -> str:
+    """Formula of all atoms, elements by electronegativity: `[8, 8, 22] * 2` → `Ti2O4`.
+
+    Args:
+        atomic_numbers: one integer between 1 and 118 per atom, any order.
+
+    Raises:
+        ValueError: a number outside 1 to 118.
+    """
+    return _write(_counts(atomic_numbers))
+
+
+def formula_sum(atomic_numbers: Iterable[int]) -> str:
+    """Formula of all atoms as CIF has it in `_chemical_formula_sum`: `Sr1 Ti1 O3`.
+
+    Args:
+        atomic_numbers: one integer between 1 and 118 per atom, any order.
+
+    Raises:
+        ValueError: a number outside 1 to 118.
+    """
+    return " ".join(f"{symbol}{count}" for symbol, count in _counts(atomic_numbers).items())
+
+
+def reduced_formula(atomic_numbers: Iterable[int]) -> str:
+    """Reduced formula, elements by electronegativity, anion groups in brackets: `[11, 17] * 4` → `NaCl`.
+
+    Args:
+        atomic_numbers: one integer between 1 and 118 per atom, any order.
+
+    Returns:
+        The formula; the same text as pymatgen's `reduced_formula` for elements with a Pauling electronegativity.
+
+    Raises:
+        ValueError: a number outside 1 to 118.
+    """
+    counts = _counts(atomic_numbers)
+    divisor = math.gcd(*counts.values())
+    counts = {symbol: count // divisor for symbol, count in counts.items()}
+    symbols = list(counts)
+    anion = ""
+    # the two most electronegative elements form a group where they are close (PO4, NO3, OH), not in a plain salt
+    if len(symbols) >= 3 and _ELECTRONEGATIVITY[symbols[-1]] - _ELECTRONEGATIVITY[symbols[-2]] < 1.65:
+        repeats = math.gcd(counts[symbols[-1]], counts[symbols[-2]])
+        if repeats > 1:
+            group = {symbol: counts.pop(symbol) // repeats for symbol in symbols[-2:]}
+            anion = f"({_write(group)}){repeats}"
+    formula = _write(counts) + anion
+    if formula in _KEPT_DOUBLE:
+        return _write({symbol: 2 * count for symbol, count in counts.items()})
+    return formula

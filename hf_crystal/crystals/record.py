@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .elements import CHEMICAL_SYMBOLS
-from .formula import cell_formula, reduced_formula
+from .elements import CHEMICAL_SYMBOLS, cell_formula, reduced_formula
 
 __all__ = [
     "CHEMICAL_SYMBOLS",

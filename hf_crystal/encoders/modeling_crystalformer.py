@@ -28,9 +28,10 @@ from .ops_periodic_attention import (
     pair_attention_matrix,
     periodic_attention,
     periodic_attention_reference,
+    reciprocal_attention,
+    reciprocal_log_weights,
 )
 from .ops_periodic_geometry import NeighborLayout, unpack_atoms
-from .ops_reciprocal_attention import reciprocal_attention, reciprocal_log_weights
 
 __all__ = [
     "CrystalEncoderOutput",

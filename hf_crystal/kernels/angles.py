@@ -16,7 +16,7 @@ from .library import NAMESPACE, accumulator, power_of_two, sum_in_float32
 __all__ = ["angular_constants", "angular_edge_sums", "fine_steps", "max_edge_frames"]
 
 MAX_FINE_STEPS = 8
-MAX_EXPONENT = 40.0  # as in ops_angular_basis: factors must not overflow float32
+MAX_EXPONENT = 40.0  # as in ops_frame_features: factors must not overflow float32
 FRAME_EDGES = 128
 ANGLE_EDGES = 16
 ANGLE_WARPS = 2
@@ -102,7 +102,7 @@ def angular_edge_sums(
         entry_start (`torch.Tensor` of shape `(T * H * 3 + 1,)`, int64): first direction of every slot, numbered
             (atom * H + head) * 3 + axis.
         direction (`torch.Tensor` of shape `(F, 3)`), share, opposite (`(F,)`): as in `FrameAxes`.
-        num_basis, width_scale: D and s of `ops_angular_basis`.
+        num_basis, width_scale: D and s of `ops_frame_features`.
 
     Returns:
         `torch.Tensor` of shape `(T * H * 3, D)`.

@@ -15,7 +15,7 @@ Angular sums, for a list of directions a of each slot (an atom, a head and one o
 
     S_k = sum_e w_e b_k(c_e),   b_k(c) = exp(-(c - c_k)² / 2 w²),   b_{qa+b}(c) = U_a(c) E(c)^b C_ab
 
-as in `ops_angular_basis`: D/q + q exponentials and D products for each edge instead of D exponentials. No basis value
+as in `ops_frame_features`: D/q + q exponentials and D products for each edge instead of D exponentials. No basis value
 is stored. Backward recomputes them: dw_e = sum_slots sum_k G_k b_k(c_e), one program per atom and head, no atomics.
 
 Names in capitals are compile-time constants; BLOCK_x is x rounded up to a power of two.

@@ -128,7 +128,7 @@ def features_over_edges(
     Args:
         attention (`EdgeAttentionOutput`): with weights and logits.
         edges (`SortedEdges`): the images of all atoms.
-        num_basis, width_scale: D and s of `ops_angular_basis`.
+        num_basis, width_scale: D and s of `ops_frame_features`.
         tolerance (`float`): logits closer than this to the best share the choice.
         draws (`bool`): draw one of near ties (training) instead of the mean over them.
 

@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..crystals.elements import CHEMICAL_SYMBOLS
-from ..crystals.formula import cell_formula, formula_sum
+from ..crystals.elements import CHEMICAL_SYMBOLS, cell_formula, formula_sum
 from ..crystals.record import CrystalRecord, cell_from_parameters
 from .space_groups import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 

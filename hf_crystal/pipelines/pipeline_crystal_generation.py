@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Pipeline
 
-from ..crystals.formula import cell_formula
+from ..crystals.elements import cell_formula
 
 __all__ = ["CrystalGenerationPipeline"]
 

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
-from ..crystals.formula import reduced_formula
+from ..crystals.elements import reduced_formula
 from ..crystals.reading import CrystalLike
 
 __all__ = ["CrystalPropertyPipeline"]

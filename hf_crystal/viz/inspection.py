@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..crystals.formula import reduced_formula
+from ..crystals.elements import reduced_formula
 from ..crystals.record import CHEMICAL_SYMBOLS
 from ..typing import CrystalLike, PropertyModelLike
 

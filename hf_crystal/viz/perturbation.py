@@ -84,7 +84,7 @@ def perturbation_study(
     column = names.index(target) if target is not None else 0
     import torch
 
-    from ..crystals.formula import reduced_formula
+    from ..crystals.elements import reduced_formula
 
     arrays = extractor.extract(structure)
     directions = np.random.default_rng(seed).normal(size=(repeats, *arrays["positions"].shape))

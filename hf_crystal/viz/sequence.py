@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..crystals.elements import FORMULA_RANK
-from ..crystals.formula import cell_formula
+from ..crystals.elements import FORMULA_RANK, cell_formula
 from ..crystals.record import CHEMICAL_SYMBOLS
 from ..mat2seq.canonicalize import CanonicalCrystal, canonicalize
 from ..mat2seq.sequence_text import SEPARATOR

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..crystals.formula import reduced_formula
+from ..crystals.elements import reduced_formula
 from ..crystals.reading import as_record
 from ..typing import CrystalLike
 from .inspection import EncoderView

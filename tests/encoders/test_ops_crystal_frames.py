@@ -4,8 +4,8 @@ import pytest
 import torch
 from tolerances import KERNEL, KERNEL_FLOAT32
 
-from hf_crystal.encoders import ops_angular_basis as angular
 from hf_crystal.encoders import ops_crystal_frames as frames
+from hf_crystal.encoders import ops_frame_features as angular
 from hf_crystal.encoders.ops_frame_features import (
     FrameAxes,
     axes_of_frames,

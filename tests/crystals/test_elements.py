@@ -5,8 +5,7 @@ import random
 import pytest
 from pymatgen.core import Composition, Element
 
-from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS
-from hf_crystal.crystals.formula import cell_formula, reduced_formula
+from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS, cell_formula, reduced_formula
 
 
 def numbers_of(counts: dict[str, int]) -> list[int]:
