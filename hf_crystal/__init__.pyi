@@ -23,6 +23,8 @@ from .mat2seq.tokenization_mat2seq import DecodedCrystal as DecodedCrystal
 from .mat2seq.tokenization_mat2seq import Mat2SeqTokenizer as Mat2SeqTokenizer
 from .pipelines.pipeline_crystal_generation import CrystalGenerationPipeline as CrystalGenerationPipeline
 from .pipelines.pipeline_crystal_property import CrystalPropertyPipeline as CrystalPropertyPipeline
+from .stability import ReferenceHull as ReferenceHull
+from .stability import load_reference as load_reference
 from .training import CrystalTrainer as CrystalTrainer
 
 __version__: str

@@ -9,7 +9,9 @@
 Reads `mp_20.parquet` (test part), `materials_project.parquet` (test part of the MEGNet split, labels of its release)
 and `mpts_52.parquet` (test part, cells above 20 atoms). Geometry and labels of the second are not of one release (see
 the model's card); the labels of the third are of a newer release, whose mean distance to the training labels on common
-rows is printed first. Prints one JSON object a model: rows, MAE, bias (predicted minus label), eV/atom.
+rows is printed first. Prints one JSON object a model: rows, MAE, bias (predicted minus label), eV/atom; and where the
+distance from the hull is known, whether predicted energies find the crystals at most 0 and 0.05 eV/atom above it, with
+the hull of `hf_crystal.load_reference()` (release 2018, which holds the entries themselves).
 """
 
 import argparse
@@ -29,17 +31,22 @@ def parts_of(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     both = large.merge(project[["material_id", "mb_e_form"]], on="material_id").dropna(subset=["mb_e_form"])
     shift = both.label - both.mb_e_form
     parts = {
-        "MP-20 test": mp20[mp20.split == "test"].assign(label=lambda rows: rows.mb_e_form),
-        "MEGNet test at hand": project[project.split_megnet == "test"].assign(label=lambda r: r.e_form_megnet2018),
+        "MP-20 test": mp20[mp20.split == "test"].assign(
+            label=lambda rows: rows.mb_e_form, e_above_hull=lambda rows: rows.e_hull_mp2018
+        ),
+        "MEGNet test at hand": project[project.split_megnet == "test"].assign(
+            label=lambda rows: rows.e_form_megnet2018, e_above_hull=lambda rows: rows.e_hull_mp2018
+        ),
         "MPTS-52 test, above 20 atoms, to 0.1 eV/atom": large[large.e_above_hull < 0.1],
         "MPTS-52 test, above 20 atoms, from 0.1 eV/atom": large[large.e_above_hull >= 0.1],
+        "MPTS-52 test, above 20 atoms": large,
         "MPTS-52 test, above 20 atoms, training release": both.assign(label=both.mb_e_form),
     }
     distance = {"rows": len(both), "mae": float(shift.abs().mean()), "bias": float(shift.mean())}
     return {name: rows.dropna(subset=["label"]) for name, rows in parts.items()}, distance
 
 
-def errors(model: Any, rows: Any, batch_size: int) -> dict[str, float]:
+def errors(model: Any, rows: Any, batch_size: int) -> dict[str, Any]:
     """MAE and bias of a pipeline on the rows of a part."""
     import numpy as np
 
@@ -59,7 +66,36 @@ def errors(model: Any, rows: Any, batch_size: int) -> dict[str, float]:
         "unread": int(np.isnan(predicted).sum()),
         "mae": round(float(np.nanmean(np.abs(difference))), 4),
         "bias": round(float(np.nanmean(difference)), 4),
+        **stability_figures(answers, rows),
     }
+
+
+def stability_figures(answers: list[dict[str, Any]], rows: Any) -> dict[str, Any]:
+    """How well predicted energies find the crystals near the hull; the hull's own distance from the labels beside."""
+    import numpy as np
+
+    import hf_crystal
+
+    hull = hf_crystal.load_reference()
+    known = rows.e_above_hull.notna().to_numpy()
+    chosen = [answer for answer, use in zip(answers, known, strict=True) if use]
+    labels, energies = rows.e_above_hull[known].to_numpy(), rows.label[known].to_numpy()
+    bottom = np.array([hull.stability(answer["formula"]).hull_energy for answer in chosen])
+    predicted = np.array([answer["formation_energy"] for answer in chosen]) - bottom
+    figures: dict[str, Any] = {"hull_mae": round(float(np.abs(energies - bottom - labels).mean()), 4)}
+    for threshold in (0.0, 0.05):
+        said, true = predicted <= threshold, labels <= threshold
+        hits = int((said & true).sum())
+        precision, recall = hits / max(1, said.sum()), hits / max(1, true.sum())
+        figures[f"stable to {threshold}"] = {
+            "rows": len(labels),
+            "share": round(float(true.mean()), 3),
+            "precision": round(float(precision), 3),
+            "recall": round(float(recall), 3),
+            "f1": round(float(2 * precision * recall / max(1e-9, precision + recall)), 3),
+            "false_positive_rate": round(float((said & ~true).sum() / max(1, (~true).sum())), 3),
+        }
+    return figures
 
 
 def main(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from . import convert, demo, embed, evaluate, export, generate, info, plot, predict, push, train
+from . import convert, demo, embed, evaluate, export, generate, info, plot, predict, push, stability, train
 
 app = typer.Typer(
     name="hf-crystal",
@@ -20,6 +20,7 @@ app = typer.Typer(
 # name, function, line in the list of commands, end of its help
 for _name, _function, _line, _example in (
     ("predict", predict.predict, "Predict properties of crystals.", predict.EXAMPLE),
+    ("stability", stability.stability, "Distance from the hull of known phases.", stability.EXAMPLE),
     ("generate", generate.generate, "Generate crystals.", generate.EXAMPLE),
     ("embed", embed.embed, "Vectors of crystals; similar crystals.", embed.EXAMPLE),
     ("demo", demo.demo, "Serve the web page.", demo.EXAMPLE),

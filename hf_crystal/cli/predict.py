@@ -1,7 +1,9 @@
 """`hf-crystal predict`: properties of crystals in files."""
 
+import functools
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +48,13 @@ def predict(
         OnError, typer.Option(help="A crystal that cannot be read: a row with its reason, no row, or stop.")
     ] = "report",
     device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
+    stability: Annotated[
+        bool, typer.Option("--stability", help="Add the energy above the hull of known phases, and the phases there.")
+    ] = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Known phases for --stability, a table; needed where the model is not an embedded one."),
+    ] = None,
     num_shards: Annotated[int, typer.Option(help="Split the crystals into this many parts ...")] = 1,
     shard_index: Annotated[int, typer.Option(help="... and predict only this one, counted from 0.")] = 0,
 ) -> None:
@@ -58,22 +67,25 @@ def predict(
     sources = find_sources(files)
     options = {"batch_size": batch_size, "max_batch_atoms": max_batch_atoms, "num_workers": workers}
     tally = Tally(on_error)
+    known_phases = _reference(model, reference) if stability else None
     if output_dir is None:
         total = len(range(shard_index, count_crystals(sources), num_shards))
         pipe = _pipeline(model, device)
+        finish = _finish(pipe.model, known_phases)
         crystals = itertools.islice(read_crystals(sources), shard_index, None, num_shards)
-        rows = track(predict_rows(pipe, crystals, **options), total, "crystal")
-        with open_writer(chosen, output_file, *columns_of(pipe.model)) as writer:
+        rows = track(predict_rows(pipe, crystals, finish, **options), total, "crystal")
+        with open_writer(chosen, output_file, *columns_of(pipe.model, known_phases is not None)) as writer:
             tally.write(rows, writer)
     else:
         if chosen == "table":
             raise typer.BadParameter("table is for one screen; --output-dir takes files", param_hint="--output")
         shard = Shard(sources, output_dir, num_shards, shard_index, rows_per_file, chosen)
-        shard.begin(model, on_error)
+        shard.begin(model, on_error, known_phases)
         if shard.is_complete:
             print(f"hf-crystal: complete already: {shard.folder}", file=sys.stderr)
             return
-        shard.predict(_pipeline(model, device), tally, **options)
+        pipe = _pipeline(model, device)
+        shard.predict(pipe, tally, _finish(pipe.model, known_phases), **options)
     _report(tally)
 
 
@@ -82,6 +94,29 @@ def _pipeline(model: str, device: str | None) -> Any:
     from ..loading import load_property_pipeline
 
     return load_property_pipeline(model, device)
+
+
+def _reference(model: str, reference: str | None) -> str:
+    """Name of the known phases that the model's energies can be compared with."""
+    from ..checkpoints import embedded_checkpoints
+    from ..stability import DEFAULT_REFERENCE
+
+    if reference is None and model not in embedded_checkpoints():
+        raise typer.BadParameter(
+            f"formation energies of {model} may be of another kind than those of {DEFAULT_REFERENCE} (Materials "
+            f"Project 2018, PBE): name known phases of the same kind, or {DEFAULT_REFERENCE} where they are",
+            param_hint="--reference",
+        )
+    return reference or DEFAULT_REFERENCE
+
+
+def _finish(model: Any, reference: str | None) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+    """What adds stability to a row."""
+    if reference is None:
+        return None
+    from ..stability import add_stability, energy_target, load_reference
+
+    return functools.partial(add_stability, target=energy_target(model.config), hull=load_reference(reference))
 
 
 def _check_options(batch_size: int, num_shards: int, shard_index: int) -> None:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,24 +32,27 @@ if TYPE_CHECKING:
     from ..typing import PropertyModel
 
 OnError = Literal["report", "skip", "raise"]
+Finish = Callable[[dict[str, Any]], dict[str, Any]] | None
 
 
-def columns_of(model: "PropertyModel") -> tuple[list[str], dict[str, str]]:
+def columns_of(model: "PropertyModel", stability: bool = False) -> tuple[list[str], dict[str, str]]:
     """Names of the output fields, and the Arrow types of those that are not text."""
     targets = model.config.target_names
     values = [column for name in targets for column in (name, f"{name}_unit")]
-    types = {"num_atoms": "int64", **dict.fromkeys(targets, "double")}
+    types = {"num_atoms": "int64", **dict.fromkeys((*targets, "e_above_hull"), "double")}
+    values += ["e_above_hull", "decomposes_to"] if stability else []
     return ["source", "formula", "num_atoms", *values, "error"], types
 
 
 def predict_rows(
-    pipe: "CrystalPropertyPipeline", crystals: Iterable[tuple[str, Any]], **options: int
+    pipe: "CrystalPropertyPipeline", crystals: Iterable[tuple[str, Any]], finish: Finish = None, **options: int
 ) -> Iterator[dict[str, Any]]:
     """One row per crystal, in order.
 
     Args:
         pipe: a `CrystalPropertyPipeline`.
         crystals: names and crystals.
+        finish: adds fields to each result.
         **options: `batch_size`, `max_batch_atoms` and `num_workers` of the pipeline.
 
     Yields:
@@ -64,7 +67,7 @@ def predict_rows(
             yield crystal
 
     for result in pipe(remember(), **options):
-        yield {"source": names.popleft(), **result}
+        yield {"source": names.popleft(), **(finish(result) if finish else result)}
 
 
 class Tally:
@@ -138,7 +141,7 @@ class Shard:
         """Crystals of this shard."""
         return len(range(self.shard_index, count_crystals(self.sources), self.num_shards))
 
-    def begin(self, model: str, on_error: OnError) -> None:
+    def begin(self, model: str, on_error: OnError, stability: str | None = None) -> None:
         """Make the folder, or check that an earlier run was told the same.
 
         Raises:
@@ -152,6 +155,7 @@ class Shard:
             "on_error": on_error,
             "rows_per_file": self.rows_per_file,
             "sources": _digest(self.sources),
+            "stability": stability,
         }
         file = self.folder / "_settings.json"
         if file.is_file():
@@ -166,12 +170,13 @@ class Shard:
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_atomically(file, settings)
 
-    def predict(self, pipe: "CrystalPropertyPipeline", tally: Tally, **options: int) -> None:
+    def predict(self, pipe: "CrystalPropertyPipeline", tally: Tally, finish: Finish = None, **options: int) -> None:
         """Write the files that are missing, then the mark of success; `begin` comes before.
 
         Args:
             pipe: a `CrystalPropertyPipeline`.
             tally: decides about unreadable crystals and counts those of this run.
+            finish: adds the fields of stability to each result.
             **options: `batch_size`, `max_batch_atoms` and `num_workers` of the pipeline.
 
         Raises:
@@ -183,8 +188,8 @@ class Shard:
         done = min(number * self.rows_per_file, total)
         first = self.shard_index + done * self.num_shards
         crystals = islice(read_crystals(self.sources), first, None, self.num_shards)
-        rows = track(predict_rows(pipe, crystals, **options), total, "crystal", done)
-        columns, types = columns_of(pipe.model)
+        rows = track(predict_rows(pipe, crystals, finish, **options), total, "crystal", done)
+        columns, types = columns_of(pipe.model, finish is not None)
         while done < total:
             expected = min(self.rows_per_file, total - done)
             before = tally.read

@@ -6,9 +6,18 @@ A formula is written as chemists do, from atomic numbers: reduced (`TiO2`) or of
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-__all__ = ["CHEMICAL_SYMBOLS", "ELEMENT_ORDER", "FORMULA_RANK", "cell_formula", "formula_sum", "reduced_formula"]
+__all__ = [
+    "CHEMICAL_SYMBOLS",
+    "ELEMENT_ORDER",
+    "FORMULA_RANK",
+    "cell_formula",
+    "formula_sum",
+    "parse_composition",
+    "reduced_formula",
+]
 
 _SYMBOL_TABLE = (
     "X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr "
@@ -119,3 +128,36 @@ def reduced_formula(atomic_numbers: Iterable[int]) -> str:
     if formula in _KEPT_DOUBLE:
         return _write({symbol: 2 * count for symbol, count in counts.items()})
     return formula
+
+
+def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
+    """Atomic number → count of a formula (`"SrTiO3"`), mapping of symbols or numbers, or pymatgen `Composition`.
+
+    Raises:
+        ValueError: for unknown elements, fractional or missing counts.
+    """
+    if isinstance(composition, str):
+        try:
+            from pymatgen.core import Composition
+        except ImportError as error:
+            raise ImportError("a formula as text needs pymatgen: pip install pymatgen") from error
+
+        try:
+            composition = Composition(composition)
+        except ValueError as error:
+            raise ValueError(f"composition is {composition!r}; accepted: a formula such as 'SrTiO3'") from error
+    if not isinstance(composition, Mapping) and not hasattr(composition, "element_composition"):
+        raise ValueError(f"composition is {composition!r}; accepted: a formula or a mapping of elements to counts")
+    items = composition.items() if isinstance(composition, Mapping) else composition.element_composition.items()
+    counts: dict[int, int] = {}
+    for key, amount in items:
+        symbol = getattr(key, "symbol", key)
+        number = CHEMICAL_SYMBOLS.index(symbol) if symbol in CHEMICAL_SYMBOLS[1:] else symbol
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 118:
+            raise ValueError(f"composition has {symbol!r}; accepted: element symbols or atomic numbers 1 to 118")
+        if isinstance(amount, str) or amount != int(amount) or amount < 1:
+            raise ValueError(f"composition has {amount} {symbol}; accepted: whole numbers of atoms")
+        counts[number] = counts.get(number, 0) + int(amount)
+    if not counts:
+        raise ValueError("composition is empty")
+    return counts

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..crystals.record import CHEMICAL_SYMBOLS, cell_from_parameters
+from ..crystals.elements import CHEMICAL_SYMBOLS, parse_composition
+from ..crystals.record import cell_from_parameters
 from .canonical_crystal import CanonicalSite, free_cell_parameters, orbit_points, quantize
 from .grammar import CrystalGrammar, GrammarState
 from .grammar_constraint import PromptConstraint
@@ -53,39 +54,6 @@ class PreparedPrompt:
     constraint: PromptConstraint
     has_conditions: bool = False
     warnings: tuple[str, ...] = ()
-
-
-def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
-    """Atomic number → count of a formula (`"SrTiO3"`), mapping of symbols or numbers, or pymatgen `Composition`.
-
-    Raises:
-        ValueError: for unknown elements, fractional or missing counts.
-    """
-    if isinstance(composition, str):
-        try:
-            from pymatgen.core import Composition
-        except ImportError as error:
-            raise ImportError("a formula as text needs pymatgen: pip install pymatgen") from error
-
-        try:
-            composition = Composition(composition)
-        except ValueError as error:
-            raise ValueError(f"composition is {composition!r}; accepted: a formula such as 'SrTiO3'") from error
-    if not isinstance(composition, Mapping) and not hasattr(composition, "element_composition"):
-        raise ValueError(f"composition is {composition!r}; accepted: a formula or a mapping of elements to counts")
-    items = composition.items() if isinstance(composition, Mapping) else composition.element_composition.items()
-    counts: dict[int, int] = {}
-    for key, amount in items:
-        symbol = getattr(key, "symbol", key)
-        number = CHEMICAL_SYMBOLS.index(symbol) if symbol in CHEMICAL_SYMBOLS[1:] else symbol
-        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 118:
-            raise ValueError(f"composition has {symbol!r}; accepted: element symbols or atomic numbers 1 to 118")
-        if isinstance(amount, str) or amount != int(amount) or amount < 1:
-            raise ValueError(f"composition has {amount} {symbol}; accepted: whole numbers of atoms")
-        counts[number] = counts.get(number, 0) + int(amount)
-    if not counts:
-        raise ValueError("composition is empty")
-    return counts
 
 
 def prepare_prompt(asked: CrystalPrompt, tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar) -> PreparedPrompt:

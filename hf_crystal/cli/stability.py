@@ -1,0 +1,62 @@
+"""`hf-crystal stability`: hull of known phases at compositions, and how far energies lie above it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .writers import Format, format_of_file, open_writer
+
+EXAMPLE = (
+    "Example: hf-crystal stability LiFePO4 BaTiO3\n\n"
+    "Your own energies (columns formula and formation_energy, eV/atom): hf-crystal stability --energies mine.csv\n\n"
+    "Of crystals in files, with predicted energies: hf-crystal predict examples/*.cif --stability"
+)
+_TYPES = dict.fromkeys(("hull_energy", "energy", "e_above_hull", "competing_energy"), "double")
+_COLUMNS = ("formula", *_TYPES, "decomposition", "competing_phases", "error")
+
+
+def stability(
+    formulas: Annotated[list[str] | None, typer.Argument(help="Compositions, such as LiFePO4.")] = None,
+    energies: Annotated[
+        Path | None,
+        typer.Option(help="CSV, JSON lines or parquet file with columns formula and formation_energy, eV/atom."),
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(help="Known phases: matbench_mp_e_form, or a table as --energies takes.")
+    ] = "matbench_mp_e_form",
+    output: Annotated[Format | None, typer.Option(help="By default as --output-file ends, else a table.")] = None,
+    output_file: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+) -> None:
+    """Show the hull of known phases at compositions, and how far energies lie above it.
+
+    competing_phases is what the composition would decompose into if no phase of this formula were known.
+    """
+    if bool(formulas) == (energies is not None):
+        raise typer.BadParameter("give compositions, or a table with --energies", param_hint="FORMULAS")
+    from ..stability import load_reference, read_energies
+
+    hull = load_reference(reference)
+    asked: Any = ((formula, None) for formula in formulas or ())
+    if energies is not None:
+        asked = read_energies(energies, hull.energy_column)
+    chosen = output or format_of_file(output_file) or "table"
+    with open_writer(chosen, output_file, _COLUMNS, _TYPES) as writer:
+        for row in _rows(hull, asked):
+            writer.write(row)
+
+
+def _rows(hull: Any, asked: Any) -> Iterator[dict[str, Any]]:
+    for formula, energy in asked:
+        try:
+            found = hull.stability(formula, energy)
+        except ValueError as error:
+            yield {"formula": str(formula), "error": str(error)}
+            continue
+        row = {name: getattr(found, name) for name in ("formula", *_TYPES)}
+        yield {
+            **row,
+            "decomposition": found.text_of(found.decomposition),
+            "competing_phases": found.text_of(found.competing_phases),
+        }

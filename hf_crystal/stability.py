@@ -1,0 +1,288 @@
+"""Is a crystal stable? Distance of an energy from the convex hull of known phases, and what it decomposes into.
+
+The hull at a composition is the lowest energy that a mixture of known phases has there: a small linear program over
+the phases of the chemical system. `e_above_hull` is how far a crystal's formation energy lies above it.
+"""
+
+import functools
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .crystals.elements import CHEMICAL_SYMBOLS, parse_composition, reduced_formula
+
+__all__ = ["ReferenceHull", "Stability", "add_stability", "energy_target", "load_reference", "read_energies"]
+
+REFERENCES = Path(__file__).parent / "references"
+DEFAULT_REFERENCE = "matbench_mp_e_form"
+ENERGY_COLUMNS = ("formation_energy", "energy")
+_PART = re.compile(r"([A-Z][a-z]?)(\d*)")
+_Phase = tuple[tuple[int, int], ...]  # reduced: atomic numbers, ascending, with their counts
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Position of one composition, and of an energy at it, against known phases.
+
+    Attributes:
+        formula: Reduced formula.
+        hull_energy: Formation energy of the hull at this composition, eV/atom.
+        decomposition: The phases of the hull there, with their fractions of the atoms. One phase of this formula alone
+            means that the reference knows a stable crystal of this composition.
+        competing_energy: As `hull_energy`, without phases of this formula.
+        competing_phases: As `decomposition`, without phases of this formula.
+        energy: The crystal's formation energy, eV/atom; None where none was given.
+    """
+
+    formula: str
+    hull_energy: float
+    decomposition: dict[str, float]
+    competing_energy: float
+    competing_phases: dict[str, float]
+    energy: float | None = None
+
+    @property
+    def e_above_hull(self) -> float | None:
+        """Energy above the hull, eV/atom; negative below everything known."""
+        return None if self.energy is None else self.energy - self.hull_energy
+
+    @property
+    def e_above_competing(self) -> float | None:
+        """Energy above the competing phases, eV/atom; negative by as much as the crystal is stable against them."""
+        return None if self.energy is None else self.energy - self.competing_energy
+
+    @staticmethod
+    def text_of(phases: Mapping[str, float]) -> str:
+        """`0.67 Fe2O3 + 0.33 Li2O`: fractions of the atoms."""
+        return next(iter(phases)) if len(phases) == 1 else " + ".join(f"{x:.2f} {name}" for name, x in phases.items())
+
+
+class ReferenceHull:
+    """Known phases and their formation energies.
+
+    Args:
+        phases: Atomic number → count of each phase; of one formula the lowest energy counts.
+        energies: eV/atom, of the kind that `energy_column` names.
+        name: What messages and results call it.
+        energy_column: `formation_energy`, which is 0 for the elements, or `energy`: total energies of one potential,
+            which become formation energies by the lowest energy of each element among the phases.
+
+    Raises:
+        ValueError: an energy is not finite, or with `energy` an element has none.
+    """
+
+    def __init__(
+        self,
+        phases: Iterable[Mapping[int, int]],
+        energies: Iterable[float],
+        *,
+        name: str = "reference",
+        energy_column: str = "formation_energy",
+    ):
+        if energy_column not in ENERGY_COLUMNS:
+            raise ValueError(f"energy_column is {energy_column!r}; accepted: {' or '.join(ENERGY_COLUMNS)}")
+        self.name, self.energy_column = name, energy_column
+        lowest: dict[_Phase, float] = {}
+        for counts, energy in zip(phases, energies, strict=True):
+            phase = _reduced(counts)
+            if not math.isfinite(energy):
+                raise ValueError(f"energy of {_formula(phase)} in {name} is {energy}; accepted: a number, eV/atom")
+            lowest[phase] = min(energy, lowest.get(phase, math.inf))
+        self._elemental = dict.fromkeys(range(1, len(CHEMICAL_SYMBOLS)), 0.0)
+        if energy_column == "energy":
+            self._elemental = {phase[0][0]: energy for phase, energy in lowest.items() if len(phase) == 1}
+        self._systems: dict[frozenset[int], dict[_Phase, float]] = {}
+        for phase, energy in lowest.items():
+            system = self._systems.setdefault(frozenset(z for z, _ in phase), {})
+            system[phase] = self._formation_energy(phase, energy) if len(phase) > 1 else 0.0
+        self._candidates = functools.lru_cache(maxsize=4096)(self._find_candidates)
+        self._hull = functools.lru_cache(maxsize=65536)(self._find_hull)  # a screening has many crystals of a formula
+
+    def __len__(self) -> int:
+        return sum(map(len, self._systems.values()))
+
+    def _formation_energy(self, phase: _Phase, energy: float) -> float:
+        missing = [CHEMICAL_SYMBOLS[z] for z, _ in phase if z not in self._elemental]
+        if missing:
+            raise ValueError(
+                f"{self.name} has no energy of the element {' and '.join(missing)}, which {_formula(phase)} needs; "
+                "add a row for each element, or give formation energies in a column formation_energy"
+            )
+        return energy - sum(self._elemental[z] * n for z, n in phase) / sum(n for _, n in phase)
+
+    def _find_candidates(self, elements: frozenset[int]) -> tuple[list[_Phase], np.ndarray, np.ndarray]:
+        """Phases of a chemical system that can be on its hull, their fractions of each element, their energies."""
+        phases: dict[_Phase, float] = {((z, 1),): 0.0 for z in elements}
+        for size in range(2, len(elements) + 1):
+            for system in itertools.combinations(sorted(elements), size):
+                known = self._systems.get(frozenset(system), {})
+                phases |= {phase: energy for phase, energy in known.items() if energy < 0}  # the elements are at 0
+        fractions = np.zeros((len(phases), len(elements)))
+        column = {z: index for index, z in enumerate(sorted(elements))}
+        for row, phase in enumerate(phases):
+            for z, count in phase:
+                fractions[row, column[z]] = count
+        return list(phases), fractions / fractions.sum(1, keepdims=True), np.array(list(phases.values()))
+
+    def _find_hull(self, phase: _Phase, *, without: bool) -> tuple[float, dict[str, float]]:
+        """Energy of the hull at a composition, and the fractions of its phases; `without` those of this formula."""
+        phases, fractions, energies = self._candidates(frozenset(z for z, _ in phase))
+        if len(phase) == 1:
+            return 0.0, {_formula(phase): 1.0}
+        from scipy.optimize import linprog
+
+        used = np.array([not (without and candidate == phase) for candidate in phases])
+        counts = np.array([count for _, count in phase], dtype=float)
+        found = linprog(energies[used], A_eq=fractions[used].T, b_eq=counts / counts.sum(), method="highs")
+        if not found.success:
+            raise RuntimeError(f"hull of {_formula(phase)} in {self.name}: {found.message}")
+        names = itertools.compress(phases, used)
+        shares = {_formula(p): round(float(x), 6) for p, x in zip(names, found.x, strict=True) if x > 1e-6}
+        return float(found.fun), dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+    def stability(self, composition: str | Mapping[Any, Any], energy: float | None = None) -> Stability:
+        """Hull at a composition, and where an energy lies against it.
+
+        Args:
+            composition: Formula, or mapping of elements or atomic numbers to counts.
+            energy: Energy of the crystal, eV/atom, of the kind of this reference's `energy_column`.
+
+        Raises:
+            ValueError: for a composition that cannot be read, an energy that is not finite, or an element without
+                reference energy.
+        """
+        phase = _reduced(parse_composition(composition))
+        if energy is not None:
+            if not math.isfinite(energy):
+                raise ValueError(f"energy of {_formula(phase)} is {energy}; accepted: a number, eV/atom")
+            energy = self._formation_energy(phase, energy)
+        hull_energy, decomposition = self._hull(phase, without=False)
+        competing = hull_energy, decomposition
+        if _formula(phase) in decomposition and len(phase) > 1:
+            competing = self._hull(phase, without=True)
+        return Stability(_formula(phase), hull_energy, decomposition, *competing, energy)
+
+    def stable_phases(self) -> dict[str, float]:
+        """Formula and formation energy, eV/atom, of every phase on the hull; the elements are left out."""
+        found = {}
+        for system in self._systems.values():
+            for phase, energy in system.items():
+                if energy < 0 and energy - self._hull(phase, without=False)[0] < 1e-9:
+                    found[_formula(phase)] = energy
+        return found
+
+
+def load_reference(name: str | Path = DEFAULT_REFERENCE) -> ReferenceHull:
+    """A reference of this package, or of a user's table.
+
+    Args:
+        name: `matbench_mp_e_form` (the phases on the hull of 132,752 Materials Project entries, release 2018, PBE and
+            PBE+U with corrections), or a CSV, JSON lines or parquet file with a column `formula` and one of
+            `formation_energy` and `energy`, eV/atom.
+
+    Raises:
+        ValueError: there is no such reference, or a row cannot be used: file, row and column are named.
+    """
+    if (REFERENCES / f"{name}.parquet").is_file():
+        return _embedded_reference(str(name))
+    column, formulas, energies = _read_table(Path(name))
+    phases = []
+    for row, formula in enumerate(formulas, 1):
+        try:
+            phases.append(parse_composition(formula))
+        except ValueError as error:
+            raise ValueError(f"{Path(name).name}, row {row}: {error}") from error
+    return ReferenceHull(phases, energies, name=Path(name).name, energy_column=column)
+
+
+@functools.lru_cache(maxsize=1)
+def _embedded_reference(name: str) -> ReferenceHull:
+    import pandas as pd
+
+    table = pd.read_parquet(REFERENCES / f"{name}.parquet")
+    return ReferenceHull(map(_parts, table["formula"]), table["formation_energy"], name=name)
+
+
+def read_energies(path: Path, energy_column: str) -> list[tuple[str, float]]:
+    """Formulas and energies of a user's table, for `ReferenceHull.stability`.
+
+    Raises:
+        ValueError: the table cannot be read, or its energies are of another kind than those of the reference.
+    """
+    column, formulas, energies = _read_table(path)
+    if column != energy_column:
+        raise ValueError(
+            f"{path.name} has the column {column}, the reference has {energy_column}: energies of another kind or "
+            "potential need a reference of their own (a table with the elements and the known phases)"
+        )
+    return list(zip(formulas, energies, strict=True))
+
+
+def _read_table(path: Path) -> tuple[str, list[str], list[float]]:
+    """Name of the energy column, formulas and energies of a file."""
+    import pandas as pd
+
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".csv": functools.partial(  # any delimiter; NaN is a formula
+            pd.read_csv, sep=None, engine="python", keep_default_na=False
+        ),
+        ".jsonl": functools.partial(pd.read_json, lines=True),
+        ".parquet": pd.read_parquet,
+    }
+    if not path.is_file() or path.suffix not in readers:
+        known = ", ".join(sorted(file.stem for file in REFERENCES.glob("*.parquet")))
+        raise ValueError(f"table {path} is no file .csv, .jsonl or .parquet; embedded references: {known}")
+    table = readers[path.suffix](path)
+    columns = [column for column in ENERGY_COLUMNS if column in table.columns]
+    if "formula" not in table.columns or len(columns) != 1:
+        raise ValueError(
+            f"{path.name} has the columns {', '.join(map(str, table.columns))}; needed are formula and one of "
+            f"{' and '.join(ENERGY_COLUMNS)}"
+        )
+    energies = pd.to_numeric(table[columns[0]], errors="coerce").astype(float)
+    return columns[0], table["formula"].astype(str).tolist(), energies.tolist()
+
+
+def energy_target(config: Any) -> str:
+    """Name of the target of a property model that is a formation energy in eV/atom.
+
+    Raises:
+        ValueError: it has none, or several.
+    """
+    pairs = zip(config.target_names, config.target_units, strict=True)
+    found = [name for name, unit in pairs if name.startswith("formation_energy") and unit == "eV/atom"]
+    if len(found) != 1:
+        raise ValueError(f"stability needs one target formation_energy… in eV/atom; the model has {found or 'none'}")
+    return found[0]
+
+
+def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> dict[str, Any]:
+    """A result of the pipeline "crystal-property-prediction" with `e_above_hull` (eV/atom) and `decomposes_to`.
+
+    `decomposes_to` holds the phases of the hull at the crystal's composition, with their fractions of the atoms.
+    """
+    if "error" in result:
+        return result
+    found = hull.stability(result["formula"], result[target])
+    return {**result, "e_above_hull": found.e_above_hull, "decomposes_to": found.text_of(found.decomposition)}
+
+
+def _parts(formula: str) -> dict[int, int]:
+    """Counts of a formula that this package wrote."""
+    return {CHEMICAL_SYMBOLS.index(symbol): int(count or 1) for symbol, count in _PART.findall(formula)}
+
+
+def _reduced(counts: Mapping[int, int]) -> _Phase:
+    unit = math.gcd(*counts.values())
+    return tuple((z, counts[z] // unit) for z in sorted(counts))
+
+
+@functools.lru_cache(maxsize=65536)
+def _formula(phase: _Phase) -> str:
+    return reduced_formula([z for z, count in phase for _ in range(count)])
