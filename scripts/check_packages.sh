@@ -2,8 +2,8 @@
 # Build wheel and sdist, look into both, and run the commands of the demo from the wheel in fresh environments:
 # - Python 3.11 with the lowest versions that pyproject.toml claims, but the torch of constraints.txt, of which pip finds
 #   a build without CUDA; LOWEST_TORCH=2.9.0 takes the lowest one too (3.8 GB);
-# - with PYTHON_NEWEST=python3.13, that Python with the pins of constraints.txt (torch with CUDA, 4 GB), and there the
-#   Space without the package.
+# - the newest Python of 3.14 and 3.13 that is here (PYTHON_NEWEST names another), with the pins of constraints.txt, and
+#   there the Space without the package.
 # Usage: bash scripts/check_packages.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -82,7 +82,7 @@ else
     note "SKIPPED the lowest versions: no Python 3.11 here; set PYTHON_OLDEST"
 fi
 
-newest="${PYTHON_NEWEST:-}"
+newest="${PYTHON_NEWEST:-$(find_python 3.14 3.13)}"
 if [ -n "$newest" ]; then
     "$uv" venv -q --python "$newest" "$scratch/newest"
     "$uv" pip install -q --python "$scratch/newest/bin/python" -c constraints.txt "hf_crystal[ase,app,metrics] @ $wheel"
@@ -94,5 +94,5 @@ if [ -n "$newest" ]; then
     (cd "$scratch/space" && "$scratch/newest/bin/python" -c "import app; app.demo.get_api_info()")
     note "the pins work on the newest Python"
 else
-    note "SKIPPED the newest Python: set PYTHON_NEWEST"
+    note "SKIPPED the newest Python: neither 3.14 nor 3.13 here; set PYTHON_NEWEST"
 fi
