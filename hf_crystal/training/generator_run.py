@@ -121,7 +121,7 @@ def train_generator(
         FileExistsError: If the folder has checkpoints already and `resume` is False.
     """
     output_dir = Path(output_dir)
-    checkpoints, checkpoint = open_run(output_dir, resume=resume)
+    checkpoints, checkpoint = open_run(output_dir, without_folders(recipe.to_dict()), resume=resume)
     clock = WallBudgetCallback(max_hours)
     clock.resume_from = checkpoint
     environment = environment_record()  # of the code that runs: the checkout may change meanwhile

@@ -84,7 +84,7 @@ def train_property(
         FileExistsError: If the folder has checkpoints already and `resume` is False.
     """
     output_dir = Path(output_dir)
-    checkpoints, checkpoint = open_run(output_dir, resume=resume)
+    checkpoints, checkpoint = open_run(output_dir, without_folders(recipe.to_dict()), resume=resume)
     environment = environment_record()  # of the code that runs: the checkout may change meanwhile
     arguments = dataclasses.replace(recipe.training, output_dir=str(checkpoints), max_hours=max_hours)
     task = prepare_property_task(recipe)

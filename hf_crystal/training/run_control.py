@@ -9,11 +9,13 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -22,6 +24,17 @@ from hf_crystal.evaluation.run_files import CHECKPOINT_FOLDER
 logger = logging.get_logger(__name__)
 
 COMPLETE_MARKER_NAME = "checkpoint_complete.json"
+BEGUN_WITH_NAME = "begun_with.yaml"
+# of a recipe: what a run may be resumed with other values of; all else decides which step comes next
+FREE_ON_RESUME = {
+    "num_train_epochs",
+    "swa_epochs",
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+    "eval_steps",
+    "logging_steps",
+    "save_total_limit",
+}
 
 
 def last_complete_checkpoint(folder: str | Path) -> Path | None:
@@ -38,7 +51,7 @@ def last_complete_checkpoint(folder: str | Path) -> Path | None:
     return max(checkpoints)[1] if checkpoints else None
 
 
-def open_run(output_dir: str | Path, *, resume: bool) -> tuple[Path, Path | None]:
+def open_run(output_dir: str | Path, recipe: Mapping[str, Any], *, resume: bool) -> tuple[Path, Path | None]:
     """Checkpoint folder of a run, and the checkpoint to resume from.
 
     A run that was killed before its first checkpoint was complete begins anew. Without a terminal the libraries'
@@ -46,13 +59,14 @@ def open_run(output_dir: str | Path, *, resume: bool) -> tuple[Path, Path | None
 
     Args:
         output_dir: Folder of the run.
+        recipe: Values of the recipe, by section; those of a new run are kept beside its checkpoints.
         resume: Resume the run of that folder.
 
     Returns:
         Folder of the checkpoints, and the last complete one; None for a new run.
 
     Raises:
-        ValueError: If there is no run to resume.
+        ValueError: If there is no run to resume, or it was begun with another recipe (see `FREE_ON_RESUME`).
         FileExistsError: If the folder has checkpoints already and `resume` is False.
     """
     if not sys.stderr.isatty():
@@ -61,13 +75,44 @@ def open_run(output_dir: str | Path, *, resume: bool) -> tuple[Path, Path | None
     if not resume:
         if any(checkpoints.glob("checkpoint-*")):
             raise FileExistsError(f"{checkpoints} has checkpoints of another run: resume it or choose another folder")
+        _keep_recipe(checkpoints, recipe)
         return checkpoints, None
     if not checkpoints.is_dir():
         raise ValueError(f"{checkpoints} does not exist: no complete checkpoint to resume from")
     last = last_complete_checkpoint(checkpoints)
     if last is None:
         logger.warning(f"{checkpoints} has no complete checkpoint: the run begins anew")
+        _keep_recipe(checkpoints, recipe)
+    else:
+        _check_recipe(checkpoints / BEGUN_WITH_NAME, recipe)
     return checkpoints, last
+
+
+def _deciding(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a recipe, by dotted name, that a resumed run must share with the run."""
+    sections = {name: recipe.get(name, {}) for name in ("model", "data", "training")}
+    values = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return {name: value for name, value in values.items() if name.rpartition(".")[2] not in FREE_ON_RESUME}
+
+
+def _keep_recipe(checkpoints: Path, recipe: Mapping[str, Any]) -> None:
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    partial = checkpoints / f".{BEGUN_WITH_NAME}.{os.getpid()}"  # every process of a run writes the same
+    partial.write_text(yaml.safe_dump(_deciding(recipe), allow_unicode=True), encoding="utf-8")
+    os.replace(partial, checkpoints / BEGUN_WITH_NAME)
+
+
+def _check_recipe(file: Path, recipe: Mapping[str, Any]) -> None:
+    if not file.is_file():  # begun by an earlier version
+        return
+    earlier, now = yaml.safe_load(file.read_text(encoding="utf-8")), _deciding(recipe)
+    names = [name for name in sorted({*earlier, *now}) if earlier.get(name) != now.get(name)]
+    if names:
+        changed = "; ".join(f"{name} was {earlier.get(name)!r} and is {now.get(name)!r}" for name in names)
+        raise ValueError(
+            f"{file.parent.parent} cannot be resumed with another recipe: {changed}. Resume it with its own, or begin "
+            "a new run from its weights (model.pretrained)"
+        )
 
 
 def _git_commit() -> str | None:
