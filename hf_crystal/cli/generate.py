@@ -158,6 +158,8 @@ def generate(
         raise ValueError(
             f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}); ask for more or allow less"
         )
+    if "error" in results[0]:
+        raise ValueError(results[0]["error"])
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)
     files = [None] * len(results) if output_dir is None else write_structures(output_dir, results, form)

@@ -11,6 +11,9 @@ from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtract
 
 __all__ = ["CrystalCollator"]
 
+# columns that Trainer leaves of a table with remove_unused_columns=True, its default
+_ARGUMENTS_OF_THE_MODEL = {"atomic_numbers", "positions", "cell", "attention_mask", "labels", "label", "label_ids"}
+
 
 @dataclass
 class CrystalCollator:
@@ -47,9 +50,16 @@ class CrystalCollator:
 
         Raises:
             CrystalInputError: a row that holds no usable crystal; it names the row's id where it has one.
-            ValueError: a row lacks a label column or holds a label that is no number.
+            ValueError: Trainer has removed the columns of the crystals; a row lacks a label column or holds a label
+                that is no number.
         """
-        batch = dict(self.feature_extractor(list(rows), return_tensors="np"))
+        rows = list(rows)
+        if rows and set(rows[0]) <= _ARGUMENTS_OF_THE_MODEL and not {"cell", "lattice"} & set(rows[0]):
+            raise ValueError(
+                f"the rows have only the columns {sorted(rows[0])}, no cell. Trainer removes columns that are no "
+                "arguments of the model: set remove_unused_columns=False in TrainingArguments"
+            )
+        batch = dict(self.feature_extractor(rows, return_tensors="np"))
         if self.label_names:
             batch["labels"] = self._labels(rows).astype(batch["positions"].dtype)
         if self.return_tensors == "np":

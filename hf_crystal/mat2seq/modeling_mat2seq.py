@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from ..crystals.elements import cell_formula
 from .grammar import CrystalGrammar
 from .logits_processor import CrystalLogitsProcessor
 from .prompts import CrystalPrompt, PreparedPrompt, parse_composition, prepare_prompt
@@ -178,7 +179,8 @@ def generate_crystals_for_prompts(
         unique: Leave out repeated sequences of a prompt and draw others in their place.
         min_distance: Leave out crystals with two atoms nearer than this, Å, and draw others. Greedy and beam search
             take further beams, and sample where these fail too; `warnings` of the crystal says so.
-        smact: Leave out compositions that are not charge-neutral by SMACT (needs smact), and draw others likewise.
+        smact: Leave out compositions that are not charge-neutral by SMACT (needs smact), and draw others likewise. A
+            prompt whose compositions are all left out gives one `DecodedCrystal` with the error, nothing is drawn.
         max_rounds: How often crystals that were left out are replaced, the first drawing included.
         rank: True: most probable crystal first, by `log_likelihood`; a function: largest value first.
         on_error: "return": a prompt that no crystal fulfills gives one `DecodedCrystal` with the error, the others are
@@ -202,7 +204,7 @@ def generate_crystals_for_prompts(
         context = int(getattr(model.config, "max_position_embeddings", 1024)) if max_length is None else max_length
         # room for all conditions in every call: what a prompt may become must not depend on the prompts beside it
         grammar = _grammar(tokenizer, max_atoms, context - 2 * len(tokenizer.property_bins))
-    prepared, errors = _prepare(asked, tokenizer, grammar, on_error)
+    prepared, errors = _prepare(asked, tokenizer, grammar, on_error, smact)
     search = CrystalSampler(
         model,
         tokenizer,
@@ -303,7 +305,7 @@ def _filter(min_distance: float | None, smact: bool) -> Callable[[DecodedCrystal
 
 
 def _prepare(
-    asked: Sequence[CrystalPrompt], tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar, on_error: str
+    asked: Sequence[CrystalPrompt], tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar, on_error: str, smact: bool
 ) -> tuple[dict[int, PreparedPrompt], dict[int, ValueError]]:
     """Prompts that can be fulfilled, and the reasons why the others cannot, by place."""
     if on_error not in ("raise", "return"):
@@ -311,12 +313,33 @@ def _prepare(
     prepared, errors = {}, {}
     for index, prompt in enumerate(asked):
         try:
-            prepared[index] = prepare_prompt(prompt, tokenizer, grammar)
+            found = prepare_prompt(prompt, tokenizer, grammar)
         except ValueError as error:
             if on_error == "raise":
                 raise error if len(asked) == 1 else ValueError(f"prompt {index}: {error}") from error
             errors[index] = error
+            continue
+        try:
+            prepared[index] = _without_refused(found) if smact else found
+        except ValueError as error:  # the prompt is sound, the filter decides: no reason to stop the others
+            errors[index] = error
     return prepared, errors
+
+
+def _without_refused(prompt: PreparedPrompt) -> PreparedPrompt:
+    """The prompt without compositions that SMACT refuses: what is drawn would be left out.
+
+    Raises:
+        ValueError: if it refuses all of them.
+    """
+    compositions = prompt.constraint.compositions
+    if compositions is None:
+        return prompt
+    accepted = tuple(counts for counts in compositions if smact_accepts(counts))
+    if not accepted:
+        names = ", ".join(cell_formula([z for z, n in counts for _ in range(n)]) for counts in compositions[:5])
+        raise ValueError(f"SMACT finds no charge-neutral oxidation states for {names}; leave out smact to generate it")
+    return dataclasses.replace(prompt, constraint=dataclasses.replace(prompt.constraint, compositions=accepted))
 
 
 def _log_likelihood(item: DecodedCrystal) -> float:

@@ -90,7 +90,10 @@ class CrystalGenerationPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         self.model.eval()
         if not hasattr(self.model, "generate_crystals"):
-            raise ValueError(f"model is {type(self.model).__name__}; load it with Mat2SeqForCausalLM.from_pretrained")
+            raise ValueError(
+                f"model is {type(self.model).__name__}; load it with Mat2SeqForCausalLM.from_pretrained. An adapter "
+                "of PEFT may stay on such a model, or be merged into it (merge_and_unload)"
+            )
         if not hasattr(self.tokenizer, "decode_structure"):
             raise ValueError(f"tokenizer is {type(self.tokenizer).__name__}; expected Mat2SeqTokenizer")
 

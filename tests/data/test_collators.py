@@ -46,6 +46,10 @@ def test_labels_take_the_type_of_the_positions(rows):
 
 
 def test_wrong_labels_are_named(rows):
+    with pytest.raises(
+        ValueError, match=r"only the columns \['atomic_numbers'\], no cell.*remove_unused_columns=False"
+    ):
+        CrystalCollator()([{"atomic_numbers": [1, 1]}])
     with pytest.raises(ValueError, match="label column 'energy' is missing; .*remove_unused_columns=False"):
         CrystalCollator(label_names=["energy"])(rows)
     with pytest.raises(ValueError, match="label 'e' is 'high'"):

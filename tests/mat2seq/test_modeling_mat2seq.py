@@ -387,7 +387,10 @@ def test_smact_filter_asks_smact(tokenizer, model, monkeypatch):
         heavy = generate_crystals(model, tokenizer, composition={"Rf": 1}, smact=True, seed=0)
     finally:
         validity_crystal.smact_accepts.cache_clear()
-    assert (len(neutral), len(charged), len(heavy)) == (2, 0, 0)
+    assert len(neutral) == 2
+    for refused, formula in ((charged, "Na2Cl"), (heavy, "Rf")):
+        assert [item.structure for item in refused] == [None]
+        assert f"no charge-neutral oxidation states for {formula}" in str(refused[0].error)
     rules = {"use_pauling_test": True, "include_alloys": True, "oxidation_states_set": "smact14"}
     assert asked == [("NaCl", rules), ("Na2Cl", rules)]
 
