@@ -24,20 +24,21 @@ IRON = {
 OVERLAPPING = {**NACL, "frac_coords": [[0.0, 0.0, 0.0], [0.001, 0.0, 0.0]]}
 
 
-def tiny_model(architecture: str = "crystalformer", seed: int = 0):
+def tiny_model(architecture: str = "crystalformer", seed: int = 0, **changes):
     """Random property model with two targets, 16 wide, calibrated so that its outputs differ between crystals."""
     name = {"crystalformer": "Crystalformer", "crystalframer": "CrystalFramer"}[architecture]
     torch.manual_seed(seed)
-    config = getattr(hf_crystal, f"{name}Config")(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_radial_basis=8,
-        head_hidden_size=16,
-        target_names=["formation_energy", "band_gap"],
-        target_units=["eV/atom", "eV"],
-    )
+    settings = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "num_radial_basis": 8,
+        "head_hidden_size": 16,
+        "target_names": ["formation_energy", "band_gap"],
+        "target_units": ["eV/atom", "eV"],
+    }
+    config = getattr(hf_crystal, f"{name}Config")(**{**settings, **changes})
     model = getattr(hf_crystal, f"{name}ForPropertyPrediction")(config).eval()
     model.set_target_scaling(torch.tensor([-1.5, 1.0]), torch.tensor([1.0, 1.5]))
     with torch.no_grad():

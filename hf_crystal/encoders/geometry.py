@@ -18,6 +18,7 @@ from .ops_periodic_geometry import (
     pack_atoms,
     plane_spacings,
     radius_layouts,
+    table_layout,
 )
 
 __all__ = ["CrystalGeometry", "ImageBlock", "box_extents", "build_geometry"]
@@ -93,7 +94,7 @@ def build_geometry(
         attention_mask (`torch.Tensor` of shape `(B, N)`): nonzero for atoms.
     """
     atoms = pack_atoms(attention_mask)
-    empty = (atoms.sizes == 0).nonzero()[:, 0].tolist()
+    empty = [] if torch.compiler.is_exporting() else (atoms.sizes == 0).nonzero()[:, 0].tolist()
     if empty:
         raise ValueError(f"attention_mask has no atom for the crystals at batch positions {empty}; at least one each.")
     packed = positions[atoms.crystal, atoms.slot]
@@ -109,7 +110,10 @@ def build_geometry(
             # In training the temporaries of layouts set the peak memory; frames cost time for each layout.
             is_small = torch.is_grad_enabled() and config.model_type == "crystalformer"
             max_images = MAX_LAYOUT_IMAGES // 4 if is_small else MAX_LAYOUT_IMAGES
-            layouts = radius_layouts(packed, cell, atoms, radius, max_images)
+            if torch.compiler.is_exporting():
+                layouts = [table_layout(packed, cell, atoms, radius)]
+            else:
+                layouts = radius_layouts(packed, cell, atoms, radius, max_images)
         else:
             geometry.box_unit = 1.0 / plane_spacings(cell)
             largest = torch.full_like(cell[:, 0, 0], config.largest_real_sigma)
@@ -148,7 +152,8 @@ def _radial(config: CrystalformerConfig, layout: NeighborLayout) -> torch.Tensor
         return RadialBasis(*shape, truncate=config.truncates_bases)(squared)
     basis = RadialBasis(*shape, radius=float(config.cutoff_sigmas) * config.largest_real_sigma)
     # In training the table of all images would be the largest tensor: blocks form it for some atoms at a time.
-    return basis if torch.is_grad_enabled() and not squared.requires_grad else basis(squared)
+    for_blocks = torch.is_grad_enabled() and not squared.requires_grad and not torch.compiler.is_exporting()
+    return basis if for_blocks else basis(squared)
 
 
 def box_extents(config: CrystalformerConfig, sigma: torch.Tensor, box_unit: torch.Tensor) -> torch.Tensor:

@@ -466,6 +466,8 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
                 f"atomic_numbers {shape}, positions {tuple(positions.shape)} and cell {tuple(cell.shape)} must have "
                 "shapes (B, N), (B, N, 3) and (B, 3, 3)."
             )
+        if torch.compiler.is_exporting():  # values are read below
+            return
         known = (atomic_numbers >= 1) & (atomic_numbers <= self.config.num_elements)
         wrong = (~known & attention_mask.bool()).nonzero()
         if wrong.numel():

@@ -137,8 +137,9 @@ def max_axes(scores: torch.Tensor, unit_vectors: torch.Tensor, tolerance: float)
     # merged: both directions of a first axis have the same second axes, and opposite third ones
     first = merge_axes(_axis_entries(atom, unit_vectors[atom, edge], 0, share))
     lists = [first]
+    lines = torch.arange(first.atom.shape[0], device=scores.device)
     step = max(1, PART_ENTRIES // (num_edges * num_heads))
-    for part in torch.arange(first.atom.shape[0], device=scores.device).split(step):
+    for part in (lines,) if torch.compiler.is_exporting() else lines.split(step):
         atom, direction = first.atom[part], first.direction[part]
         addition = _perpendicularity(torch.bmm(unit_vectors.index_select(0, atom), direction[..., None])[..., 0])
         line, edge, share = _near_ties(scores.index_select(0, atom).add_(addition[:, None, :]), tolerance)

@@ -212,8 +212,10 @@ def merge_axes(axes: FrameAxes) -> FrameAxes:
 
     Directions are compared on a grid well above rounding (1e-10, in float32 2.5e-6). Two equal ones on either side of
     a grid line stay apart, which costs time only; two that differ by less than the grid may merge into their mean,
-    which changes features by less than a hundredth of the grid.
+    which changes features by less than a hundredth of the grid. An exported model leaves all as they are.
     """
+    if torch.compiler.is_exporting():
+        return axes
     used = (axes.weight + axes.opposite).flatten(1).any(1)
     atom, direction, weight, opposite = (x[used] for x in (axes.atom, axes.direction, axes.weight, axes.opposite))
     # one of each two opposite directions: the one whose first component that is not about zero is positive
@@ -284,7 +286,7 @@ def frame_features(
         `torch.Tensor` of shape `(T, H, 3, D)`.
     """
     weights = edge_weights.transpose(1, 2)
-    if reference:
+    if reference or torch.compiler.is_exporting():
         features = _plain_features(weights, unit_vectors, axes, num_basis, width_scale, truncate)
     else:
         series = angular_series(num_basis, width_scale, weights.dtype)
@@ -304,7 +306,9 @@ def _cosines(unit_vectors: torch.Tensor, direction: torch.Tensor) -> torch.Tenso
 
 
 def _parts(num_lines: int, entries_per_line: int, device: torch.device) -> list[slice]:
-    """Ranges of lines whose temporaries stay in cache."""
+    """Ranges of lines whose temporaries stay in cache; one where the number is not known, in export."""
+    if torch.compiler.is_exporting():
+        return [slice(None)]
     step = max(1, (PART_ENTRIES_CUDA if device.type == "cuda" else PART_ENTRIES) // entries_per_line)
     return [slice(start, start + step) for start in range(0, num_lines, step)]
 

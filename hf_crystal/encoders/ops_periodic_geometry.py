@@ -29,6 +29,7 @@ __all__ = [
     "radius_edges",
     "radius_layouts",
     "reciprocal_cell",
+    "table_layout",
     "unpack_atoms",
 ]
 
@@ -261,7 +262,7 @@ def dense_pair_layout(atoms: PackedAtoms) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         `pair_key` and `pair_mask`, each of shape `(T, N)`, as in `NeighborLayout`.
     """
-    columns = torch.arange(int(atoms.sizes.max()), device=atoms.crystal.device)
+    columns = torch.arange(atoms.max_size, device=atoms.crystal.device)
     pair_mask = columns[None, :] < atoms.sizes[atoms.crystal][:, None]
     pair_key = (atoms.offsets[atoms.crystal][:, None] + columns[None, :]).where(pair_mask, 0)
     return pair_key, pair_mask
@@ -286,6 +287,51 @@ def radius_layouts(
         max_images (`int`): of a layout, on a CPU.
     """
     return build_layouts(radius_edges(positions, cell, atoms, radius), positions.shape[0], max_images=max_images)
+
+
+def table_layout(positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms, radius: float) -> NeighborLayout:
+    """The images of `radius_layouts` in one layout, a row for each atom and a column for each image of a whole box.
+
+    Plain operations, few of whose sizes depend on the data: what `torch.export` can trace. They need more memory,
+    because every image of a box is formed; arguments as in `radius_layouts`.
+    """
+    pair_key, pair_mask = dense_pair_layout(atoms)  # (T, N)
+    cells = cell[atoms.crystal]
+    # rows of the inverse, transposed, by cross products: ONNX has no matrix inverse
+    a, b, c = cell.detach().unbind(1)
+    normals = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 1)
+    normals = normals / (normals[:, 0] * a).sum(-1)[:, None, None]
+    fractional = torch.einsum("tc,tkc->tk", positions.detach(), normals[atoms.crystal])
+    home = torch.round(fractional[:, None] - fractional[pair_key])
+    wrapped = positions[pair_key] - positions[:, None] + torch.einsum("tpk,tkc->tpc", home, cells)
+    # +1e-6: an image must not be lost because R / spacing + 1/2 was rounded down across an integer
+    reach = torch.floor(radius * normals.norm(dim=-1) + 0.5 + 1e-6).long().amax(0)
+    axes = []
+    for extent in reach:
+        bound = extent.item()
+        torch._check(bound >= 0)  # for the tracer
+        axes.append(torch.arange(-bound, bound + 1, device=cell.device))
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3).to(cell.dtype)
+    lattice = torch.einsum("ik,tkc->tic", grid, cells)  # (T, I, 3)
+    vectors = (wrapped[:, :, None] + lattice[:, None]).flatten(1, 2)  # (T, N * I, 3)
+    squared = _squared(vectors)
+    columns = torch.arange(pair_key.shape[1], device=cell.device)[:, None].expand(-1, grid.shape[0]).flatten()
+    in_reach = (squared <= radius * radius) & pair_mask[:, columns]
+    squared = squared.masked_fill(~in_reach, PADDING_SQUARED_DISTANCE)
+    width = in_reach.sum(1).amax().item()
+    torch._check(width >= 1)
+    torch._check(width <= squared.shape[1])
+    nearest = squared.argsort(1)[:, :width]
+    edge_mask = in_reach.gather(1, nearest)
+    return NeighborLayout(
+        rows=torch.arange(positions.shape[0], device=cell.device),
+        edge_vectors=vectors.gather(1, nearest[..., None].expand(-1, -1, 3)) * edge_mask[..., None],
+        squared_distances=squared.gather(1, nearest),
+        edge_mask=edge_mask,
+        edge_pair=columns[nearest],
+        pair_key=pair_key,
+        pair_mask=pair_mask,
+    )
 
 
 @torch.compiler.disable  # sizes depend on the data: a graph break is right here, and only here
