@@ -10,6 +10,7 @@ import torch
 from tolerances import BIN_EDGE_PARITY, BIN_EDGE_PARITY_OF_PREDICTIONS, PARITY
 
 from hf_crystal.conversion import build_model, infer_config
+from hf_crystal.conversion.official_encoders import convert_state_dict
 from hf_crystal.encoders.modeling_crystalframer import CrystalFramerAttention, CrystalFramerModel
 from hf_crystal.encoders.ops_frame_features import axes_of_frames
 from hf_crystal.testing import Crystal, collate
@@ -136,29 +137,17 @@ def test_gradients_agree_with_the_release(fixtures_dir, name):
     model = official_model(data, name)
     prediction = model(**load_crystals(fixtures_dir, kind)).logits[:, 0]
     (prediction * torch.linspace(-1, 1, 8, dtype=torch.float64)).sum().backward()
-    own = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
-    state = {
+    official_gradients = {
         key.removeprefix(prefix): torch.tensor(data[key]).double() for key in data.files if key.startswith(prefix)
     }
-    renamed = {
-        "self_attn.q_proj_weight": "attention.q_proj.weight",
-        "self_attn.k_proj_weight": "attention.k_proj.weight",
-        "self_attn.v_proj_weight": "attention.v_proj.weight",
-        "self_attn.lattice_pos_weights": "attention.width_query",
-        "self_attn.out_proj.weight": "attention.o_proj.weight",
-        "linear2.bias": "mlp.fc2.bias",
-    }
-    compared = 0
-    for block in range(4):
-        for theirs, ours in renamed.items():
-            expected = state.get(f"encoder.layers.{block}.{theirs}")
-            if expected is None:
-                continue
-            got = own[f"encoder.layers.{block}.{ours}"].reshape(expected.shape)
-            scale = expected.abs().max()
-            assert (got - expected).abs().max() <= 1e-8 * scale + 1e-12, f"block {block} {theirs}"
-            compared += 1
-    assert compared >= 20
+    expected = convert_state_dict(official_gradients)  # renaming is the same for weights and their gradients
+    parameters = dict(model.named_parameters())
+    assert expected.keys() == parameters.keys()
+    for key, theirs in expected.items():
+        own = parameters[key].grad
+        assert own is not None, key
+        difference = (own - theirs.reshape(own.shape)).abs().max()
+        assert difference <= 1e-8 * theirs.abs().max() + 1e-12, key
 
 
 def test_multihead_gradient_is_the_derivative(fixtures_dir):
