@@ -22,13 +22,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_BENCHMARKS = ("jarvis", "materials_project", "oqmd")
+from hf_crystal.data import OFFICIAL_SOURCES
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Arguments of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help=f"table, folder, Hub dataset, or one of {', '.join(_BENCHMARKS)}")
+    parser.add_argument("source", help=f"table, folder, Hub dataset, or one of {', '.join(OFFICIAL_SOURCES)}")
     parser.add_argument("output", type=Path, help="folder to write; must not hold anything yet")
     parser.add_argument("--format", choices=("parquet", "arrow"), default="parquet", help="default: parquet")
     parser.add_argument("--split-column", help="column with the split of each row")
@@ -45,7 +45,7 @@ def load(args: argparse.Namespace) -> Any:
     """The splits that the arguments ask for."""
     import hf_crystal.data as data
 
-    if args.source in _BENCHMARKS:
+    if args.source in OFFICIAL_SOURCES:
         loader = getattr(data, f"load_{args.source}")
         return loader(args.property, path=args.path, cache_dir=args.cache_dir)
     return data.load_crystal_dataset(

@@ -12,12 +12,13 @@ The last line of the output is JSON.
 import argparse
 import json
 import sys
+from typing import get_args
 
 
 def make_models(hidden_size: int):
     """One random model per domain and frame method, by name."""
     from hf_crystal.encoders.configuration_crystalformer import CrystalformerConfig
-    from hf_crystal.encoders.configuration_crystalframer import CrystalFramerConfig
+    from hf_crystal.encoders.configuration_crystalframer import CrystalFramerConfig, FrameMethod
     from hf_crystal.encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
     from hf_crystal.encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction
 
@@ -29,7 +30,7 @@ def make_models(hidden_size: int):
     }
     for domain in ("real", "reciprocal", "multihead", "real-reci"):
         yield f"crystalformer {domain}", CrystalformerForPropertyPrediction(CrystalformerConfig(domain=domain, **size))
-    for method in ("max", "weighted_pca", "max_static", "pca", "lattice"):
+    for method in get_args(FrameMethod)[:-1]:
         config = CrystalFramerConfig(frame_method=method, num_angular_basis=32, angular_width_scale=2.0, **size)
         yield f"crystalframer {method}", CrystalFramerForPropertyPrediction(config)
 

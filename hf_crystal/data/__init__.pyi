@@ -10,3 +10,5 @@ from .loading import load_crystal_dataset as load_crystal_dataset
 from .materials_project import load_materials_project as load_materials_project
 from .oqmd import load_oqmd as load_oqmd
 from .tables import CrystalDatasetDict as CrystalDatasetDict
+
+OFFICIAL_SOURCES: tuple[str, ...]

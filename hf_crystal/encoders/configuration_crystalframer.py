@@ -6,7 +6,9 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_crystalformer import CrystalformerConfig
 
-__all__ = ["CrystalFramerConfig"]
+__all__ = ["CrystalFramerConfig", "FrameMethod"]
+
+FrameMethod = Literal["max", "weighted_pca", "max_static", "pca", "lattice", "none"]
 
 
 @strict
@@ -29,7 +31,7 @@ class CrystalFramerConfig(CrystalformerConfig):
 
     model_type = "crystalframer"
 
-    frame_method: Literal["max", "weighted_pca", "max_static", "pca", "lattice", "none"] = "max"
+    frame_method: FrameMethod = "max"
     num_angular_basis: int = 64
     angular_width_scale: float | int = 4.0
     radial_gain: float | int = 1.0

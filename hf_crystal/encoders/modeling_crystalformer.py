@@ -135,7 +135,7 @@ class CrystalformerAttention(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, hidden_states: torch.Tensor) -> None:
-        """Sets scale = 1/std(t) and shift = -mean(t) over all atoms and heads (unbiased std; spec 2.1).
+        """Sets scale = 1/std(t) and shift = -mean(t) over all atoms and heads (unbiased std).
 
         Args:
             hidden_states (`torch.Tensor` of shape `(T, C)`): input of this block.
@@ -382,7 +382,7 @@ class CrystalformerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """T-Fixup (paper, section 4; spec 3).
+        """T-Fixup (paper, section 4).
 
         | tensor | distribution |
         |---|---|
@@ -488,7 +488,7 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
 
     @torch.no_grad()
     def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: torch.Tensor) -> None:
-        """Sets the data-dependent scale of the Gaussian widths from one batch, block after block (spec 2.1).
+        """Sets the data-dependent scale of the Gaussian widths from one batch, block after block.
 
         Call it once, on the first training batch. Each block is calibrated with the outputs of the calibrated blocks
         below it, in evaluation mode: the result does not depend on random frames. A model loaded from a checkpoint is

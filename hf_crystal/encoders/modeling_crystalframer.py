@@ -125,6 +125,8 @@ class CrystalFramerAttention(CrystalformerAttention):
             squared = layout.squared_distances[..., None].expand_as(candidates)
             nearest = (-squared).masked_fill(~candidates, -torch.inf)
             return axes_of_frames(max_frames(nearest, unit_vectors, squared.masked_fill(~candidates, -torch.inf)))
+        if config.frame_method != "max":
+            raise ValueError(f"frame_method={config.frame_method!r} has no frames")
         scores = result.edge_logits.detach().masked_fill(~candidates, -torch.inf)
         if config.match_release:
             return axes_of_frames(max_frames(scores, unit_vectors))

@@ -241,7 +241,7 @@ def _signs(first: torch.Tensor, second: torch.Tensor) -> list[float]:
 
 
 def _lattice_frames(vectors: torch.Tensor, tolerance: float) -> list[tuple[float, torch.Tensor]]:
-    """All tied lattice frames of one crystal with their weights; axes are not orthogonal (spec 6.5)."""
+    """All tied lattice frames of one crystal with their weights; axes are not orthogonal."""
     squared = vectors.square().sum(-1)
     units = vectors / squared.sqrt()[:, None]
     frames = []

@@ -7,6 +7,8 @@ import torch
 from huggingface_hub.dataclasses import strict
 from transformers import TrainingArguments
 
+from hf_crystal.data import OFFICIAL_SOURCES
+
 
 @strict
 @dataclass(kw_only=True)
@@ -33,8 +35,8 @@ class DataArguments:
     """Where crystals, labels and splits come from.
 
     Attributes:
-        source: "file" (parquet, or any form `load_crystal_dataset` reads), or a loader with official splits:
-            "jarvis", "materials_project" (MEGNet 2018.6.1) or "oqmd".
+        source: "file" (parquet, or any form `load_crystal_dataset` reads), or a data set with official splits:
+            x where `hf_crystal.data` has a `load_x`, such as "jarvis".
         path: For "file": the table. For the others: a local copy; None downloads it.
         property_name: Property that chooses the official split of a loader.
         split_column: For "file": column with the split of each row.
@@ -46,7 +48,7 @@ class DataArguments:
         targets: What to learn.
     """
 
-    source: Literal["file", "jarvis", "materials_project", "oqmd"] = "file"
+    source: str = "file"
     path: str | None = None
     property_name: str | None = None
     split_column: str = "split"
@@ -59,6 +61,8 @@ class DataArguments:
     targets: list[TargetArguments] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.source not in ("file", *OFFICIAL_SOURCES):
+            raise ValueError(f"data.source={self.source!r}: expected file, {' or '.join(OFFICIAL_SOURCES)}")
         if not self.targets:
             raise ValueError("data.targets is empty: name at least one target")
         names = [target.name for target in self.targets]

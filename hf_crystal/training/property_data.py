@@ -27,12 +27,7 @@ def _read_splits(data: "DataArguments") -> "datasets.DatasetDict":
         if data.path is None:
             raise ValueError("data.path is not set: give the table of crystals (--data)")
         return sources.load_crystal_dataset(data.path, split_column=data.split_column)
-    loaders = {
-        "jarvis": sources.load_jarvis,
-        "materials_project": sources.load_materials_project,
-        "oqmd": sources.load_oqmd,
-    }
-    return loaders[data.source](data.property_name, path=data.path)
+    return getattr(sources, f"load_{data.source}")(data.property_name, path=data.path)
 
 
 def _with_a_known_label(rows: "datasets.Dataset", columns: list[str]) -> "datasets.Dataset":
