@@ -33,10 +33,12 @@ from .record import (
     hydrogen_isotope_warning,
 )
 
-__all__ = ["MAX_EXPANDED_SITES", "parse_cif", "record_from_pymatgen"]
+__all__ = ["MAX_EXPANDED_SITES", "cif_blocks", "parse_cif", "record_from_pymatgen"]
 
 logger = logging.get_logger(__name__)
 
+_DATA = re.compile(r"^[ \t]*data_", re.IGNORECASE | re.MULTILINE)
+_SITES = "_atom_site_fract_x"
 MAX_EXPANDED_SITES = 12_000  # sites in the file times symmetry operations
 _MAX_LINE = 65_536  # CIF allows 2,048 characters
 
@@ -59,6 +61,34 @@ def parse_cif(text: str) -> CrystalRecord:
             that contradicts itself, or more than `MAX_EXPANDED_SITES` sites times operations.
         ImportError: gemmi is not installed.
     """
+    blocks = [(block.name, _content(block)) for block in _read_blocks(text)]
+    found = [(name, content) for name, content in blocks if _SITES in content]
+    record = _record_of((found or blocks)[0][1])
+    if len(found) > 1:
+        names = one_line(", ".join(name for name, _ in found), 120)
+        warning = f"CIF holds {len(found)} structures ({names}); the first one is read."
+        logger.warning(warning)
+        record = replace(record, warnings=(warning,))
+    return record
+
+
+def cif_blocks(text: str) -> list[tuple[str, str]]:
+    """Name and text of each data block with sites; places from 0 in place of names that blocks share.
+
+    Raises:
+        CrystalInputError: text that cannot be split.
+    """
+    if len(_DATA.findall(text)) < 2:
+        return []
+    blocks = [(block.name, block.as_string()) for block in _read_blocks(text)]
+    blocks = [block for block in blocks if _SITES in block[1].lower().replace("_atom_site.", "_atom_site_")]
+    if len(dict(blocks)) == len(blocks):
+        return blocks
+    return [(str(place), text) for place, (_, text) in enumerate(blocks)]
+
+
+def _read_blocks(text: str) -> list[Any]:
+    """Data blocks of gemmi; a text too long in lines, or that is no CIF, is a `CrystalInputError`."""
     text = text.lstrip("\ufeff")
     if not text.strip():
         raise CrystalInputError("the text is empty")
@@ -70,21 +100,11 @@ def parse_cif(text: str) -> CrystalRecord:
     cif = load_gemmi().cif
     try:
         # an escape is understood nowhere, so that no foreign sign turns into another value
-        blocks = list(cif.read_string(text.encode("ascii", "backslashreplace"), 0))
+        return list(cif.read_string(text.encode("ascii", "backslashreplace"), 0))
     except (ValueError, RuntimeError) as error:
-        if not re.search(r"^[ \t]*data_", text, re.IGNORECASE | re.MULTILINE):
+        if not _DATA.search(text):
             raise CrystalInputError("CIF has no data_ block") from error
         raise CrystalInputError(f"CIF syntax cannot be read: {one_line(str(error), 120)}") from error
-    contents = [_content(block) for block in blocks]
-    with_sites = [place for place, content in enumerate(contents) if "_atom_site_fract_x" in content]
-    first = with_sites[0] if with_sites else 0
-    record = _record_of(contents[first])
-    if len(with_sites) > 1:
-        names = one_line(", ".join(blocks[place].name for place in with_sites), 120)
-        warning = f"CIF holds {len(with_sites)} structures ({names}); the first one is read."
-        logger.warning(warning)
-        record = replace(record, warnings=(warning,))
-    return record
 
 
 def _content(block: Any) -> CifContent:

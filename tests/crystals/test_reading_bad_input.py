@@ -1,5 +1,6 @@
 """What is no crystal ends in a reason that names what is wrong."""
 
+import json
 import pickle
 
 import numpy as np
@@ -82,6 +83,11 @@ BAD = {
     "POSCAR, cut off": ("\n".join(NACL_POSCAR.splitlines()[:7]), "POSCAR ends before the coordinates"),
     "XYZ without lattice": (NACL_XYZ.replace("Lattice", "Other"), "molecule without a cell"),
     "XYZ, two frames": (NACL_XYZ + "\n" + NACL_XYZ, "more than one frame"),
+    "XYZ, width of a column": (NACL_XYZ.replace("pos:R:3", "pos:R:" + "9" * 5000), "species and pos are needed"),
+    "JSON, two values of a key": (json.dumps(nacl())[:-1] + ', "lattice": [1]}', "'lattice' is given twice"),
+    "JSON, integer of 5,000 digits": (json.dumps(nacl())[:-1] + ', "n": ' + "9" * 5000 + "}", "not readable as JSON"),
+    "JSON, lattice in a lattice": (nacl(lattice={"matrix": {"matrix": NACL_CELL.tolist()}}), "lattice is {'matrix'"),
+    "JSON, truth as numbers": (nacl(atomic_numbers=[True] * 8), "atomic_numbers is not an array of numbers"),
     "XYZ, open quote": (NACL_XYZ.replace('pbc="T T T"', 'pbc="T'), "cannot be read"),
 }
 
