@@ -68,7 +68,7 @@ def parse_cif(text: str) -> CrystalRecord:
         names = one_line(", ".join(name for name, _ in found), 120)
         warning = f"CIF holds {len(found)} structures ({names}); the first one is read."
         logger.warning(warning)
-        record = replace(record, warnings=(warning,))
+        record = replace(record, warnings=(*record.warnings, warning))
     return record
 
 
@@ -253,8 +253,10 @@ def _numbers(content: CifContent, labels: list[str], formula: dict[int, float]) 
 # --------------------------------------------------------------------------------------------------- what agrees
 
 
-def _contradiction(content: CifContent, numbers: np.ndarray, orbits: list[np.ndarray], order: int) -> tuple[str, bool]:
-    """What in the file disagrees with the atoms that were read, and whether anything confirmed their number."""
+def _contradiction(
+    content: CifContent, numbers: np.ndarray, orbits: list[np.ndarray], order: int
+) -> tuple[str, bool, str]:
+    """What in the file contradicts the atoms, whether anything confirmed their number, and a small disagreement."""
     sizes = np.array([len(orbit) for orbit in orbits])
     confirmed = False
     given = np.array([cif_number(value) for value in next((content[n] for n in _MULTIPLICITIES if n in content), [])])
@@ -262,24 +264,27 @@ def _contradiction(content: CifContent, numbers: np.ndarray, orbits: list[np.nda
         # SHELXL-97 wrote the order of the site symmetry under this name
         if not (given == sizes).all() and not (given * sizes == order).all():
             place = int(np.flatnonzero(given != sizes)[0])
-            return f"site {place} has multiplicity {given[place]:g} in the file, but {sizes[place]} were read", False
+            message = f"site {place} has multiplicity {given[place]:g} in the file, but {sizes[place]} were read"
+            return message, False, ""
         confirmed = bool((given == sizes).all() and given.max() > 1)
     formula = _formula(content)
     if not formula:
-        return "", confirmed
+        return "", confirmed, ""
     counts: dict[int, float] = defaultdict(float)
     for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
         counts[number] += size
     units = cif_number(first_value(content, ("_cell_formula_units_z",)))
     # of one formula unit or, as pymatgen writes it, of the whole cell; without Z only the ratio is known
     scales = (units, 1.0) if units > 0 else (sum(counts.values()) / sum(formula.values()),)
-    for scale in scales:
-        if formula.keys() == counts.keys() and all(
-            abs(formula[n] * scale - counts[n]) <= 0.02 * counts[n] + 1e-6 for n in counts
-        ):
-            return "", confirmed or units > 0
+    # rounded numbers of atoms are 2 % off, whole ones not at all
+    off = [max(abs(formula.get(n, 0) * scale - counts.get(n, 0)) / counts.get(n, 1e-9) for n in {*counts, *formula})
+           for scale in scales]  # fmt: skip
+    rounded = any(count % 1 for count in formula.values())
     factor = f", Z = {units:g}" if units > 0 else ""
-    return f"_chemical_formula_sum is {_words(formula)}{factor}, but {_words(counts)} was read", False
+    message = f"_chemical_formula_sum is {_words(formula)}{factor}, but {_words(counts)} was read"
+    if min(off) > 0.02:
+        return message, False, ""
+    return "", confirmed or units > 0, "" if rounded or min(off) < 1e-6 else f"CIF {message}"
 
 
 def _words(counts: dict[int, float]) -> str:
@@ -293,7 +298,7 @@ def _record_of(content: CifContent) -> CrystalRecord:
     if modulated or any("_ssg_" in name or name.startswith("_cell_wave_vector") for name in content):
         raise CrystalInputError("CIF describes a modulated structure (superspace); periodic crystals are accepted")
     numbers = _numbers(content, labels, _formula(content))
-    results: list[list[np.ndarray]] = []
+    results: list[tuple[list[np.ndarray], str]] = []
     reason = ""
     for operations, doubt in symmetry_candidates(content, cell):
         order = len(operations[0])
@@ -304,25 +309,26 @@ def _record_of(content: CifContent) -> CrystalRecord:
                 "Atoms or a record instead"
             )
         orbits = expand_sites(points, operations, cell)
-        contradiction, confirmed = _contradiction(content, numbers, orbits, order)
+        contradiction, confirmed, note = _contradiction(content, numbers, orbits, order)
         if doubt and not confirmed:
             contradiction = contradiction or f"{doubt}, and nothing in the file says which is meant"
         reason = reason or contradiction
         if not contradiction:
-            results.append(orbits)
+            results.append((orbits, note))
     if not results:
         raise CrystalInputError(f"CIF contradicts itself: {reason}")
-    ways = {np.unique(np.round(np.concatenate(o) % 1, 4) % 1, axis=0).tobytes() for o in results}
+    ways = {np.unique(np.round(np.concatenate(orbits) % 1, 4) % 1, axis=0).tobytes() for orbits, _ in results}
     if len(ways) > 1:
         raise CrystalInputError(
             f"CIF names a space group of {len(results)} settings (origin, axes) and does not say which; give it in "
             "the symbol (':1', ':2', ':H', ':R'), as a Hall symbol, or list the operations"
         )
-    frac = np.concatenate(results[0])
+    orbits, note = results[0]
+    frac = np.concatenate(orbits)
     if len(np.unique(np.round(frac % 1, 4) % 1, axis=0)) != len(frac):
         raise CrystalInputError("disordered: atoms share a site; ordered crystals are accepted")
-    repeats = [len(orbit) for orbit in results[0]]
-    return CrystalRecord(np.repeat(numbers, repeats), frac, cell)
+    repeats = [len(orbit) for orbit in orbits]
+    return CrystalRecord(np.repeat(numbers, repeats), frac, cell, warnings=(note,) if note else ())
 
 
 def record_from_pymatgen(structure: Any) -> CrystalRecord:

@@ -348,7 +348,8 @@ def _record_from_path(path: Path) -> CrystalRecord:
         record = _record_from_text(text, hint)
     except CrystalInputError as error:
         raise error.located(None, path.name) from error.__cause__
-    return replace(record, name=path.name)
+    cut = () if text.rstrip(" \t")[-1:] in "\n\r}]" else ("the file ends without a line break and may be cut off",)
+    return replace(record, name=path.name, warnings=(*record.warnings, *cut))
 
 
 def crystals_in(path: Path) -> Iterator[tuple[str, CrystalLike]]:

@@ -118,3 +118,12 @@ def test_a_doubt_of_the_reader_stays_on_the_record(tmp_path):
     atoms.write(file, format="extxyz")
     record = as_record(file)
     assert record.name == "slab.xyz" and "not periodic" in record.warnings[0]
+
+
+@pytest.mark.parametrize("text, suffix", [(NACL_CIF, "cif"), (NACL_POSCAR, "vasp"), (NACL_XYZ, "xyz")])
+def test_a_file_that_ends_inside_a_line_is_announced(tmp_path, text, suffix):
+    file = tmp_path / f"cut.{suffix}"
+    file.write_text(text.strip() + "\n")
+    assert as_record(file).warnings == ()
+    file.write_text(text.strip())
+    assert "may be cut off" in as_record(file).warnings[0]
