@@ -41,6 +41,7 @@ _DATA = re.compile(r"^[ \t]*data_", re.IGNORECASE | re.MULTILINE)
 _SITES = "_atom_site_fract_x"
 MAX_EXPANDED_SITES = 12_000  # sites in the file times symmetry operations
 _MAX_LINE = 65_536  # CIF allows 2,048 characters
+_MAX_VALUES = 2_000_000  # each takes a text in memory
 
 _CELL_PARAMETERS = tuple(f"_cell_length_{axis}" for axis in "abc")
 _CELL_PARAMETERS += tuple(f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma"))
@@ -92,11 +93,16 @@ def _read_blocks(text: str) -> list[Any]:
     text = text.lstrip("\ufeff")
     if not text.strip():
         raise CrystalInputError("the text is empty")
-    longest = max(map(len, text.splitlines()))
-    if longest > _MAX_LINE:
-        raise CrystalInputError(f"CIF has a line of {longest} characters; at most {_MAX_LINE} are read")
+    if _has_long_line(text):
+        raise CrystalInputError(f"CIF has a line of more than {_MAX_LINE} characters; no longer ones are read")
     if not CIF_MARKS.search(text):
         raise CrystalInputError("not a CIF: it has no data_ block")
+    if len(text) > 2 * _MAX_VALUES:
+        # reflections in a text field are one value
+        listed = re.sub(r"^;.*?^;", "", text, flags=re.MULTILINE | re.DOTALL)
+        blank = np.frombuffer(listed.encode("ascii", "replace"), dtype=np.uint8) <= 32
+        if np.count_nonzero(blank[:-1] & ~blank[1:]) > _MAX_VALUES:
+            raise CrystalInputError(f"CIF holds more than {_MAX_VALUES} values; no more are read")
     cif = load_gemmi().cif
     try:
         # an escape is understood nowhere, so that no foreign sign turns into another value
@@ -107,6 +113,16 @@ def _read_blocks(text: str) -> list[Any]:
         raise CrystalInputError(f"CIF syntax cannot be read: {one_line(str(error), 120)}") from error
 
 
+def _has_long_line(text: str) -> bool:
+    place = 0
+    while len(text) - place > _MAX_LINE:
+        end = max(text.rfind(sign, place, place + _MAX_LINE + 1) for sign in "\n\r")
+        if end < place:
+            return True
+        place = end + 1
+    return False
+
+
 def _content(block: Any) -> CifContent:
     """Values of each data name; CIF ignores the case of names, and dotted names are those of DDLm dictionaries."""
     cif = load_gemmi().cif
@@ -115,7 +131,14 @@ def _content(block: Any) -> CifContent:
         if item.pair is not None:
             columns = {item.pair[0]: [item.pair[1]]}
         elif item.loop is not None:
-            tags, values = item.loop.tags, item.loop.values
+            tags = item.loop.tags
+            if item.loop.length() > MAX_EXPANDED_SITES:  # reflections and the like; sites are refused
+                if any(tag.lower().startswith(("_atom_site_fract", "_atom_site.fract")) for tag in tags):
+                    raise CrystalInputError(
+                        f"CIF lists {item.loop.length()} sites; at most {MAX_EXPANDED_SITES} are read from a CIF"
+                    )
+                continue
+            values = item.loop.values
             columns = {tag: values[place :: len(tags)] for place, tag in enumerate(tags)}
         else:
             continue
@@ -162,8 +185,6 @@ def _site_columns(content: CifContent) -> tuple[list[str], np.ndarray]:
         if "_atom_site_cartn_x" in content:
             raise CrystalInputError("CIF has Cartesian coordinates only; _atom_site_fract_x, y, z are needed")
         raise CrystalInputError("CIF has no atoms (no _atom_site_fract_x); 0 atoms are not accepted")
-    if sites > MAX_EXPANDED_SITES:
-        raise CrystalInputError(f"CIF lists {sites} sites; at most {MAX_EXPANDED_SITES} are read from a CIF")
     labels = content.get("_atom_site_label") or content.get("_atom_site_type_symbol") or [""] * sites
     points = np.full((sites, 3), np.nan)
     for axis, column in enumerate(columns):

@@ -20,6 +20,7 @@ from .record import CrystalInputError, CrystalRecord, atomic_number_of
 
 __all__ = [
     "CIF_MARKS",
+    "MAX_LISTED_ATOMS",
     "decode_text",
     "detect_format",
     "one_line",
@@ -35,6 +36,8 @@ CIF_MARKS = re.compile(r"^[ \t]*(data_|_cell_length_a|loop_[ \t\r]*$|_atom_site_
 
 
 _MAX_WIDTH = 10_000  # columns of an XYZ line
+_HEAD = 65_536  # characters that tell the format
+MAX_LISTED_ATOMS = 200_000  # of a text; models read far smaller cells
 _NUMBER = re.compile(r"[+-]?(\d{1,40}\.?\d{0,40}|\.\d{1,40})([eEdD][+-]?\d{1,4})?")
 
 
@@ -79,8 +82,8 @@ def detect_format(text: str) -> str | None:
     stripped = text.lstrip("\ufeff \t\r\n")
     if stripped[:1] in ("{", "["):
         return "json"
-    lines = stripped.splitlines()
-    if _looks_like_poscar(text.splitlines()) or _looks_like_poscar(lines):
+    lines = stripped[:_HEAD].splitlines()
+    if _looks_like_poscar(text[:_HEAD].splitlines()) or _looks_like_poscar(lines):
         return "poscar"
     if len(lines) > 2 and _counts([lines[0].strip()]) and len(lines[2].split()) >= 4:
         return "extxyz"
@@ -132,6 +135,8 @@ def _poscar_species(lines: list[str], start: int) -> tuple[list[str] | None, lis
         raise CrystalInputError(
             f"POSCAR atom counts are {one_line(' '.join(words), 60)!r}; whole numbers are expected"
         )
+    if sum(counts) > MAX_LISTED_ATOMS:
+        raise CrystalInputError(f"POSCAR counts {sum(counts)} atoms; at most {MAX_LISTED_ATOMS} are read from a text")
     if symbols is not None and len(symbols) != len(counts):
         raise CrystalInputError(f"POSCAR names {len(symbols)} elements {symbols} but {len(counts)} counts {counts}")
     return symbols, counts, start + 1
@@ -221,6 +226,8 @@ def parse_extxyz(text: str) -> CrystalRecord:
     total = (_counts([lines[0].strip()]) or [0])[0] if len(lines) > 2 else 0
     if not total:
         raise CrystalInputError("XYZ text does not start with the number of its atom lines and a comment line")
+    if total > MAX_LISTED_ATOMS:
+        raise CrystalInputError(f"XYZ counts {total} atoms; at most {MAX_LISTED_ATOMS} are read from a text")
     if len(lines[1]) > 10_000:
         raise CrystalInputError(f"XYZ comment line has {len(lines[1])} characters; at most 10000 are read")
     try:

@@ -16,7 +16,15 @@ import numpy as np
 from transformers.utils import logging
 
 from .cif import cif_blocks, parse_cif, record_from_pymatgen
-from .formats import decode_text, detect_format, parse_extxyz, parse_json_text, parse_poscar, split_frames
+from .formats import (
+    MAX_LISTED_ATOMS,
+    decode_text,
+    detect_format,
+    parse_extxyz,
+    parse_json_text,
+    parse_poscar,
+    split_frames,
+)
 from .record import (
     CHEMICAL_SYMBOLS,
     CrystalInputError,
@@ -261,6 +269,10 @@ def _record_from_text(text: str, hint: str | None = None, depth: int = 0) -> Cry
     found = detect_format(text)
     chosen = found if found in ("json", "extxyz") or hint is None else hint
     if chosen == "json":
+        if text.count("[") + text.count("{") > 5 * MAX_LISTED_ATOMS or text.count(",") > 10 * MAX_LISTED_ATOMS:
+            raise CrystalInputError(
+                f"JSON holds more values than a crystal of {MAX_LISTED_ATOMS} atoms; no more are read"
+            )
         return _record_from_json(parse_json_text(text), depth)
     if chosen == "poscar":
         return parse_poscar(text)
