@@ -132,7 +132,8 @@ def generate(
         "sites": site or None,
         "prompt": prompt,
     }
-    if output_dir is not None and (others := crystal_files(output_dir)) and (seed is None or len(others) > num):
+    others = crystal_files(output_dir) if output_dir is not None else []
+    if output_dir is not None and others and (seed is None or len({path.stem for path in others}) > num):
         raise folder_in_use(output_dir, others)  # before anything is sampled
     quiet_transformers()
     from ..loading import load_generation_pipeline

@@ -208,7 +208,7 @@ def _digest(sources: Sequence[str]) -> str:
     """Changes where a file is added, taken away, or changes its size."""
     digest = hashlib.sha256()
     for source in sources:
-        digest.update(f"{source}|{os.path.getsize(source)}\n".encode())
+        digest.update(os.fsencode(f"{source}|{os.path.getsize(source)}\n"))
     return digest.hexdigest()[:16]
 
 

@@ -72,15 +72,31 @@ def _open_parquet(file: str) -> tuple[Any, tuple[str, ...]]:
 
 
 def _parquet_rows(file: str) -> Iterator[tuple[str, Any]]:
-    table, columns = _open_parquet(file)
+    """Rows of a table; of a damaged file, or damaged part of it, the reason in place of each crystal."""
+    from ..crystals.record import CrystalInputError, printable
+
+    try:
+        table, columns = _open_parquet(file)
+    except (ValueError, OSError) as error:
+        yield printable(file), CrystalInputError(str(error))
+        return
     names = set(table.schema_arrow.names)
     label = next((name for name in _NAME_COLUMNS if name in names), None)
     wanted = [*columns, *([label] if label else [])]
-    number = 0
-    for batch in table.iter_batches(batch_size=1024, columns=wanted):
-        for row in batch.to_pylist():
-            name = row.pop(label) if label else f"{Path(file).name}:{number}"
-            yield str(name), row if len(columns) > 1 else row[columns[0]]
+    number = end = 0
+    for group in range(table.num_row_groups):
+        end += table.metadata.row_group(group).num_rows
+        reason = "the file holds fewer rows than it counts"
+        try:
+            for batch in table.iter_batches(batch_size=1024, row_groups=[group], columns=wanted):
+                for row in batch.to_pylist():
+                    name = row.pop(label) if label else f"{Path(file).name}:{number}"
+                    number += 1
+                    yield str(name), row  # a dict, so that text in a cell is never the name of a file
+        except (ValueError, OSError) as error:
+            reason = f"this part of the parquet file cannot be read: {error}"
+        while number < end:
+            yield f"{Path(file).name}:{number}", CrystalInputError(reason)
             number += 1
 
 
@@ -88,13 +104,28 @@ def count_crystals(sources: Sequence[str]) -> int:
     """How many crystals the sources hold.
 
     Raises:
-        ValueError: a parquet file cannot be read or has no crystals; so this is called before a model is loaded.
+        ValueError: the only source is a parquet file without crystals; so this is called before a model is loaded.
     """
-    return sum(_open_parquet(file)[0].metadata.num_rows if file.endswith(".parquet") else 1 for file in sources)
+    if len(sources) == 1 and sources[0].endswith(".parquet"):
+        return _open_parquet(sources[0])[0].metadata.num_rows
+    return sum(map(_count, sources))
+
+
+def _count(source: str) -> int:
+    from ..crystals.reading import crystals_in
+
+    if source == "-":
+        return 1
+    if not source.endswith(".parquet"):
+        return sum(1 for _ in crystals_in(Path(source)))
+    try:
+        return _open_parquet(source)[0].metadata.num_rows
+    except (ValueError, OSError):
+        return 1  # a row with the reason
 
 
 def read_crystals(sources: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Name and crystal, one after the other; a table is read in pieces.
+    """Name and crystal, one after the other; a table is read in pieces, blocks of a CIF and frames each come alone.
 
     Args:
         sources: what `find_sources` returned.
@@ -102,10 +133,14 @@ def read_crystals(sources: Sequence[str]) -> Iterator[tuple[str, Any]]:
     Yields:
         The name for the output, and something that `CrystalFeatureExtractor` reads.
     """
+    from ..crystals.reading import crystals_in
+    from ..crystals.record import printable
+
     for source in sources:
         if source == "-":
-            yield "-", sys.stdin.read()
+            yield "-", sys.stdin.buffer.read()  # bytes, which are never the name of a file
         elif source.endswith(".parquet"):
             yield from _parquet_rows(source)
         else:
-            yield source, Path(source)
+            for part, crystal in crystals_in(Path(source)):
+                yield printable(f"{source}:{part}" if part else source), crystal

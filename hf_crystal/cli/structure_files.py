@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 StructureFormat = Literal["cif", "poscar", "extxyz"]
-_SUFFIXES = {"cif": ".cif", "poscar": ".vasp", "extxyz": ".extxyz"}
+_SUFFIXES: dict[StructureFormat, str] = {"cif": ".cif", "poscar": ".vasp", "extxyz": ".extxyz"}
 
 
 def write_structures(folder: Path, results: list[dict[str, Any]], form: StructureFormat) -> list[str]:
@@ -14,17 +14,23 @@ def write_structures(folder: Path, results: list[dict[str, Any]], form: Structur
     Raises:
         ValueError: the folder holds other crystals; nothing is written.
     """
-    texts = {}
+    named = {}
     for number, result in enumerate(results, 1):
         group = re.sub(r"[^0-9A-Za-z_-]", "-", result["space_group"])
-        texts[folder / f"{result['formula']}_{number:03d}_{group}{_SUFFIXES[form]}"] = _text(result, form)
-    others = [path for path in crystal_files(folder) if texts.get(path) != path.read_text(encoding="utf-8")]
+        named[f"{result['formula']}_{number:03d}_{group}"] = result
+    forms: dict[str, StructureFormat] = {suffix: name for name, suffix in _SUFFIXES.items()}
+    others = [  # the same crystals in another format are none
+        path
+        for path in crystal_files(folder)
+        if path.stem not in named or _text(named[path.stem], forms[path.suffix]) != path.read_text(encoding="utf-8")
+    ]
     if others:
         raise folder_in_use(folder, others)
     folder.mkdir(parents=True, exist_ok=True)
-    for path, text in texts.items():
+    paths = {folder / f"{name}{_SUFFIXES[form]}": _text(result, form) for name, result in named.items()}
+    for path, text in paths.items():
         path.write_text(text, encoding="utf-8")
-    return [str(path) for path in texts]
+    return list(map(str, paths))
 
 
 def crystal_files(folder: Path) -> list[Path]:

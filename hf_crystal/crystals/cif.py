@@ -7,6 +7,7 @@ the rule is that every listed site yields atoms, and that what was read agrees w
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,15 @@ from .record import (
     hydrogen_isotope_warning,
 )
 
-__all__ = ["MAX_EXPANDED_SITES", "parse_cif", "record_from_pymatgen"]
+__all__ = ["MAX_EXPANDED_SITES", "cif_blocks", "parse_cif", "record_from_pymatgen"]
 
 logger = logging.get_logger(__name__)
 
+_DATA = re.compile(r"^[ \t]*data_", re.IGNORECASE | re.MULTILINE)
+_SITES = "_atom_site_fract_x"
 MAX_EXPANDED_SITES = 12_000  # sites in the file times symmetry operations
 _MAX_LINE = 65_536  # CIF allows 2,048 characters
+_MAX_VALUES = 2_000_000  # each takes a text in memory
 
 _CELL_PARAMETERS = tuple(f"_cell_length_{axis}" for axis in "abc")
 _CELL_PARAMETERS += tuple(f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma"))
@@ -58,30 +62,65 @@ def parse_cif(text: str) -> CrystalRecord:
             that contradicts itself, or more than `MAX_EXPANDED_SITES` sites times operations.
         ImportError: gemmi is not installed.
     """
+    blocks = [(block.name, _content(block)) for block in _read_blocks(text)]
+    found = [(name, content) for name, content in blocks if _SITES in content]
+    record = _record_of((found or blocks)[0][1])
+    if len(found) > 1:
+        names = one_line(", ".join(name for name, _ in found), 120)
+        warning = f"CIF holds {len(found)} structures ({names}); the first one is read."
+        logger.warning(warning)
+        record = replace(record, warnings=(*record.warnings, warning))
+    return record
+
+
+def cif_blocks(text: str) -> list[tuple[str, str]]:
+    """Name and text of each data block with sites; places from 0 in place of names that blocks share.
+
+    Raises:
+        CrystalInputError: text that cannot be split.
+    """
+    if len(_DATA.findall(text)) < 2:
+        return []
+    blocks = [(block.name, block.as_string()) for block in _read_blocks(text)]
+    blocks = [block for block in blocks if _SITES in block[1].lower().replace("_atom_site.", "_atom_site_")]
+    if len(dict(blocks)) == len(blocks):
+        return blocks
+    return [(str(place), text) for place, (_, text) in enumerate(blocks)]
+
+
+def _read_blocks(text: str) -> list[Any]:
+    """Data blocks of gemmi; a text too long in lines, or that is no CIF, is a `CrystalInputError`."""
     text = text.lstrip("\ufeff")
     if not text.strip():
         raise CrystalInputError("the text is empty")
-    longest = max(map(len, text.splitlines()))
-    if longest > _MAX_LINE:
-        raise CrystalInputError(f"CIF has a line of {longest} characters; at most {_MAX_LINE} are read")
+    if _has_long_line(text):
+        raise CrystalInputError(f"CIF has a line of more than {_MAX_LINE} characters; no longer ones are read")
     if not CIF_MARKS.search(text):
         raise CrystalInputError("not a CIF: it has no data_ block")
+    if len(text) > 2 * _MAX_VALUES:
+        # reflections in a text field are one value
+        listed = re.sub(r"^;.*?^;", "", text, flags=re.MULTILINE | re.DOTALL)
+        blank = np.frombuffer(listed.encode("ascii", "replace"), dtype=np.uint8) <= 32
+        if np.count_nonzero(blank[:-1] & ~blank[1:]) > _MAX_VALUES:
+            raise CrystalInputError(f"CIF holds more than {_MAX_VALUES} values; no more are read")
     cif = load_gemmi().cif
     try:
         # an escape is understood nowhere, so that no foreign sign turns into another value
-        blocks = list(cif.read_string(text.encode("ascii", "backslashreplace"), 0))
+        return list(cif.read_string(text.encode("ascii", "backslashreplace"), 0))
     except (ValueError, RuntimeError) as error:
-        if not re.search(r"^[ \t]*data_", text, re.IGNORECASE | re.MULTILINE):
+        if not _DATA.search(text):
             raise CrystalInputError("CIF has no data_ block") from error
         raise CrystalInputError(f"CIF syntax cannot be read: {one_line(str(error), 120)}") from error
-    contents = [_content(block) for block in blocks]
-    with_sites = [place for place, content in enumerate(contents) if "_atom_site_fract_x" in content]
-    first = with_sites[0] if with_sites else 0
-    if len(with_sites) > 1:
-        logger.warning(
-            f"CIF holds {len(with_sites)} structures; the first one ({one_line(blocks[first].name, 60)}) is read."
-        )
-    return _record_of(contents[first])
+
+
+def _has_long_line(text: str) -> bool:
+    place = 0
+    while len(text) - place > _MAX_LINE:
+        end = max(text.rfind(sign, place, place + _MAX_LINE + 1) for sign in "\n\r")
+        if end < place:
+            return True
+        place = end + 1
+    return False
 
 
 def _content(block: Any) -> CifContent:
@@ -92,7 +131,14 @@ def _content(block: Any) -> CifContent:
         if item.pair is not None:
             columns = {item.pair[0]: [item.pair[1]]}
         elif item.loop is not None:
-            tags, values = item.loop.tags, item.loop.values
+            tags = item.loop.tags
+            if item.loop.length() > MAX_EXPANDED_SITES:  # reflections and the like; sites are refused
+                if any(tag.lower().startswith(("_atom_site_fract", "_atom_site.fract")) for tag in tags):
+                    raise CrystalInputError(
+                        f"CIF lists {item.loop.length()} sites; at most {MAX_EXPANDED_SITES} are read from a CIF"
+                    )
+                continue
+            values = item.loop.values
             columns = {tag: values[place :: len(tags)] for place, tag in enumerate(tags)}
         else:
             continue
@@ -139,8 +185,6 @@ def _site_columns(content: CifContent) -> tuple[list[str], np.ndarray]:
         if "_atom_site_cartn_x" in content:
             raise CrystalInputError("CIF has Cartesian coordinates only; _atom_site_fract_x, y, z are needed")
         raise CrystalInputError("CIF has no atoms (no _atom_site_fract_x); 0 atoms are not accepted")
-    if sites > MAX_EXPANDED_SITES:
-        raise CrystalInputError(f"CIF lists {sites} sites; at most {MAX_EXPANDED_SITES} are read from a CIF")
     labels = content.get("_atom_site_label") or content.get("_atom_site_type_symbol") or [""] * sites
     points = np.full((sites, 3), np.nan)
     for axis, column in enumerate(columns):
@@ -230,8 +274,10 @@ def _numbers(content: CifContent, labels: list[str], formula: dict[int, float]) 
 # --------------------------------------------------------------------------------------------------- what agrees
 
 
-def _contradiction(content: CifContent, numbers: np.ndarray, orbits: list[np.ndarray], order: int) -> tuple[str, bool]:
-    """What in the file disagrees with the atoms that were read, and whether anything confirmed their number."""
+def _contradiction(
+    content: CifContent, numbers: np.ndarray, orbits: list[np.ndarray], order: int
+) -> tuple[str, bool, str]:
+    """What in the file contradicts the atoms, whether anything confirmed their number, and a small disagreement."""
     sizes = np.array([len(orbit) for orbit in orbits])
     confirmed = False
     given = np.array([cif_number(value) for value in next((content[n] for n in _MULTIPLICITIES if n in content), [])])
@@ -239,24 +285,27 @@ def _contradiction(content: CifContent, numbers: np.ndarray, orbits: list[np.nda
         # SHELXL-97 wrote the order of the site symmetry under this name
         if not (given == sizes).all() and not (given * sizes == order).all():
             place = int(np.flatnonzero(given != sizes)[0])
-            return f"site {place} has multiplicity {given[place]:g} in the file, but {sizes[place]} were read", False
+            message = f"site {place} has multiplicity {given[place]:g} in the file, but {sizes[place]} were read"
+            return message, False, ""
         confirmed = bool((given == sizes).all() and given.max() > 1)
     formula = _formula(content)
     if not formula:
-        return "", confirmed
+        return "", confirmed, ""
     counts: dict[int, float] = defaultdict(float)
     for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
         counts[number] += size
     units = cif_number(first_value(content, ("_cell_formula_units_z",)))
     # of one formula unit or, as pymatgen writes it, of the whole cell; without Z only the ratio is known
     scales = (units, 1.0) if units > 0 else (sum(counts.values()) / sum(formula.values()),)
-    for scale in scales:
-        if formula.keys() == counts.keys() and all(
-            abs(formula[n] * scale - counts[n]) <= 0.02 * counts[n] + 1e-6 for n in counts
-        ):
-            return "", confirmed or units > 0
+    # rounded numbers of atoms are 2 % off, whole ones not at all
+    off = [max(abs(formula.get(n, 0) * scale - counts.get(n, 0)) / counts.get(n, 1e-9) for n in {*counts, *formula})
+           for scale in scales]  # fmt: skip
+    rounded = any(count % 1 for count in formula.values())
     factor = f", Z = {units:g}" if units > 0 else ""
-    return f"_chemical_formula_sum is {_words(formula)}{factor}, but {_words(counts)} was read", False
+    message = f"_chemical_formula_sum is {_words(formula)}{factor}, but {_words(counts)} was read"
+    if min(off) > 0.02:
+        return message, False, ""
+    return "", confirmed or units > 0, "" if rounded or min(off) < 1e-6 else f"CIF {message}"
 
 
 def _words(counts: dict[int, float]) -> str:
@@ -270,7 +319,7 @@ def _record_of(content: CifContent) -> CrystalRecord:
     if modulated or any("_ssg_" in name or name.startswith("_cell_wave_vector") for name in content):
         raise CrystalInputError("CIF describes a modulated structure (superspace); periodic crystals are accepted")
     numbers = _numbers(content, labels, _formula(content))
-    results: list[list[np.ndarray]] = []
+    results: list[tuple[list[np.ndarray], str]] = []
     reason = ""
     for operations, doubt in symmetry_candidates(content, cell):
         order = len(operations[0])
@@ -281,25 +330,26 @@ def _record_of(content: CifContent) -> CrystalRecord:
                 "Atoms or a record instead"
             )
         orbits = expand_sites(points, operations, cell)
-        contradiction, confirmed = _contradiction(content, numbers, orbits, order)
+        contradiction, confirmed, note = _contradiction(content, numbers, orbits, order)
         if doubt and not confirmed:
             contradiction = contradiction or f"{doubt}, and nothing in the file says which is meant"
         reason = reason or contradiction
         if not contradiction:
-            results.append(orbits)
+            results.append((orbits, note))
     if not results:
         raise CrystalInputError(f"CIF contradicts itself: {reason}")
-    ways = {np.unique(np.round(np.concatenate(o) % 1, 4) % 1, axis=0).tobytes() for o in results}
+    ways = {np.unique(np.round(np.concatenate(orbits) % 1, 4) % 1, axis=0).tobytes() for orbits, _ in results}
     if len(ways) > 1:
         raise CrystalInputError(
             f"CIF names a space group of {len(results)} settings (origin, axes) and does not say which; give it in "
             "the symbol (':1', ':2', ':H', ':R'), as a Hall symbol, or list the operations"
         )
-    frac = np.concatenate(results[0])
+    orbits, note = results[0]
+    frac = np.concatenate(orbits)
     if len(np.unique(np.round(frac % 1, 4) % 1, axis=0)) != len(frac):
         raise CrystalInputError("disordered: atoms share a site; ordered crystals are accepted")
-    repeats = [len(orbit) for orbit in results[0]]
-    return CrystalRecord(np.repeat(numbers, repeats), frac, cell)
+    repeats = [len(orbit) for orbit in orbits]
+    return CrystalRecord(np.repeat(numbers, repeats), frac, cell, warnings=(note,) if note else ())
 
 
 def record_from_pymatgen(structure: Any) -> CrystalRecord:

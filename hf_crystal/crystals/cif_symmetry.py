@@ -172,7 +172,8 @@ def symmetry_candidates(content: CifContent, cell: np.ndarray) -> list[tuple[Ope
 
 
 def _candidates(content: CifContent, cell: np.ndarray) -> list[tuple[Operations, str]]:
-    number = int(cif_number(first_value(content, _NUMBER)) or 0) if first_value(content, _NUMBER).isdigit() else 0
+    number_text = first_value(content, _NUMBER)
+    number = int(number_text) if re.fullmatch("[0-9]{1,3}", number_text) else 0
     symbol, hall = first_value(content, _SYMBOLS), first_value(content, _HALL)
     triplets = next((content[name] for name in (*_OPERATIONS, _MAGNETIC[0]) if content.get(name)), [])
     triplets = [triplet for triplet in triplets if triplet not in UNSET]
@@ -202,12 +203,10 @@ def _candidates(content: CifContent, cell: np.ndarray) -> list[tuple[Operations,
             f"CIF names space group {one_line(symbol, 40)!r}, which is not known, and lists no symmetry operations; "
             "reading it as P1 would lose atoms"
         )
-    if number and not symbol:
-        gemmi = load_gemmi()
-
-        group = gemmi.find_spacegroup_by_number(number)
-        if group is None:
-            raise CrystalInputError(f"CIF gives space-group number {number}; accepted are 1 to 230")
+    if number_text and not symbol:
+        if not 1 <= number <= 230:
+            raise CrystalInputError(f"CIF gives space-group number {one_line(number_text, 20)}; accepted are 1 to 230")
+        group = load_gemmi().find_spacegroup_by_number(number)
         named = _named(group.hm, setting)
     if number and named:
         agreeing = [entry for entry in named if entry[0] == number]

@@ -5,9 +5,12 @@ Each reader takes text and returns a `CrystalRecord` that has not been checked f
 of the text is a `CrystalInputError`. CIF has a file of its own, `cif`.
 """
 
+import codecs
 import json
 import re
 import shlex
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -17,12 +20,14 @@ from .record import CrystalInputError, CrystalRecord, atomic_number_of
 
 __all__ = [
     "CIF_MARKS",
+    "MAX_LISTED_ATOMS",
     "decode_text",
     "detect_format",
     "one_line",
     "parse_extxyz",
     "parse_json_text",
     "parse_poscar",
+    "split_frames",
 ]
 
 logger = logging.get_logger(__name__)
@@ -30,6 +35,9 @@ logger = logging.get_logger(__name__)
 CIF_MARKS = re.compile(r"^[ \t]*(data_|_cell_length_a|loop_[ \t\r]*$|_atom_site_)", re.IGNORECASE | re.MULTILINE)
 
 
+_MAX_WIDTH = 10_000  # columns of an XYZ line
+_HEAD = 65_536  # characters that tell the format
+MAX_LISTED_ATOMS = 200_000  # of a text; models read far smaller cells
 _NUMBER = re.compile(r"[+-]?(\d{1,40}\.?\d{0,40}|\.\d{1,40})([eEdD][+-]?\d{1,4})?")
 
 
@@ -40,9 +48,10 @@ def one_line(message: str, limit: int = 200) -> str:
 
 
 def decode_text(data: bytes) -> str:
-    """Text of a file: UTF-8 with or without mark, UTF-16 with mark, else Latin-1."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", errors="replace")
+    """Text of a file: UTF-8 with or without mark, UTF-16 and UTF-32 with mark, else Latin-1."""
+    for mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        if data.startswith(mark):
+            return data.decode("utf-32" if len(mark) == 4 else "utf-16", errors="replace")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -73,8 +82,8 @@ def detect_format(text: str) -> str | None:
     stripped = text.lstrip("\ufeff \t\r\n")
     if stripped[:1] in ("{", "["):
         return "json"
-    lines = stripped.splitlines()
-    if _looks_like_poscar(text.splitlines()) or _looks_like_poscar(lines):
+    lines = stripped[:_HEAD].splitlines()
+    if _looks_like_poscar(text[:_HEAD].splitlines()) or _looks_like_poscar(lines):
         return "poscar"
     if len(lines) > 2 and _counts([lines[0].strip()]) and len(lines[2].split()) >= 4:
         return "extxyz"
@@ -126,6 +135,8 @@ def _poscar_species(lines: list[str], start: int) -> tuple[list[str] | None, lis
         raise CrystalInputError(
             f"POSCAR atom counts are {one_line(' '.join(words), 60)!r}; whole numbers are expected"
         )
+    if sum(counts) > MAX_LISTED_ATOMS:
+        raise CrystalInputError(f"POSCAR counts {sum(counts)} atoms; at most {MAX_LISTED_ATOMS} are read from a text")
     if symbols is not None and len(symbols) != len(counts):
         raise CrystalInputError(f"POSCAR names {len(symbols)} elements {symbols} but {len(counts)} counts {counts}")
     return symbols, counts, start + 1
@@ -215,6 +226,8 @@ def parse_extxyz(text: str) -> CrystalRecord:
     total = (_counts([lines[0].strip()]) or [0])[0] if len(lines) > 2 else 0
     if not total:
         raise CrystalInputError("XYZ text does not start with the number of its atom lines and a comment line")
+    if total > MAX_LISTED_ATOMS:
+        raise CrystalInputError(f"XYZ counts {total} atoms; at most {MAX_LISTED_ATOMS} are read from a text")
     if len(lines[1]) > 10_000:
         raise CrystalInputError(f"XYZ comment line has {len(lines[1])} characters; at most 10000 are read")
     try:
@@ -234,8 +247,8 @@ def parse_extxyz(text: str) -> CrystalRecord:
     place = 0
     for name, _, width in zip(columns[0::3], columns[1::3], columns[2::3], strict=False):
         starts[name.lower()] = place
-        place += (_counts([width]) or [1])[0]
-    if "pos" not in starts or "species" not in starts:
+        place += (_counts([width]) or [_MAX_WIDTH])[0]
+    if "pos" not in starts or "species" not in starts or place >= _MAX_WIDTH:
         raise CrystalInputError(
             f"XYZ Properties are {one_line(str(fields.get('properties')), 60)!r}; species and pos are needed"
         )
@@ -246,19 +259,47 @@ def parse_extxyz(text: str) -> CrystalRecord:
         raise CrystalInputError(f"XYZ species are in column {starts['species'] + 1}, which some lines do not have")
     if len(good) != total:
         raise CrystalInputError(f"XYZ counts {total} atoms but {len(good)} coordinate lines were read")
+    warnings: tuple[str, ...] = ()
     if re.search(r"\b(F|False|0)\b", fields.get("pbc", ""), re.IGNORECASE):
-        logger.warning_once("XYZ that is not periodic in all directions (pbc) is read as a periodic crystal.")
+        warnings = ("XYZ that is not periodic in all directions (pbc) is read as a periodic crystal.",)
+        logger.warning_once(warnings[0])
     cell = np.array(lattice, dtype=np.float64).reshape(3, 3)
     numbers = np.array([atomic_number_of(row[starts["species"]]) for row in rows], dtype=np.int64)
-    return CrystalRecord(numbers, _to_fractional(np.array(good, dtype=np.float64), cell), cell)
+    return CrystalRecord(numbers, _to_fractional(np.array(good, dtype=np.float64), cell), cell, warnings=warnings)
+
+
+def split_frames(lines: Iterable[str]) -> Iterator[str]:
+    """Text of each frame of the lines of an XYZ file, in order; empty lines between frames are skipped.
+
+    Raises:
+        CrystalInputError: a frame begins with something that is no atom count.
+    """
+    stream, place = iter(lines), 0
+    for first in stream:
+        if first.strip():
+            count = _counts([first.strip()])
+            if not count:
+                raise CrystalInputError(f"XYZ frame {place} starts with no atom count; an atom count is expected")
+            yield "".join(chain([first], islice(stream, count[0] + 1)))
+            place += 1
 
 
 # ------------------------------------------------------------------------------------------------------------ JSON
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Object of JSON; `ValueError` where a key has two values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f"{one_line(key, 40)!r} is given twice, with different values")
+    return found
+
+
 def parse_json_text(text: str) -> Any:
     """Decode JSON text; a fault is a `CrystalInputError` with its place."""
     try:
-        return json.loads(text.lstrip("\ufeff"))
+        return json.loads(text.lstrip("\ufeff"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise CrystalInputError(f"not readable as JSON: {one_line(str(error))}") from error

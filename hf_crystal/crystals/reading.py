@@ -7,15 +7,24 @@ own objects.
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Union
 
 import numpy as np
 from transformers.utils import logging
 
-from .cif import parse_cif, record_from_pymatgen
-from .formats import decode_text, detect_format, parse_extxyz, parse_json_text, parse_poscar
+from .cif import cif_blocks, parse_cif, record_from_pymatgen
+from .formats import (
+    MAX_LISTED_ATOMS,
+    decode_text,
+    detect_format,
+    parse_extxyz,
+    parse_json_text,
+    parse_poscar,
+    split_frames,
+)
 from .record import (
     CHEMICAL_SYMBOLS,
     CrystalInputError,
@@ -32,6 +41,7 @@ __all__ = [
     "CrystalLike",
     "CrystalRecord",
     "as_record",
+    "crystals_in",
     "parse_structure",
     "record_to_structure",
     "as_columns",
@@ -92,7 +102,10 @@ _NAME_KEYS = ("material_id", "jid", "id", "name", "file")
 def _array(value: Any, field: str, dtype: type = np.float64) -> np.ndarray:
     """Array of a field; ragged or non-numeric values give a reason that names the field."""
     try:
-        array = np.asarray(value, dtype=np.float64)
+        array = np.asarray(value)
+        if array.dtype == bool:
+            raise TypeError("true and false are no numbers")
+        array = array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise CrystalInputError(f"{field} is not an array of numbers: {_short(value)}") from error
     if dtype is np.int64:
@@ -116,7 +129,7 @@ def _first_key(data: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
 def _cell_of(value: Any, field: str) -> np.ndarray:
     """Cell from a 3x3 matrix, 9 numbers, or a pymatgen lattice dict."""
     if isinstance(value, Mapping):
-        if value.get("matrix") is not None:
+        if value.get("matrix") is not None and not isinstance(value["matrix"], Mapping):
             return _cell_of(value["matrix"], f"{field}.matrix")
         try:
             return cell_from_parameters(*(float(value[k]) for k in ("a", "b", "c", "alpha", "beta", "gamma")))
@@ -256,6 +269,10 @@ def _record_from_text(text: str, hint: str | None = None, depth: int = 0) -> Cry
     found = detect_format(text)
     chosen = found if found in ("json", "extxyz") or hint is None else hint
     if chosen == "json":
+        if text.count("[") + text.count("{") > 5 * MAX_LISTED_ATOMS or text.count(",") > 10 * MAX_LISTED_ATOMS:
+            raise CrystalInputError(
+                f"JSON holds more values than a crystal of {MAX_LISTED_ATOMS} atoms; no more are read"
+            )
         return _record_from_json(parse_json_text(text), depth)
     if chosen == "poscar":
         return parse_poscar(text)
@@ -343,7 +360,32 @@ def _record_from_path(path: Path) -> CrystalRecord:
         record = _record_from_text(text, hint)
     except CrystalInputError as error:
         raise error.located(None, path.name) from error.__cause__
-    return CrystalRecord(record.atomic_numbers, record.frac_coords, record.cell, path.name)
+    cut = () if text.rstrip(" \t")[-1:] in "\n\r}]" else ("the file ends without a line break and may be cut off",)
+    return replace(record, name=path.name, warnings=(*record.warnings, *cut))
+
+
+def crystals_in(path: Path) -> Iterator[tuple[str, CrystalLike]]:
+    """Crystals of a file, each with a name inside the file: data blocks of a CIF, frames of extended XYZ.
+
+    Args:
+        path: file of any accepted format, read here only where it is a regular CIF or XYZ file.
+
+    Yields:
+        `("", path)` where the file holds one crystal or cannot be read, so that its reader gives the reason; else the
+        block's name (its place from 0 for frames, and where blocks share a name) and its text.
+    """
+    parts: list[tuple[str, str]] = []
+    kind = _format_of_name(path)
+    if kind in ("cif", "extxyz") and path.is_file():  # what is read from a pipe is gone
+        try:
+            text = _read_file(path)
+            if kind == "cif":
+                parts = cif_blocks(text)
+            else:
+                parts = [(str(place), frame) for place, frame in enumerate(split_frames(text.splitlines(True)))]
+        except CrystalInputError:
+            parts = []
+    yield from parts if len(parts) > 1 else [("", path)]
 
 
 # --------------------------------------------------------------------------------------------------------- objects
@@ -353,11 +395,13 @@ def _record_from_ase(atoms: Any) -> CrystalRecord:
     cell = np.array(atoms.cell[:], dtype=np.float64).reshape(3, 3)
     if not np.abs(cell).sum() > 0:
         raise CrystalInputError("ASE Atoms without a cell; a molecule is not a crystal: set atoms.cell and atoms.pbc")
+    warnings: tuple[str, ...] = ()
     if not np.all(atoms.pbc):
-        logger.warning_once("ASE Atoms that are not periodic in all directions are read as periodic crystals.")
+        warnings = ("ASE Atoms that are not periodic in all directions are read as periodic crystals.",)
+        logger.warning_once(warnings[0])
     numbers = np.array(atoms.numbers, dtype=np.int64)
     positions = np.array(atoms.positions, dtype=np.float64).reshape(-1, 3)
-    return CrystalRecord(numbers, _fractional(positions, cell), cell)
+    return CrystalRecord(numbers, _fractional(positions, cell), cell, warnings=warnings)
 
 
 def _looks_like_text(value: str) -> bool:
@@ -378,6 +422,8 @@ def parse_structure(obj: CrystalLike) -> CrystalRecord:
     """
     if isinstance(obj, CrystalRecord):
         return obj
+    if isinstance(obj, CrystalInputError):  # in place of a crystal that its source could not give
+        raise obj
     if isinstance(obj, Mapping):
         return _record_from_dict(obj)
     if isinstance(obj, bytes | bytearray):

@@ -30,6 +30,7 @@ __all__ = [
     "close_pair",
     "formula_of",
     "hydrogen_isotope_warning",
+    "printable",
 ]
 
 logger = logging.get_logger(__name__)
@@ -45,6 +46,11 @@ _HYDROGEN_ISOTOPES = {"D": 1, "T": 1}
 _CHARGED_SYMBOL = re.compile(r"^([A-Za-z]{1,2})[0-9.]*[+-]?[0-9.]*$")  # Na, Na1+, O2-, Fe+3
 
 
+def printable(text: str) -> str:
+    """Text that every file and terminal takes: halves of signs, as in file names that are not UTF-8, are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class CrystalInputError(ValueError):
     """A crystal that cannot be used, with the reason in words.
 
@@ -55,9 +61,9 @@ class CrystalInputError(ValueError):
     """
 
     def __init__(self, reason: str, *, index: int | None = None, name: str | None = None):
-        self.reason = reason
+        self.reason = reason = printable(reason)
         self.index = index
-        self.name = name
+        self.name = name = name and printable(name)
         which = "crystal" if index is None else f"crystal {index}"
         super().__init__(f"{which} ({name}): {reason}" if name else f"{which}: {reason}")
 
@@ -91,12 +97,14 @@ class CrystalRecord:
         frac_coords (`np.ndarray` of shape `(N, 3)`, float64): fractional coordinates as given (not wrapped).
         cell (`np.ndarray` of shape `(3, 3)`, float64): lattice vectors in rows, Å.
         name (`str`, *optional*): file name or id, for messages only.
+        warnings (`tuple[str, ...]`): what was doubtful in the text or object that was read.
     """
 
     atomic_numbers: np.ndarray
     frac_coords: np.ndarray
     cell: np.ndarray
     name: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def positions(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from datasets import Features, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
 from hf_crystal.crystals.reading import CrystalInputError, as_columns
-from hf_crystal.crystals.record import CRYSTAL_COLUMNS
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS, printable
 
 from .columns import crystal_features
 from .sources import STRUCTURE_COLUMN
@@ -73,7 +73,7 @@ def _plain_row(row: Row, types: dict[str, str], required: set[str]) -> Row:
     for name, type_name in types.items():
         value = row.get(name)
         if type_name == "string":
-            plain[name] = None if value is None else str(value)
+            plain[name] = None if value is None else printable(str(value))
             continue
         try:
             plain[name] = _number(value)

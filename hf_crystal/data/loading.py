@@ -19,6 +19,7 @@ from .sources import (
     STRUCTURE_COLUMN,
     find_label_table,
     find_structure_column,
+    iter_blocks,
     iter_csv,
     iter_folder,
     iter_frames,
@@ -154,10 +155,12 @@ def _load_path(path: Path, options: dict[str, Any], arguments: dict[str, Any]) -
         return tables_from_source(partial(iter_csv, path, column), [path], options, **arguments)
     if name.endswith((".json", ".jsonl")):
         return tables_from_source(partial(iter_json, path, column), [path], options, **arguments)
-    if name.endswith((".xyz", ".extxyz")):
-        return tables_from_source(partial(iter_frames, path), [path], options, **arguments)
+    if name.endswith((".xyz", ".extxyz", ".cif", ".mcif")):
+        rows = iter_frames if name.endswith("xyz") else iter_blocks
+        return tables_from_source(partial(rows, path), [path], options, **arguments)
     raise ValueError(
-        f"{path.name}: expected is a table (parquet, CSV, JSON, XYZ) or a folder; for single crystals use as_record"
+        f"{path.name}: expected is a table (parquet, CSV, JSON, XYZ, CIF) or a folder; "
+        "for single crystals use as_record"
     )
 
 

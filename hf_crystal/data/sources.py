@@ -1,20 +1,28 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Row readers: folders of structure files, CSV and JSON tables, one row at a time."""
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
-from itertools import chain, islice
+from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
+
+from hf_crystal.crystals.formats import parse_json_text, split_frames
+from hf_crystal.crystals.reading import crystals_in
+from hf_crystal.crystals.record import CrystalInputError
 
 __all__ = [
     "STRUCTURE_COLUMN",
     "find_structure_column",
+    "iter_blocks",
     "iter_csv",
     "iter_folder",
     "iter_frames",
@@ -35,24 +43,33 @@ _NO_LABEL = {"lattice", "properties", "pbc", "id"}
 _CSV_FIELD_LIMIT = 1 << 26
 
 
-def _open_text(path: Path) -> IO[str]:
-    """Open a text file, unpacking `.gz` and single-member `.zip` on the fly."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    if path.suffix == ".zip":
-        try:
-            archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path.name} is not a zip file: {error}") from error
-        with archive:
-            members = [name for name in archive.namelist() if not name.endswith("/")]
-            if len(members) != 1:
-                raise ValueError(f"{path.name} holds {len(members)} files {members[:5]}; one table is expected")
-            # the member keeps the archive's file open until it is closed itself
-            return io.TextIOWrapper(archive.open(members[0]), encoding="utf-8-sig")
-    with open(path, "rb") as stream:
-        wide = stream.read(2) in (b"\xff\xfe", b"\xfe\xff")  # "Unicode text" of Excel
-    return open(path, encoding="utf-16" if wide else "utf-8-sig", newline="")
+@contextmanager
+def _open_text(path: Path) -> Iterator[IO[str]]:
+    """Open a text file, unpacking `.gz` and single-member `.zip` on the fly.
+
+    Raises:
+        ValueError: a fault of the file that comes out while it is read, with the name of the file.
+    """
+    try:
+        with ExitStack() as files:
+            stream: Any = files.enter_context(open(path, "rb"))
+            if path.suffix == ".gz":
+                stream = files.enter_context(gzip.open(stream))
+            elif path.suffix == ".zip":
+                archive = files.enter_context(zipfile.ZipFile(stream))
+                members = [name for name in archive.namelist() if not name.endswith("/")]
+                if len(members) != 1:
+                    raise ValueError(f"holds {len(members)} files {members[:5]}; one table is expected")
+                stream = files.enter_context(archive.open(members[0]))
+            stream = io.BufferedReader(stream)
+            wide = stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # "Unicode text" of Excel
+            # signs beyond UTF-8 are in names and comments, where a mark is enough
+            yield io.TextIOWrapper(stream, "utf-16" if wide else "utf-8-sig", errors="replace", newline="")
+    except CrystalInputError as error:
+        raise ValueError(f"{path.name}: {error.reason}") from error
+    except (ValueError, EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, csv.Error, RuntimeError) as error:
+        known = str(error).startswith(path.name)
+        raise ValueError(str(error) if known else f"{path.name} cannot be read: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- folder
@@ -122,7 +139,10 @@ def iter_folder(folder: Path, labels: Path | None) -> Iterator[dict[str, Any]]:
         if relative.parts[0] in ("train", "val", "validation", "valid", "test"):
             row["split"] = relative.parts[0]
         row.update(table.get(key, {}) if key else {})
-        yield {**row, STRUCTURE_COLUMN: path}
+        # the label of a file is that of one crystal: of several its reader takes the first and announces it
+        for part, crystal in crystals_in(path) if key is None else [("", path)]:
+            own = {"id": f"{stem}:{part}", "file": f"{relative}:{part}"} if part else {}
+            yield {**row, **own, STRUCTURE_COLUMN: crystal}
     for key in sorted(unused):
         yield {"id": key, "file": key, **table[key], STRUCTURE_COLUMN: folder / key}
 
@@ -130,17 +150,19 @@ def iter_folder(folder: Path, labels: Path | None) -> Iterator[dict[str, Any]]:
 def iter_frames(path: Path) -> Iterator[dict[str, Any]]:
     """Frames of an extended XYZ file; `key=value` words of the comment line become columns."""
     with _open_text(path) as stream:
-        place = 0
-        while first := stream.readline():
-            if not first.strip():
-                continue
-            if not re.fullmatch("[0-9]{1,9}", first.strip()):
-                raise ValueError(f"{path.name}: frame {place} starts with no atom count; an atom count is expected")
-            lines = [first, stream.readline(), *islice(stream, int(first))]
-            values = dict(_COMMENT_WORD.findall(lines[1]))
-            columns = {key: value for key, value in values.items() if key.lower() not in _NO_LABEL}
-            yield {"id": f"{path.name}:{place}", **columns, STRUCTURE_COLUMN: "".join(lines)}
-            place += 1
+        for place, frame in enumerate(split_frames(stream)):
+            yield {"id": f"{path.name}:{place}", **_frame_columns(frame), STRUCTURE_COLUMN: frame}
+
+
+def _frame_columns(frame: str) -> dict[str, str]:
+    values = dict(_COMMENT_WORD.findall("".join(frame.splitlines()[1:2])))
+    return {key: value for key, value in values.items() if key.lower() not in _NO_LABEL}
+
+
+def iter_blocks(path: Path) -> Iterator[dict[str, Any]]:
+    """Crystals of one CIF, each data block with sites a row."""
+    for name, crystal in crystals_in(path):
+        yield {"id": f"{path.name}:{name}" if name else path.name, STRUCTURE_COLUMN: crystal}
 
 
 # ------------------------------------------------------------------------------------------------------ CSV, JSON
@@ -191,7 +213,7 @@ def iter_json(path: Path, structure_column: str | None) -> Iterator[dict[str, An
         if first == "[":
             entries: Iterator[Any] = _iter_list(stream, path.name)
         elif first == "{":
-            entries = _iter_object(stream, path)
+            entries = _iter_object(stream)
         else:
             raise ValueError(f"{path.name} starts with {first!r}; a JSON list, object or lines are expected")
         for entry in entries:
@@ -233,22 +255,25 @@ def _iter_list(stream: IO[str], name: str) -> Iterator[Any]:
         buffer, place = buffer[place:] + more, 0
 
 
-def _iter_object(stream: IO[str], path: Path) -> Iterator[Any]:
+def _iter_object(stream: IO[str]) -> Iterator[Any]:
     """Entries of a file that starts with an object: JSON lines, or one object."""
     line = "{" + stream.readline()
     try:
-        first = json.loads(line)
-    except json.JSONDecodeError:
+        first = parse_json_text(line)
+    except CrystalInputError:
         first = None
     rest = stream.readline()
     if first is not None and rest.strip():  # JSON lines
         yield first
         while rest:
             if rest.strip():
-                yield _load(rest, path.name)
+                try:
+                    yield parse_json_text(rest)
+                except CrystalInputError as error:  # the other lines are whole
+                    yield error
             rest = stream.readline()
         return
-    whole = first if first is not None else _load(line + rest + stream.read(), path.name)
+    whole = first if first is not None else parse_json_text(line + rest + stream.read())
     if "columns" in whole and "data" in whole:  # pandas "split" orientation, used by matbench
         for index, values in zip(whole.get("index") or range(len(whole["data"])), whole["data"], strict=False):
             yield {"id": str(index), **dict(zip(whole["columns"], values, strict=False))}
@@ -259,18 +284,13 @@ def _iter_object(stream: IO[str], path: Path) -> Iterator[Any]:
         yield whole
 
 
-def _load(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not valid JSON: {error}") from error
-
-
 def _is_crystal(entry: dict[str, Any]) -> bool:
     return bool({"sites", "lattice", "cell", "lattice_mat"} & set(entry))
 
 
 def _entry_row(entry: Any, structure_column: str | None, name: str) -> dict[str, Any]:
+    if isinstance(entry, CrystalInputError):
+        return {STRUCTURE_COLUMN: entry}
     if not isinstance(entry, dict):
         raise ValueError(f"{name} holds {str(entry)[:60]!r} where an object is expected")
     if structure_column is None and _is_crystal(entry):

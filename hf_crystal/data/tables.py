@@ -77,7 +77,7 @@ def fingerprint(files: Iterable[Path], options: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, options], sort_keys=True, default=str).encode())
     for path in files:
         status = path.stat()
-        digest.update(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}\n"))
     return digest.hexdigest()[:24]
 
 

@@ -63,7 +63,11 @@ def test_a_folder_with_other_crystals_is_refused_and_left_alone(command, generat
         assert (code, out) == (1, "")
         assert "holds 3 other crystals, the first is MgO_001_" in err
         assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
-    assert command(*words, "--num", 3, "--seed", 7)[0] == 0
+    for form in ("cif", "poscar", "extxyz"):  # the same crystals
+        assert command(*words, "--num", 3, "--seed", 7, "--format", form)[0] == 0
+    assert len(list(tmp_path.iterdir())) == 10
+    code, _, err = command(*words, "--num", 3, "--seed", 8, "--format", "poscar")
+    assert code == 1 and "holds 9 other crystals" in err
 
 
 def test_warnings_are_one_line_each_on_standard_error(command, generator):

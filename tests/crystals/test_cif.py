@@ -108,7 +108,10 @@ def test_the_formula_decides_between_two_origins():
         ("_cell_length_a 8.2", "_cell_length_a twice"),
         ("_chemical_formula_sum 'Li P'", "is Li1 P1, but P1 was read"),
         ("_chemical_formula_sum 'P2'\n_cell_formula_units_Z 4", "Z = 4, but P1 was read"),
-        ("x" * 70_000, "line of 70000 characters"),
+        ("x" * 70_000, "line of more than 65536 characters"),
+        ("_symmetry_Int_Tables_number 231", "space-group number 231; accepted are 1 to 230"),
+        ("_symmetry_Int_Tables_number 22x", "space-group number 22x; accepted are 1 to 230"),
+        ("_space_group_IT_number " + "9" * 400, "accepted are 1 to 230"),
     ],
 )
 def test_contradictions_are_refused(head, reason):
@@ -123,6 +126,16 @@ def test_multiplicities_are_compared():
     assert counts(text_of("K1 K 0 0 0 8\nF1 F 0.5 0.2 0.3 2", head, columns=columns)) == {"F": 4, "K": 1}  # SHELXL-97
     with pytest.raises(CrystalInputError, match="site 1 has multiplicity 8 in the file, but 4 were read"):
         parse_structure(text_of("K1 K 0 0 0 1\nF1 F 0.5 0.2 0.3 8", head, columns=columns))
+
+
+def test_an_atom_less_than_the_formula_of_a_large_cell_is_announced():
+    sites = [f"C{n} C 0.{n % 10}5 0.{n // 10 % 10}5 0.{n // 100}5" for n in range(180)] + ["K1 K 0 0 0"]
+    for head in ("_chemical_formula_sum 'C180 K'", "_chemical_formula_sum 'C180 K'\n_cell_formula_units_Z 1"):
+        assert parse_structure(text_of("\n".join(sites), head, (20,) * 3 + (90,) * 3)).warnings == ()
+        lost = parse_structure(text_of("\n".join(sites[1:]), head, (20,) * 3 + (90,) * 3))
+        assert "_chemical_formula_sum is C180 K1" in lost.warnings[0] and "but C179 K1 was read" in lost.warnings[0]
+    decimals = "_chemical_formula_sum 'C179.2 K0.99'"  # rounded: nothing to say
+    assert parse_structure(text_of("\n".join(sites), decimals, (20,) * 3 + (90,) * 3)).warnings == ()
 
 
 def test_rounded_special_positions_are_one_site():

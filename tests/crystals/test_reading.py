@@ -105,3 +105,25 @@ def test_deuterium_is_hydrogen_with_one_warning():
             assert record.atomic_numbers[0] == 1
         assert as_record(NACL_CIF.replace("Cl1 Cl1-", "D1 D")).formula == "NaH"
     assert log.out.count("deuterium") == 1
+
+
+def test_a_doubt_of_the_reader_stays_on_the_record(tmp_path):
+    from ase.build import bulk
+
+    atoms = bulk("NaCl", "rocksalt", a=5.64)
+    assert as_record(atoms).warnings == ()
+    atoms.pbc = (True, True, False)
+    assert "not periodic" in as_record(atoms).warnings[0]
+    file = tmp_path / "slab.xyz"
+    atoms.write(file, format="extxyz")
+    record = as_record(file)
+    assert record.name == "slab.xyz" and "not periodic" in record.warnings[0]
+
+
+@pytest.mark.parametrize("text, suffix", [(NACL_CIF, "cif"), (NACL_POSCAR, "vasp"), (NACL_XYZ, "xyz")])
+def test_a_file_that_ends_inside_a_line_is_announced(tmp_path, text, suffix):
+    file = tmp_path / f"cut.{suffix}"
+    file.write_text(text.strip() + "\n")
+    assert as_record(file).warnings == ()
+    file.write_text(text.strip())
+    assert "may be cut off" in as_record(file).warnings[0]

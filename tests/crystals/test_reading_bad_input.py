@@ -1,5 +1,6 @@
 """What is no crystal ends in a reason that names what is wrong."""
 
+import json
 import pickle
 
 import numpy as np
@@ -82,6 +83,11 @@ BAD = {
     "POSCAR, cut off": ("\n".join(NACL_POSCAR.splitlines()[:7]), "POSCAR ends before the coordinates"),
     "XYZ without lattice": (NACL_XYZ.replace("Lattice", "Other"), "molecule without a cell"),
     "XYZ, two frames": (NACL_XYZ + "\n" + NACL_XYZ, "more than one frame"),
+    "XYZ, width of a column": (NACL_XYZ.replace("pos:R:3", "pos:R:" + "9" * 5000), "species and pos are needed"),
+    "JSON, two values of a key": (json.dumps(nacl())[:-1] + ', "lattice": [1]}', "'lattice' is given twice"),
+    "JSON, integer of 5,000 digits": (json.dumps(nacl())[:-1] + ', "n": ' + "9" * 5000 + "}", "not readable as JSON"),
+    "JSON, lattice in a lattice": (nacl(lattice={"matrix": {"matrix": NACL_CELL.tolist()}}), "lattice is {'matrix'"),
+    "JSON, truth as numbers": (nacl(atomic_numbers=[True] * 8), "atomic_numbers is not an array of numbers"),
     "XYZ, open quote": (NACL_XYZ.replace('pbc="T T T"', 'pbc="T'), "cannot be read"),
 }
 
@@ -173,3 +179,26 @@ def test_options_of_the_checks():
         as_record(nacl(), max_atoms=4)
     with pytest.raises(CrystalInputError, match="accepted are 1 to 16"):
         as_record(nacl(), max_atomic_number=16)
+
+
+HUGE = {
+    "XYZ": ('300000\nLattice="90 0 0 0 90 0 0 0 90"\n' + "Fe 0 0 0\n" * 10, "XYZ counts 300000 atoms; at most 200000"),
+    "POSCAR": (NACL_POSCAR.replace("4 4", "4 300000"), "POSCAR counts 300004 atoms; at most 200000"),
+    "JSON lists": ('{"a": [' + "[]," * 1_100_000 + "0]}", "JSON holds more values"),
+    "CIF sites": (NACL_CIF + "K1 K 0 0 0 1\n" * 12_000, "CIF lists 12002 sites; at most 12000"),
+    "CIF values": (NACL_CIF + "loop_\n_a\n" + "0\n" * 2_100_000, "more than 2000000 values"),
+    "CIF line": (NACL_CIF + "#\r" * 40_000 + "#" + " " * 70_000, "line of more than 65536 characters"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(HUGE))
+def test_sizes_are_refused_before_they_are_read(case):
+    text, reason = HUGE[case]
+    with pytest.raises(CrystalInputError, match=reason):
+        as_record(text)
+
+
+def test_reflections_beside_a_crystal_are_no_sites():
+    listed = "loop_\n_refln_index_h\n_refln_index_k\n" + "1 2\n" * 13_000
+    field = "_shelx_hkl_file\n;\n" + "   1   0   0   12.30\n" * 220_000 + ";\n"
+    assert as_record(NACL_CIF + listed + field).num_atoms == 8

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -236,6 +237,32 @@ def test_extended_xyz_of_many_frames(tmp_path, load):
     (tmp_path / "bad.xyz").write_text("atoms\n")
     with pytest.raises(ValueError, match="frame 0 starts with no atom count"):
         load(tmp_path / "bad.xyz")
+
+
+def test_blocks_and_frames_of_files_are_rows(cif_folder, load):
+    blocks = "".join(structure(name).to(fmt="cif") for name in CRYSTALS)
+    (cif_folder / "several.cif").write_text(blocks)
+    (cif_folder / os.fsdecode(b"caf\xe9.cif")).write_text(structure("iron").to(fmt="cif"))
+    rows = load(cif_folder)
+    rows = {row["id"]: row["atomic_numbers"] for split in rows.values() for row in split}
+    assert {"several:Fe", "several:Po", "several:CsCl", "caf\\udce9"} <= set(rows)
+    assert rows["several:CsCl"] == [55, 17]
+    ids = [row["id"] for row in load(cif_folder / "several.cif")["train"]]
+    assert ids == ["several.cif:Fe", "several.cif:Po", "several.cif:CsCl"]
+
+
+def test_a_damaged_line_costs_itself_and_a_damaged_file_is_named(tmp_path, load):
+    lines = [json.dumps({"id": name, "atoms": jarvis_atoms(name), "energy": LABELS[name]}) for name in CRYSTALS]
+    bad = ["[" * 5000, '{"atoms": ' + "1" * 5000 + "}", lines[0][:-9]]
+    (tmp_path / "rows.jsonl").write_text("\n".join([lines[0], *bad, *lines[1:]]))
+    splits = load(tmp_path / "rows.jsonl")
+    assert_has_the_crystals(splits)
+    assert [row["index"] for row in splits.skipped] == [1, 2, 3]
+    whole = gzip.compress("\n".join(lines).encode())
+    for data in (whole[:-20], whole[:50] + bytes(30) + whole[80:], b"plain text"):
+        (tmp_path / "rows.jsonl.gz").write_bytes(data)
+        with pytest.raises(ValueError, match=r"rows\.jsonl\.gz cannot be read"):
+            load(tmp_path / "rows.jsonl.gz")
 
 
 def test_columns_that_must_be_numbers(tmp_path, load):
@@ -474,4 +501,4 @@ def test_what_does_not_exist_is_named(load):
 
 def test_a_single_structure_file_is_no_table(cif_folder, load):
     with pytest.raises(ValueError, match="for single crystals use as_record"):
-        load(cif_folder / "iron.cif")
+        load((cif_folder / "iron.cif").rename(cif_folder / "iron.vasp"))

@@ -1,0 +1,75 @@
+"""Crystals of a command line: one bad file, table or cell costs its own rows and no others."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_crystal.cli.sources import count_crystals, find_sources, read_crystals
+from hf_crystal.crystals.reading import as_record
+from hf_crystal.crystals.record import CrystalInputError
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NACL, SILICON = (EXAMPLES / name for name in ("NaCl.cif", "Si.cif"))
+
+
+def outcomes(*words):
+    """Name of each crystal with its formula or reason; as many as were counted before."""
+    sources = find_sources(list(map(str, words)))
+    found = []
+    for name, crystal in read_crystals(sources):
+        try:
+            found.append((name, as_record(crystal).formula))
+        except CrystalInputError as error:
+            found.append((name, error.reason))
+    assert len(found) == count_crystals(sources)
+    return found
+
+
+def test_blocks_and_frames_are_rows(tmp_path):
+    file = tmp_path / "two.cif"
+    file.write_text(NACL.read_text() + SILICON.read_text())
+    assert outcomes(file, SILICON) == [(f"{file}:NaCl", "NaCl"), (f"{file}:Si", "Si"), (str(SILICON), "Si")]
+
+
+def test_a_corrupt_table_among_good_files_is_one_row(tmp_path):
+    bad = tmp_path / "bad.parquet"
+    bad.write_bytes(b"PAR1 and then nothing")
+    (first, formula), (second, reason) = outcomes(NACL, bad)
+    assert (first, formula, second) == (str(NACL), "NaCl", str(bad)) and "is not a parquet file" in reason
+
+
+def test_a_damaged_part_of_a_table_costs_its_own_rows(tmp_path):
+    file = tmp_path / "table.parquet"
+    rows = [{"id": f"id-{place}", "cif": NACL.read_text() + f"# {place}\n"} for place in range(6)]
+    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=2, use_dictionary=False)
+    page = pq.ParquetFile(file).metadata.row_group(1).column(1).data_page_offset
+    data = bytearray(file.read_bytes())
+    data[page : page + 40] = bytes(40)
+    file.write_bytes(data)
+    found = outcomes(file)
+    assert [formula for _, formula in found[:2] + found[4:]] == ["NaCl"] * 4
+    assert [name for name, _ in found] == ["id-0", "id-1", "table.parquet:2", "table.parquet:3", "id-4", "id-5"]
+    assert all("cannot be read" in reason for _, reason in found[2:4])
+
+
+def test_text_of_cells_and_of_standard_input_is_never_a_path(tmp_path, monkeypatch):
+    planted = tmp_path / "planted.cif"
+    planted.write_text(NACL.read_text())
+    table = tmp_path / "paths.parquet"
+    for column in ("cif", "structure", "atoms"):
+        pq.write_table(pa.table({column: [str(planted), f"file://{planted}"]}), table)
+        assert all("no known format" in reason for _, reason in outcomes(table))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(str(planted).encode())))
+    assert "no known format" in outcomes("-")[0][1]
+
+
+def test_names_and_signs_that_are_not_utf8(tmp_path, monkeypatch):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.cif"
+    Path(os.fsdecode(name)).write_bytes(NACL.read_bytes())
+    assert outcomes(os.fsdecode(name)) == [(f"{tmp_path}/caf\\udce9.cif", "NaCl")]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"# caf\xe9\n" + NACL.read_bytes())))
+    assert outcomes("-") == [("-", "NaCl")]
