@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """The task "crystal-property-prediction": crystals in any accepted form → property values with their units."""
 
+import math
 import multiprocessing
 import os
 import threading
@@ -68,7 +69,8 @@ class CrystalPropertyPipeline(Pipeline):
     - `formula`: reduced formula; `num_atoms`: atoms in the given cell;
     - per target of the model its value under the target's name, and its unit under `<target>_unit`;
     - `embedding`: the pooled vector of the encoder, with `return_embedding=True`;
-    - or only `error`: the reason, for a crystal that cannot be read; the others are predicted.
+    - or only `error`: the reason, for a crystal that cannot be read or has no finite prediction; the others are
+      predicted.
 
     Arguments of the constructor and of each call:
         batch_size (`int`, defaults to 16): crystals per forward pass at most. Crystals are sorted by size within
@@ -144,6 +146,8 @@ class CrystalPropertyPipeline(Pipeline):
         numbers = model_outputs["atomic_numbers"].tolist()
         result: dict[str, Any] = {"formula": reduced_formula(numbers), "num_atoms": len(numbers)}
         for (name, unit), value in zip(self._targets, model_outputs["logits"].tolist(), strict=True):
+            if not math.isfinite(value):
+                return {"error": f"{result['formula']}: the model gives {value} for {name}, which is no prediction"}
             result[name] = value
             result[f"{name}_unit"] = unit
         if return_embedding:
