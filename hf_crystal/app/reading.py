@@ -1,4 +1,4 @@
-"""Reading what strangers send, in processes of its own: a text that freezes or swells ends its process, not the page."""
+"""Reading what strangers send, in separate processes: a text that freezes or swells ends its process, not the page."""
 
 import time
 import weakref

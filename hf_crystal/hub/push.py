@@ -171,7 +171,7 @@ def push_folder(
     overwrite: bool = False,
     endpoint: str | None = None,
 ) -> PushedRepositories:
-    """Upload the files of an export in a folder, no others and no links, and its evaluation figures as the data set `REPOSITORY-results`.
+    """Upload an exported folder, no other files and no links, and its figures as the data set `REPOSITORY-results`.
 
     Args:
         folder: what `export_pretrained` wrote.

@@ -4,6 +4,7 @@
 import math
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -33,7 +34,8 @@ def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _end_with_parent() -> None:
-    """Start a thread that ends this worker process when the process that started it is gone, even by `kill -9`."""
+    """End this worker process without a word at Ctrl-C, and when the process that started it is gone (`kill -9`)."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
     def wait() -> None:
         """Sleep until the parent is gone, then end this process."""
