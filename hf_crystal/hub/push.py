@@ -96,7 +96,7 @@ def _files_to_push(folder: Path) -> list[str]:
     missing = [name for name in _NEEDED if name not in found]
     if missing:
         raise ValueError(
-            f"{folder} is no exported folder, it lacks {', '.join(missing)} as regular files; see hf-crystal export"
+            f"{folder} is no exported folder, it lacks {', '.join(missing)}; see hf-crystal export (no links)"
         )
     if others:
         logger.warning(f"{len(others)} files are no part of an export and are not uploaded: {', '.join(others[:8])}")

@@ -184,5 +184,5 @@ def test_only_what_an_export_is_made_of_leaves_the_machine(hub, exported_generat
     assert hub.repositories["models", f"{USER}/tiny"].files == {**expected, ".gitattributes": b""}
     (folder / "LICENSE").unlink()
     (folder / "LICENSE").symlink_to(secret)
-    with pytest.raises(ValueError, match="lacks LICENSE as regular files"):
+    with pytest.raises(ValueError, match="lacks LICENSE; see hf-crystal export .no links"):
         push(hub, folder, overwrite=True)
