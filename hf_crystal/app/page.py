@@ -75,7 +75,14 @@ def launch_page(page: "gradio.Blocks", **options: Any) -> Any:
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     # fonts of the reader's machine: Gradio's own themes may name some that are fetched
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    settings = {"show_error": True, "footer_links": [], "css": css, "theme": theme, "max_file_size": "5mb"}
+    settings: dict[str, Any] = {
+        "show_error": True,
+        "footer_links": [],
+        "css": css,
+        "theme": theme,
+        "max_file_size": "5mb",
+        "_frontend": False,  # skips only a request to itself, whose 3 s end the page on a loaded machine
+    }
     return page.queue(default_concurrency_limit=2).launch(**{**settings, **options})
 
 
