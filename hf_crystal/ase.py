@@ -13,6 +13,7 @@ relax(generated_structures, any_ase_calculator)        # energies before and aft
 `hf_crystal.ase` is a module of this package; `import ase` here and everywhere else is the real one.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,7 +48,7 @@ class CrystalCalculator(Calculator):
 
     Each target of the model is a property of ASE under the target's own name, in `units[name]`; `embedding` is the
     pooled vector of the encoder. The models predict properties of whole crystals, no forces and no stress: asking for
-    those is an error.
+    those is an error. One calculator may serve several threads; they take turns.
 
     Args:
         model: see `hf_crystal.loading.load_property_model`.
@@ -75,6 +76,7 @@ class CrystalCalculator(Calculator):
         from .loading import load_property_model
 
         super().__init__(**kwargs)
+        self._lock = threading.RLock()
         self.model, self.feature_extractor = load_property_model(model, feature_extractor, device)
         config = self.model.config
         self.units: dict[str, str] = dict(zip(config.target_names, config.target_units, strict=True))
@@ -101,7 +103,15 @@ class CrystalCalculator(Calculator):
                 f"{name} is not predicted by this {type(self.model).__name__}; it has "
                 f"{', '.join(self.implemented_properties)}{f' ({reason})' if reason else ''}"
             )
-        return super().get_property(name, atoms, allow_calculation)
+        with self._lock:  # ASE keeps the last crystal and its results in the calculator
+            return super().get_property(name, atoms, allow_calculation)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for a copy, which gets a lock of its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def calculate(
         self,

@@ -3,13 +3,18 @@
 A name is, in this order: a folder with `config.json`, a checkpoint embedded in this package, a repository of the Hub.
 """
 
+import contextlib
 import os
+import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import LlamaConfig, PreTrainedConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -83,6 +88,43 @@ def resolve_model(name: ModelName) -> str:
     return name
 
 
+# what the libraries raise for files that are cut short, hold other types than they should, or code in place of numbers
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    SafetensorError,
+    StrictDataclassError,
+    TypeError,
+    pickle.UnpicklingError,
+)
+
+
+@contextlib.contextmanager
+def _reading_model(location: str) -> Iterator[None]:
+    """Name the model in errors about its files, as `ValueError`."""
+    try:
+        yield
+    except _DAMAGED as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"{location}: the model's files cannot be read ({type(error).__name__}: {first})") from error
+
+
+def _load_weights(auto_class: Any, location: str) -> Any:
+    """The model of a folder or repository; its weights have to be numbers.
+
+    Raises:
+        ValueError: files that cannot be read, or weights that are NaN or infinite.
+    """
+    with _reading_model(location):
+        loaded = auto_class.from_pretrained(location, dtype="auto")
+    for name, weight in loaded.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{location}: weight {name} holds NaN or infinity; train or export the model anew")
+    return loaded
+
+
 def _check_device(device: Device) -> None:
     try:
         torch.zeros(1, device=device)
@@ -91,7 +133,8 @@ def _check_device(device: Device) -> None:
 
 
 def _model_type(location: str) -> str | None:
-    return PreTrainedConfig.get_config_dict(location)[0].get("model_type")
+    with _reading_model(location):
+        return PreTrainedConfig.get_config_dict(location)[0].get("model_type")
 
 
 def check_property_model(name: ModelName) -> str:
@@ -126,7 +169,8 @@ def load_property_model(
 
     Raises:
         TypeError: `model` is an object that is no crystal model with a property head.
-        ValueError: the name is not known or names another kind of model, or the device cannot be used.
+        ValueError: the name is not known or names another kind of model, its files are damaged or its weights no
+            numbers, or the device cannot be used.
         OSError: the Hub has no such repository, or cannot be reached.
     """
     loaded: Any = DEFAULT_MODEL if model is None else model
@@ -134,10 +178,11 @@ def load_property_model(
         _check_device(device)
     if isinstance(loaded, (str, os.PathLike)):
         location = check_property_model(loaded)
-        loaded = AutoModelForCrystalPropertyPrediction.from_pretrained(location, dtype="auto")
+        loaded = _load_weights(AutoModelForCrystalPropertyPrediction, location)
         # a folder that only `model.save_pretrained` wrote is no error
         if feature_extractor is None and (not Path(location).is_dir() or _has(location, "preprocessor_config.json")):
-            feature_extractor = CrystalFeatureExtractor.from_pretrained(location)
+            with _reading_model(location):
+                feature_extractor = CrystalFeatureExtractor.from_pretrained(location)
     elif hasattr(loaded, "feature_extractor") and hasattr(loaded, "model"):  # a pipeline
         feature_extractor = feature_extractor or loaded.feature_extractor
         loaded = loaded.model
@@ -164,8 +209,8 @@ def load_generator(
 
     Raises:
         TypeError: `model` is an object that is no crystal generator.
-        ValueError: the name is not known or names another kind of model, a loaded model comes without its tokenizer,
-            or the device cannot be used.
+        ValueError: the name is not known or names another kind of model, its files are damaged or its weights no
+            numbers, a loaded model comes without its tokenizer, or the device cannot be used.
         OSError: the Hub has no such repository, or cannot be reached.
     """
     loaded: Any = DEFAULT_GENERATOR if model is None else model
@@ -180,8 +225,9 @@ def load_generator(
                 f"{location} holds a generator of type {model_type!r}; accepted is llama, which has the grammar: "
                 "AutoModelForCausalLM loads the folder as it is, and model.model_type=llama in the recipe trains one"
             )
-        tokenizer = tokenizer or Mat2SeqTokenizer.from_pretrained(location)
-        loaded = AutoModelForCrystalGeneration.from_pretrained(location, dtype="auto")
+        with _reading_model(location):
+            tokenizer = tokenizer or Mat2SeqTokenizer.from_pretrained(location)
+        loaded = _load_weights(AutoModelForCrystalGeneration, location)
     elif hasattr(loaded, "tokenizer") and hasattr(loaded, "model"):  # a pipeline
         tokenizer = tokenizer or loaded.tokenizer
         loaded = loaded.model

@@ -1,7 +1,9 @@
 """The models as ASE calculators, and relaxation with calculators of ASE."""
 
+import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -148,3 +150,16 @@ def test_the_module_does_not_hide_the_real_ase():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_threads_that_share_a_calculator_get_their_own_values(model):
+    crystals = [bulk("NaCl", "rocksalt", a=5.0 + 0.1 * number) for number in range(8)]
+    expected = [CrystalCalculator(model).get_property("band_gap", atoms) for atoms in crystals]
+    assert len(set(expected)) == len(crystals)
+    shared = copy.deepcopy(CrystalCalculator(model))  # a copy has a lock too
+
+    def compute(job):
+        return shared.get_property("band_gap", crystals[job % 8])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(compute, range(80))) == expected * 10

@@ -1,13 +1,19 @@
 """One door from the name of a model to the model: what comes first, and what is refused."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 import torch
-from tiny_models import save_tiny_model, tiny_model
+from safetensors.torch import load_file, save_file
+from tiny_models import NACL, save_tiny_model, tiny_model
 from transformers import BertConfig
 
 from hf_crystal import CrystalFeatureExtractor, Mat2SeqForCausalLM, Mat2SeqTokenizer
 from hf_crystal.checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, checkpoint_folder, embedded_checkpoints
-from hf_crystal.loading import load_generator, load_property_model, resolve_model
+from hf_crystal.cli.main import run
+from hf_crystal.loading import load_generator, load_property_model, load_property_pipeline, resolve_model
 from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 
 
@@ -77,3 +83,73 @@ def test_a_generator_is_a_folder_or_a_model_with_its_tokenizer(generator, tmp_pa
         load_generator(tiny_model(), tokenizer)
     with pytest.raises(ValueError, match="device moon cannot be used"):
         load_generator(tmp_path, device="moon")
+
+
+def _cut(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _wrong_type(name, value):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, name: value}))
+
+    return damage
+
+
+def _pickle_with_code(folder):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "code-was-run"),)
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Code()}, folder / "pytorch_model.bin")
+
+
+def _not_a_number(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+DAMAGES = {
+    "weights cut short": _cut,
+    "weights of a pickle": _pickle_with_code,
+    "weight that is NaN": _not_a_number,
+    "text for a number": _wrong_type("hidden_size", "x"),
+    "list for a number": _wrong_type("num_hidden_layers", [1]),
+    "number for a list": _wrong_type("target_names", 3),
+    "null for a number": _wrong_type("hidden_size", None),
+    "list for a word": _wrong_type("model_type", [1]),
+    "no object": lambda folder: (folder / "config.json").write_text("[1]"),
+    "no JSON": lambda folder: (folder / "config.json").write_text("{"),
+    "reader that is no object": lambda folder: (folder / "preprocessor_config.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_one_line_that_names_the_model(damage, tmp_path, capfd):
+    folder = save_tiny_model(tmp_path / "broken-model")
+    DAMAGES[damage](folder)
+    crystal = Path(__file__).parents[1] / "examples" / "NaCl.cif"
+    assert run(["predict", str(crystal), "--model", str(folder)]) == 1
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("hf-crystal")]
+    assert out == ""
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    assert "broken-model" in lines[0], lines
+    assert not (folder / "code-was-run").exists()
+
+
+def test_a_prediction_that_overflows_is_a_reason_and_no_value(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(1e30)
+    model.save_pretrained(tmp_path)
+    result = load_property_pipeline(tmp_path)(NACL)
+    assert list(result) == ["error"]
+    assert "which is no prediction" in result["error"]

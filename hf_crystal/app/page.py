@@ -1,6 +1,7 @@
 """The web page, laid out with Gradio; everything that it shows comes from this machine."""
 
 import functools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,14 @@ def launch_page(page: "gradio.Blocks", **options: Any) -> Any:
     css = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     # fonts of the reader's machine: Gradio's own themes may name some that are fetched
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    settings = {"show_error": True, "footer_links": [], "css": css, "theme": theme, "max_file_size": "5mb"}
+    settings: dict[str, Any] = {
+        "show_error": True,
+        "footer_links": [],
+        "css": css,
+        "theme": theme,
+        "max_file_size": "5mb",
+        "_frontend": False,  # skips only a request to itself, whose 3 s end the page on a loaded machine
+    }
     return page.queue(default_concurrency_limit=2).launch(**{**settings, **options})
 
 
@@ -114,9 +122,12 @@ def _python(gradio: Any, code: str, prefix: str) -> Any:
 def _number(value: Any, name: str) -> float:
     """What was typed into a field, `ValueError` with its name where it is no number."""
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is {'empty' if value in (None, '') else value!r}; accepted: a number") from error
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not abs(number) < 2**53:  # beyond, doubles are no exact whole numbers
+        raise ValueError(f"{name} is {'empty' if value in (None, '') else value!r}; accepted: a number")
+    return number
 
 
 def _as_list(files: Any) -> list[str]:
@@ -316,12 +327,12 @@ def _look(
     try:
         record = _one_crystal(service, files, text, example)
         seen = service.inspect(model, record)
-        center, looking = int(_number(atom, "atom")) - 1, int(head) - 1 if head else None
+        center, looking = int(_number(atom, "atom")) - 1, int(_number(head, "head")) - 1 if head else None
         seen.check(atom=center, head=looking)
         place = int(_number(block, "block")) - 1
         if not 0 <= place < len(seen.blocks):
             raise ValueError(f"block is {place + 1}; this model has {len(seen.blocks)}")
-        first = service.retell(model, record)
+        first = service.retell(model, record, predicted=seen.values)
     except ValueError as error:
         return message(str(error)), "", "", "", "", "", gradio.update(), []
     label = seen.labels[center]

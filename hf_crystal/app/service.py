@@ -6,6 +6,7 @@ import json
 import tempfile
 import threading
 import zipfile
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators
-from ..crystals.reading import as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
 from ..loading import load_generation_pipeline, load_property_model, resolve_model
 from ..typing import CrystalLike
+from .reading import CrystalReaders
 
 __all__ = [
     "GeneratedCrystal",
@@ -27,9 +28,11 @@ __all__ = [
     "example_files",
 ]
 
-MAX_ATOMS = 1000  # larger cells would keep a small server busy for minutes
 MAX_FILES = 50
+MAX_INSIDE_ATOMS = 500  # attention grows with the square: 4 s of a processor
 MAX_GENERATED = 12
+MAX_COMPOSITION = 200  # characters
+_FOLDERS_KEPT = 32  # of files to be fetched; Gradio copies a file before the answer leaves
 _CSV_FIELDS = ("crystal", "formula", "atoms", "property", "value", "unit", "typical error", "error")
 
 
@@ -118,6 +121,15 @@ class Service:
         # one computation at a time: more threads on a small machine make everybody wait
         self._lock = threading.RLock()
         self._loaded: dict[str, Any] = {}
+        self._readers = CrystalReaders()
+        self._folders: deque[tempfile.TemporaryDirectory[str]] = deque()
+
+    def _new_folder(self) -> Path:
+        """A folder for one file; the oldest of many is removed, the rest when the process ends."""
+        self._folders.append(tempfile.TemporaryDirectory(prefix="hf_crystal-"))
+        if len(self._folders) > _FOLDERS_KEPT:
+            self._folders.popleft().cleanup()
+        return Path(self._folders[-1].name)
 
     def property_model(self, name: str) -> tuple[Any, Any]:
         """Model and feature extractor, loaded on first use."""
@@ -136,7 +148,11 @@ class Service:
     # ------------------------------------------------------------------------------------------------------ predict
 
     def read(self, files: Sequence[str | Path] = (), text: str = "", example: str | None = None) -> Prediction:
-        """Crystals of uploaded files, a pasted text and an example, in this order; errors are collected."""
+        """Crystals of uploaded files, a pasted text and an example, in this order; errors are collected.
+
+        Raises:
+            ValueError: too many files.
+        """
         sources: list[tuple[str, Any]] = [(Path(file).name, Path(file)) for file in files]
         if text.strip():
             sources.append(("pasted text", text if "\n" in text else text + "\n"))
@@ -145,11 +161,13 @@ class Service:
         found = Prediction()
         if len(sources) > MAX_FILES:
             raise ValueError(f"{len(sources)} files at once; this page takes {MAX_FILES}, the command line any number")
-        for name, source in sources:
-            try:
-                found.crystals[name] = as_record(source, name=name, max_atoms=MAX_ATOMS, nested=True)
-            except CrystalInputError as error:
-                found.errors.append((name, error.reason))
+        for place, (name, result) in enumerate(self._readers.read(sources)):
+            if sum(name == other for other, _ in sources) > 1:  # files of several folders may have one name
+                name += f" ({sum(name == other for other, _ in sources[: place + 1])})"
+            if isinstance(result, CrystalRecord):
+                found.crystals[name] = result
+            else:
+                found.errors.append((name, result))
         return found
 
     def predict(
@@ -191,7 +209,7 @@ class Service:
 
     def write_csv(self, found: Prediction) -> Path:
         """Rows and errors of a prediction as a CSV file in a folder of its own."""
-        path = Path(tempfile.mkdtemp(prefix="hf_crystal-")) / "predictions.csv"
+        path = self._new_folder() / "predictions.csv"
         with path.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, _CSV_FIELDS, lineterminator="\n")
             writer.writeheader()
@@ -225,6 +243,8 @@ class Service:
         """
         if not 1 <= num <= MAX_GENERATED:
             raise ValueError(f"number of crystals is {num}; this page takes 1 to {MAX_GENERATED}")
+        if len(composition) > MAX_COMPOSITION:
+            raise ValueError(f"composition has {len(composition)} characters; accepted: at most {MAX_COMPOSITION}")
         pipe = self.generation_pipeline()
         with self._lock:
             results = pipe(
@@ -267,7 +287,7 @@ class Service:
 
     def write_zip(self, crystals: Sequence[GeneratedCrystal]) -> Path:
         """One CIF file per crystal, in a zip in a folder of its own."""
-        path = Path(tempfile.mkdtemp(prefix="hf_crystal-")) / "crystals.zip"
+        path = self._new_folder() / "crystals.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for number, crystal in enumerate(crystals, 1):
                 archive.writestr(f"{number:02d}_{crystal.file_name}", crystal.cif)
@@ -276,14 +296,27 @@ class Service:
     # -------------------------------------------------------------------------------------------------- look inside
 
     def inspect(self, model: str, record: CrystalRecord) -> Any:
-        """`EncoderView` of a crystal."""
+        """`EncoderView` of a crystal.
+
+        Raises:
+            ValueError: the crystal is too large to be shown.
+        """
+        if record.num_atoms > MAX_INSIDE_ATOMS:
+            raise ValueError(f"{record.num_atoms} atoms; looking inside takes {MAX_INSIDE_ATOMS} on this page")
         from ..viz.inspection import inspect_encoder
 
         loaded, extractor = self.property_model(model)
         with self._lock:
             return inspect_encoder(record, loaded, feature_extractor=extractor)
 
-    def retell(self, model: str, record: CrystalRecord, change: str | None = None, seed: int = 0) -> Insight:
+    def retell(
+        self,
+        model: str,
+        record: CrystalRecord,
+        change: str | None = None,
+        seed: int = 0,
+        predicted: dict[str, float] | None = None,
+    ) -> Insight:
         """Describe a crystal in other words, and encode and predict it anew.
 
         Args:
@@ -291,6 +324,7 @@ class Service:
             record: the crystal.
             change: a key of `hf_crystal.testing.DESCRIPTIONS`; None leaves it as it is.
             seed: of random rotations, shifts and the like.
+            predicted: `values` of `inspect` where the crystal is the same, which saves predicting it again.
 
         Raises:
             ValueError: the crystal cannot be written as a sequence.
@@ -303,9 +337,12 @@ class Service:
             told = DESCRIPTIONS[change](crystal, np.random.default_rng(seed))
             frac = told.positions @ np.linalg.inv(told.cell)
             record = CrystalRecord(told.atomic_numbers, frac, told.cell)
-        first = self.properties(model, record)[0]
+        if predicted is None:
+            predicted = {row["property"]: row["value"] for row in self.properties(model, record)}
+        target, value = next(iter(predicted.items()))
+        unit = self.property_model(model)[0].config.target_units[0]
         sequence = canonicalize(record).to_text()
-        return Insight(change or "as given", record, sequence, first["value"], first["property"], first["unit"])
+        return Insight(change or "as given", record, sequence, value, target.replace("_", " "), unit)
 
 
 def _default_first(names: Sequence[str], default: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Entry point of `hf-crystal`: commands, and one line per error."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -72,16 +73,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return int(app(args=words, prog_name="hf-crystal", standalone_mode=False) or 0)
     except _CommandLineError as error:
         return _fail(error.format_message(), error.exit_code)
-    except typer.Abort:
-        return 130
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except Exception as error:  # the outermost place: whatever it is, a user gets one line
         if os.environ.get("HF_CRYSTAL_TRACEBACK") == "1":
             raise
-        return _fail(str(error), 1)
+        if isinstance(error, ValueError | TypeError | OSError | ImportError | RuntimeError):
+            return _fail(str(error), 1)
+        return _fail(f"{type(error).__name__}: {error} (HF_CRYSTAL_TRACEBACK=1 shows where)", 1)
 
 
 def main() -> None:
-    """Console script."""
+    """Console script; `kill` ends it in an orderly way, so that files half written are removed."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(run())
 
 

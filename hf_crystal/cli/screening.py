@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .._partial import partial_path
 from .progress import track
 from .sources import count_crystals, read_crystals
 from .writers import FileFormat, Writer, open_writer
@@ -156,10 +157,12 @@ class Shard:
             "rows_per_file": self.rows_per_file,
             "sources": _digest(self.sources),
             "stability": stability,
+            "files of the model": _model_digest(model),
         }
         file = self.folder / "_settings.json"
         if file.is_file():
             earlier = json.loads(file.read_text(encoding="utf-8"))
+            earlier.setdefault("files of the model", settings["files of the model"])  # older folders lack it
             changed = [name for name in settings if earlier.get(name) != settings[name]]
             if changed:
                 raise ValueError(
@@ -199,8 +202,6 @@ class Shard:
                     raise ValueError(f"the sources changed while they were read: {total} crystals were counted")
             done += expected
             number += 1
-        for left_over in self.folder.glob(".*.partial"):  # of runs that were killed
-            left_over.unlink(missing_ok=True)
         _write_atomically(self.folder / "_SUCCESS", {"crystals": total, "files": number})
 
 
@@ -212,7 +213,24 @@ def _digest(sources: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _model_digest(model: str) -> str:
+    """Changes where the weights or settings of a model change; the commit where it comes from the Hub."""
+    from transformers import PreTrainedConfig
+
+    from ..loading import resolve_model
+
+    location = resolve_model(model)
+    if not os.path.isdir(location):
+        return str(PreTrainedConfig.get_config_dict(location)[0].get("_commit_hash"))
+    digest = hashlib.sha256()
+    for file in sorted(Path(location).iterdir()):
+        if file.name in ("config.json", "preprocessor_config.json") or file.suffix == ".safetensors":
+            with file.open("rb") as stream:
+                digest.update(f"{file.name}|{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def _write_atomically(file: Path, content: dict[str, Any]) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial = partial_path(file)
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, file)

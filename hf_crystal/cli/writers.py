@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, get_args
 
+from .._partial import partial_path
+
 _WIDEST_CELL = 80  # of a table to look at; the other formats hold everything
 FileFormat = Literal["csv", "json", "jsonl", "parquet"]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
@@ -177,7 +179,7 @@ def open_writer(
         return
     if not path.parent.is_dir():
         raise ValueError(f"folder of --output-file does not exist: {path.parent}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         with contextlib.ExitStack() as stack:
             if output == "parquet":

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Arrow tables on disk: written row by row, found again by fingerprint, with a list of what was left out."""
 
+import functools
 import hashlib
 import json
 import os
@@ -64,12 +65,27 @@ class CrystalDatasetDict(DatasetDict):
 
 
 def cache_root(cache_dir: str | os.PathLike | None = None) -> Path:
-    """Folder for tables that were converted or downloaded; inside the cache of `datasets` unless told otherwise."""
+    """Folder for tables that were converted or downloaded; inside the cache of `datasets` unless told otherwise.
+
+    Where that cannot be written (home of a batch node, full disk), a folder that lasts as long as this process.
+    """
     if cache_dir is not None:
         return Path(cache_dir)
     import datasets
 
-    return Path(datasets.config.HF_DATASETS_CACHE) / "hf_crystal"
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "hf_crystal"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()  # permissions alone say little: quotas, mounts
+    except OSError as error:
+        logger.warning_once(f"{error}: tables are kept until this process ends; set HF_HOME or HF_DATASETS_CACHE")
+        return Path(_folder_of_this_process().name)
+    return root
+
+
+@functools.cache
+def _folder_of_this_process() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="hf_crystal-")
 
 
 def fingerprint(files: Iterable[Path], options: dict[str, Any]) -> str:

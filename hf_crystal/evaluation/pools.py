@@ -6,6 +6,7 @@ that takes too long.
 """
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -50,7 +51,7 @@ def _attempt(function: Callable[[Any], Any], job: Any) -> Outcome:
 
 
 class JobPool:
-    """Runs one function over many jobs, in this process or in others; use as a context manager.
+    """Runs one function over many jobs, in this process or in others; use as a context manager, from any thread.
 
     Args:
         function: Called with one job; it and the jobs must be picklable when processes are used.
@@ -77,6 +78,7 @@ class JobPool:
         self._function, self._prepare, self._time_limit = function, prepare, time_limit
         self._size = max(num_workers, 0 if time_limit is None else 1)
         self._pool: ProcessPool | None = None
+        self._starting = threading.Lock()
 
     def __enter__(self) -> "JobPool":
         return self
@@ -95,11 +97,13 @@ class JobPool:
         """
         if self._size == 0:
             return [_attempt(self._function, job) for job in jobs]
-        if self._pool is None:
-            # a fork would copy the threads' locks of torch and tokenizers in whatever state they are
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPool(self._size, initializer=self._prepare, context=context)
-        scheduled = [self._pool.schedule(self._function, (job,), timeout=self._time_limit) for job in jobs]
+        with self._starting:
+            if self._pool is None:
+                # a fork would copy the threads' locks of torch and tokenizers in whatever state they are
+                context = multiprocessing.get_context("spawn")
+                self._pool = ProcessPool(self._size, initializer=self._prepare, context=context)
+        pool = self._pool
+        scheduled = [pool.schedule(self._function, (job,), timeout=self._time_limit) for job in jobs]
         return [self._outcome(future) for future in scheduled]
 
     def _outcome(self, future: Future) -> Outcome:

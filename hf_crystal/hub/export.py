@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
+from .._partial import partial_path, remove_path
 from ..cards import load_metrics, render_model_card
 from ..loading import load_generator, load_property_model, resolve_model
 from ..typing import Generator, ModelName, PropertyModel
@@ -82,8 +82,10 @@ def export_pretrained(
         metrics = source / "metrics.json"
     figures = load_metrics(metrics) if isinstance(metrics, (str, Path)) else metrics
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch, out.name)
+    scratch = partial_path(out)
+    try:
+        folder = scratch / out.name
+        folder.mkdir(parents=True)
         kind.write_folder(loaded, companion, folder)
         texts = {
             "README.md": render_model_card(loaded, metrics=figures, hub_config=hub_config),
@@ -99,5 +101,7 @@ def export_pretrained(
         if out.exists():
             shutil.rmtree(out)
         os.replace(folder, out)
+    finally:
+        remove_path(scratch)
     logger.info(f"exported to {out}; it loads without hf_crystal and gives bit-equal outputs")
     return out

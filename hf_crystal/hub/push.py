@@ -1,6 +1,7 @@
 """`push_folder`: an exported folder as a model repository, its evaluation figures as a data set beside it."""
 
 import json
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -12,11 +13,18 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
 from ..cards import figure_rows, load_metrics
+from .generators import STOCK_TOKENIZER
 
 logger = logging.get_logger(__name__)
 
 ATTEMPTS = 3
 _NEEDED = ("config.json", "model.safetensors", "README.md", "LICENSE")
+# what an exported folder is made of; whatever else lies in it (keys, states of a training) is nobody's business
+_PART_OF_AN_EXPORT = re.compile(
+    r"LICENSE|NOTICE|README\.md|recipe\.yaml|metrics\.json|\w+\.py|model(-\d+-of-\d+)?\.safetensors"
+    r"|(model\.safetensors\.index|config|generation_config|preprocessor_config)\.json"
+    rf"|({re.escape(STOCK_TOKENIZER)}/)?(tokenizer|tokenizer_config|special_tokens_map)\.json"
+)
 _CREATED_BY_THE_HUB = {".gitattributes"}
 _RESULTS_FILES = {"README.md", "results.jsonl", "metrics.json"}
 # HTTPError: of httpx or its successor, whichever this huggingface_hub is built on; covers lost connections as well
@@ -73,8 +81,30 @@ def _check_new(api: HfApi, repository: str, kind: str, left_over: set[str]) -> N
         )
 
 
-def _upload(api: HfApi, folder: Path, repository: str, kind: str, private: bool) -> str:
-    """Create a repository and commit a folder to it; what did not get through is sent again.
+def _files_to_push(folder: Path) -> list[str]:
+    """Files of an exported folder that belong to an export, by name; the others are named in a warning.
+
+    Raises:
+        ValueError: a needed file is missing, or a link, whose target may lie anywhere.
+    """
+    found, others = [], []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        linked = any(part.is_symlink() for part in (path, *path.parents[: name.count("/")]))
+        if linked or path.is_file():
+            (found if not linked and _PART_OF_AN_EXPORT.fullmatch(name) else others).append(name)
+    missing = [name for name in _NEEDED if name not in found]
+    if missing:
+        raise ValueError(
+            f"{folder} is no exported folder, it lacks {', '.join(missing)}; see hf-crystal export (no links)"
+        )
+    if others:
+        logger.warning(f"{len(others)} files are no part of an export and are not uploaded: {', '.join(others[:8])}")
+    return found
+
+
+def _upload(api: HfApi, folder: Path, files: list[str], repository: str, kind: str, private: bool) -> str:
+    """Create a repository and commit files of a folder to it; what did not get through is sent again.
 
     The commit comes last and holds every file, so readers see the old or the new state. Large files that have been
     uploaded before an interruption are found there and not sent again.
@@ -86,6 +116,7 @@ def _upload(api: HfApi, folder: Path, repository: str, kind: str, private: bool)
                 repo_id=repository,
                 repo_type=kind,
                 folder_path=folder,
+                allow_patterns=files,
                 commit_message="Upload with hf-crystal push",
                 delete_patterns="*",  # files of an earlier push that are no longer part of the folder
             )
@@ -140,7 +171,7 @@ def push_folder(
     overwrite: bool = False,
     endpoint: str | None = None,
 ) -> PushedRepositories:
-    """Upload an exported folder, and its evaluation figures as the data set `REPOSITORY-results`.
+    """Upload an exported folder, no other files and no links, and its figures as the data set `REPOSITORY-results`.
 
     Args:
         folder: what `export_pretrained` wrote.
@@ -159,13 +190,11 @@ def push_folder(
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses for another reason, such as missing rights.
     """
     folder = Path(folder)
-    missing = [name for name in _NEEDED if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{folder} is no exported folder, it lacks {', '.join(missing)}; see hf-crystal export")
+    files = _files_to_push(folder)
     api = HfApi(endpoint=endpoint, token=token)
     user = _user(api)
     repository = repository if "/" in repository else f"{user}/{repository}"
-    metrics = load_metrics(folder / "metrics.json") if (folder / "metrics.json").is_file() else None
+    metrics = load_metrics(folder / "metrics.json") if "metrics.json" in files else None
     results = None if metrics is None else f"{repository}-results"
     if not overwrite:
         _check_new(api, repository, "model", set())
@@ -175,6 +204,6 @@ def push_folder(
     if metrics is not None and results is not None:
         with tempfile.TemporaryDirectory() as scratch:
             write_results(metrics, ModelCard.load(folder / "README.md"), repository, Path(scratch))
-            results_url = _upload(api, Path(scratch), results, "dataset", private)
+            results_url = _upload(api, Path(scratch), sorted(_RESULTS_FILES), results, "dataset", private)
     # the model comes last: once it is there, everything is
-    return PushedRepositories(_upload(api, folder, repository, "model", private), results_url)
+    return PushedRepositories(_upload(api, folder, files, repository, "model", private), results_url)

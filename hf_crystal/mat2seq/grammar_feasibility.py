@@ -46,7 +46,7 @@ def reachable(coins: frozenset[int], limit: int) -> np.ndarray:
     return sums
 
 
-@functools.lru_cache(maxsize=200_000)
+@functools.lru_cache(maxsize=20_000)
 def can_finish(
     number: int, remaining: Counts, last: tuple[int, int] | None, taken: frozenset[int] = frozenset()
 ) -> bool:
@@ -74,7 +74,7 @@ def can_finish(
     return _place(tuple(sorted(jobs, key=lambda job: (job[0], sorted(job[1])))), sizes, tuple(fixed[s] for s in sizes))
 
 
-@functools.lru_cache(maxsize=200_000)
+@functools.lru_cache(maxsize=20_000)
 def _place(jobs: tuple[tuple[int, frozenset[int]], ...], sizes: tuple[int, ...], available: tuple[int, ...]) -> bool:
     """Place each (count, repeatable multiplicities), sharing `available` fixed positions of each size."""
     if not jobs:

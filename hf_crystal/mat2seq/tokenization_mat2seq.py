@@ -305,8 +305,17 @@ class Mat2SeqTokenizer(TokenizersBackend):
     # ---------------------------------------------------------------------------------------------------- decoding
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:
-        """Sequence text of ids (without begin, end and padding), the inverse of `encode`; lists of ids give lists."""
-        return super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        """Sequence text of ids (without begin, end and padding), the inverse of `encode`; lists of ids give lists.
+
+        Raises:
+            ValueError: an id is negative, or has more than 32 bits.
+        """
+        try:
+            return super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        except OverflowError as error:
+            raise ValueError(
+                f"a token id is negative or above 2³²; accepted are 0 to {len(self._vocabulary) - 1}"
+            ) from error
 
     def parse(self, token_ids: Iterable[SupportsIndex]) -> CanonicalCrystal:
         """The crystal of a whole sequence of ids, on its grid.
@@ -331,7 +340,8 @@ class Mat2SeqTokenizer(TokenizersBackend):
         return parse_tokens(tokens[begin:end], self._layout)
 
     def _tokens_of(self, ids: list[int]) -> list[str | None]:
-        return [self._tokenizer.id_to_token(i) if i >= 0 else None for i in ids]
+        size = len(self._vocabulary)
+        return [self._tokenizer.id_to_token(i) if 0 <= i < size else None for i in ids]
 
     def decode_structure(self, token_ids: Iterable[SupportsIndex], *, primitive: bool = True) -> Any:
         """The crystal of a sequence of ids as a pymatgen `Structure`.

@@ -1,8 +1,10 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """The task "crystal-property-prediction": crystals in any accepted form → property values with their units."""
 
+import math
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -32,7 +34,8 @@ def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _end_with_parent() -> None:
-    """Start a thread that ends this worker process when the process that started it is gone, even by `kill -9`."""
+    """End this worker process without a word at Ctrl-C, and when the process that started it is gone (`kill -9`)."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
     def wait() -> None:
         """Sleep until the parent is gone, then end this process."""
@@ -68,7 +71,8 @@ class CrystalPropertyPipeline(Pipeline):
     - `formula`: reduced formula; `num_atoms`: atoms in the given cell;
     - per target of the model its value under the target's name, and its unit under `<target>_unit`;
     - `embedding`: the pooled vector of the encoder, with `return_embedding=True`;
-    - or only `error`: the reason, for a crystal that cannot be read; the others are predicted.
+    - or only `error`: the reason, for a crystal that cannot be read or has no finite prediction; the others are
+      predicted.
 
     Arguments of the constructor and of each call:
         batch_size (`int`, defaults to 16): crystals per forward pass at most. Crystals are sorted by size within
@@ -144,6 +148,8 @@ class CrystalPropertyPipeline(Pipeline):
         numbers = model_outputs["atomic_numbers"].tolist()
         result: dict[str, Any] = {"formula": reduced_formula(numbers), "num_atoms": len(numbers)}
         for (name, unit), value in zip(self._targets, model_outputs["logits"].tolist(), strict=True):
+            if not math.isfinite(value):
+                return {"error": f"{result['formula']}: the model gives {value} for {name}, which is no prediction"}
             result[name] = value
             result[f"{name}_unit"] = unit
         if return_embedding:

@@ -105,7 +105,8 @@ def _draw_shells(axes: Any, view: EncoderView, index: int, atom: int, head: int 
     base = np.zeros(len(edges) - 1)
     for symbol, color in colors.items():
         bars = np.histogram(detail.distances, edges, weights=weights * (symbols == symbol))[0]
-        axes.bar(edges[:-1] + 0.05, bars, width=0.14, bottom=base, color=color, label=symbol)
+        seen = bars > 0  # every bar is an artist, and most distances have no shell
+        axes.bar(edges[:-1][seen] + 0.05, bars[seen], width=0.14, bottom=base[seen], color=color, label=symbol)
         base += bars
 
 

@@ -1,8 +1,6 @@
 """Hugging Face Space: the web page of hf_crystal, on a processor."""
 
-from hf_crystal.app.page import build_page, launch_page
+if __name__ == "__main__":  # the processes that read crystals import this file too
+    from hf_crystal.app.page import build_page, launch_page
 
-demo = build_page()
-
-if __name__ == "__main__":
-    launch_page(demo, server_name="0.0.0.0")
+    launch_page(build_page(), server_name="0.0.0.0")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from tiny_models import save_tiny_model
 from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
 from hf_crystal.app.cards import crystal_cards, insight_table, message, prediction_table, sequence_html, view_html
 from hf_crystal.app.code import generation_code, inside_code, prediction_code
-from hf_crystal.app.service import MAX_ATOMS, Service, example_files, measured_errors
+from hf_crystal.app.page import _number
+from hf_crystal.app.reading import MAX_ATOMS, MAX_BYTES, CrystalReaders, limit_memory
+from hf_crystal.app.service import Prediction, Service, example_files, measured_errors
 from hf_crystal.checkpoints import embedded_checkpoints
-from hf_crystal.crystals.reading import record_to_structure
+from hf_crystal.crystals.reading import as_record, record_to_structure
+from hf_crystal.evaluation.pools import JobPool
 from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 from hf_crystal.testing import DESCRIPTIONS
 
@@ -165,3 +169,49 @@ def test_the_browser_may_only_be_missing_where_it_is_not_required():
     required = run(env={**environment, "HF_CRYSTAL_REQUIRE_BROWSER": "1"})
     assert required.returncode == 2
     assert "the tests of the web page need " in required.stdout
+
+
+def test_a_crystal_that_freezes_or_swells_costs_its_process_only(tmp_path):
+    os.mkfifo(tmp_path / "stuck.cif")  # whoever reads it waits for ever
+    sources = [("stuck", tmp_path / "stuck.cif"), ("good", example_files()["NaCl"])]
+    sources += [("long", " " * (MAX_BYTES + 1)), ("path", "/etc/hostname\n")]
+    read = dict(CrystalReaders(seconds=2).read(sources))
+    assert read["stuck"] == "cannot be read (timeout: more than 2 s)"
+    assert read["good"].formula == "NaCl"
+    assert read["long"] == f"{MAX_BYTES + 1} bytes; this page reads {MAX_BYTES}"
+    assert "of no known format" in read["path"]
+    with JobPool(bytearray, prepare=limit_memory, num_workers=1) as pool:
+        large, small = pool.run([3 << 30, 5])
+    assert (large.reason, small.value) == ("MemoryError: ", bytearray(5))
+
+
+def test_two_files_of_one_name_are_two_crystals(service, model, tmp_path):
+    for folder, example in (("a", "NaCl"), ("b", "Si"), ("c", None)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.cif").write_text(example_files()[example].read_text() if example else "data_x")
+    found = service.predict(model, [tmp_path / folder / "same.cif" for folder in "abc"])
+    assert [(row["crystal"], row["formula"]) for row in found.rows[::2]] == [
+        ("same.cif (1)", "NaCl"),
+        ("same.cif (2)", "Si"),
+    ]
+    assert [name for name, _ in found.errors] == ["same.cif (3)"]
+
+
+def test_files_to_be_fetched_do_not_pile_up(service, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    paths = [service.write_csv(Prediction()) for _ in range(100)]
+    assert [path.is_file() for path in paths] == [False] * 68 + [True] * 32
+    assert len(list(tmp_path.iterdir())) == 32
+
+
+def test_a_large_crystal_is_refused_before_its_inside_is_computed(service, model):
+    large = record_to_structure(example_files()["NaCl"])
+    large.make_supercell([4, 4, 4])
+    with pytest.raises(ValueError, match="512 atoms; looking inside takes 500"):
+        service.inspect(model, as_record(large))
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e400", "9" * 400, None, "", "x"])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match=r"seed is .*; accepted: a number"):
+        _number(value, "seed")

@@ -144,11 +144,11 @@ def test_wrong_calls(predict, model, tmp_path):
 
 def start(*words) -> subprocess.Popen:
     command = [sys.executable, "-m", "hf_crystal.cli.main", "predict", *(str(word) for word in words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400  # starting takes long on a loaded machine
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -233,3 +233,47 @@ def test_workers_read_globs_in_order(predict, model, tmp_path):
         assert predict(*words) == (0, "")
     assert files[0].read_text() == files[1].read_text()
     assert len(files[0].read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "preprocessor_config.json"])
+def test_another_model_under_the_same_name_is_refused(predict, tmp_path, file):
+    model = save_tiny_model(tmp_path / "model")
+    words = (EXAMPLES / "Si.cif", "--model", model, "--output-dir", tmp_path / "out")
+    assert predict(*words)[0] == 0
+    (tmp_path / "out/shard-00000-of-00001/_SUCCESS").unlink()
+    (model / "README.md").write_text("files that change no value do not matter")
+    assert predict(*words) == (0, "")
+    content = (model / file).read_bytes()
+    (model / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, err = predict(*words)
+    assert code == 1
+    assert "was begun with other files of the model" in err
+
+
+@pytest.mark.parametrize(("signal_", "code", "said"), [
+    (signal.SIGINT, 130, "hf-crystal: error: interrupted"),
+    (signal.SIGTERM, 143, ""),
+    (signal.SIGKILL, -9, ""),
+])  # fmt: skip
+def test_an_end_by_force_leaves_no_partial_file(predict, model, tmp_path, signal_, code, said):
+    pipe = tmp_path / "stuck.cif"
+    os.mkfifo(pipe)
+    out = tmp_path / "out.parquet"
+    words = (EXAMPLES / "Si.cif", pipe, "--model", model, "--output-file", out)
+    # a terminal sends Ctrl-C to the workers too; they have nothing to add
+    process = start(*words, *(("--workers", 1) if signal_ == signal.SIGINT else ()))
+    wait_for(lambda: list(tmp_path.glob(".out.parquet.*.partial")), process)
+    (os.killpg if signal_ == signal.SIGINT else os.kill)(process.pid, signal_)
+    err = process.communicate(timeout=200)[1]
+    assert (process.returncode, err.strip()) == (code, said)
+    assert bool(list(tmp_path.glob(".*"))) == (signal_ == signal.SIGKILL)  # nothing runs after this one
+    assert predict(EXAMPLES / "Si.cif", "--model", model, "--output-file", out)[0] == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_one_line(model):
+    words = [sys.executable, "-m", "hf_crystal.cli.main", "predict", EXAMPLES / "Si.cif", "--model", model]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=400)
+    assert done.returncode == 1
+    assert done.stderr == "hf-crystal: error: [Errno 28] No space left on device\n"

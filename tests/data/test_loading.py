@@ -1,11 +1,14 @@
 """Tables and folders of crystals become memory-mapped splits; what cannot be read is listed with its reason."""
 
 import csv
+import errno
 import gzip
 import json
 import os
+import tempfile
 import zipfile
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +19,7 @@ from hf_crystal.crystals.reading import CrystalInputError, as_record, record_to_
 from hf_crystal.data import CrystalCollator, conversion, load_crystal_dataset
 from hf_crystal.data import loading as loading_module
 from hf_crystal.data.sources import iter_json
-from hf_crystal.data.tables import CrystalDatasetDict
+from hf_crystal.data.tables import CrystalDatasetDict, cache_root
 
 CRYSTALS = {
     "iron": {"cell": np.eye(3) * 2.87, "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]], "atomic_numbers": [26, 26]},
@@ -502,3 +505,23 @@ def test_what_does_not_exist_is_named(load):
 def test_a_single_structure_file_is_no_table(cif_folder, load):
     with pytest.raises(ValueError, match="for single crystals use as_record"):
         load((cif_folder / "iron.cif").rename(cif_folder / "iron.vasp"))
+
+
+@pytest.mark.parametrize("kind", ["below a file", "full", "closed"])
+def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_of_this_process(kind, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    cache = tmp_path / ("file" if kind == "below a file" else "cache")
+    if kind != "below a file":  # permissions do not bind root, so the system's answer is given by hand
+        number = errno.ENOSPC if kind == "full" else errno.EACCES
+
+        def refuse(dir):
+            raise OSError(number, os.strerror(number), str(dir))
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    rows = [{"numbers": [11, 17], "cell": (np.eye(3) * 4).tolist(), "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**row, "label": 1.0}) + "\n" for row in rows))
+    tables = load_crystal_dataset(str(tmp_path / "rows.jsonl"))
+    assert [len(table) for table in tables.values()] == [1]
+    assert not str(tables.skipped_path).startswith(str(tmp_path))
+    assert cache_root(tmp_path / "named") == tmp_path / "named"  # what a person names is never replaced

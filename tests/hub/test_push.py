@@ -1,6 +1,7 @@
 """Export → push to a Hub on this machine → load by name: same outputs; faults on the way leave nothing half-done."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -165,3 +166,23 @@ def test_a_folder_that_is_no_export_is_refused(hub, tmp_path):
     with pytest.raises(ValueError, match="lacks model.safetensors, README.md, LICENSE; see hf-crystal export"):
         push(hub, tmp_path)
     assert hub.log == []
+
+
+def test_only_what_an_export_is_made_of_leaves_the_machine(hub, exported_generator, tmp_path):
+    expected = files(exported_generator)
+    folder, secret = tmp_path / "export", tmp_path / "secret.txt"
+    shutil.copytree(exported_generator, folder)
+    secret.write_text("a key")
+    for name in (".env", "optimizer.pt", "optimizer.safetensors", "training_args.bin", "notes.txt", "sub/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("a key")
+    (folder / "linked.py").symlink_to(secret)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/tokenizer.json").write_text("a key")
+    (folder / "code").symlink_to(tmp_path / "elsewhere")
+    push(hub, folder)
+    assert hub.repositories["models", f"{USER}/tiny"].files == {**expected, ".gitattributes": b""}
+    (folder / "LICENSE").unlink()
+    (folder / "LICENSE").symlink_to(secret)
+    with pytest.raises(ValueError, match="lacks LICENSE; see hf-crystal export .no links"):
+        push(hub, folder, overwrite=True)

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from importlib import import_module
 
 import pytest
 import torch
@@ -227,3 +228,16 @@ def test_sites_and_cell_asked_for_occur(grammar):
 def test_bounds_that_leave_no_crystal_are_refused(tokenizer, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         CrystalGrammar(tokenizer, **options)
+
+
+def test_what_is_remembered_between_crystals_is_bounded():
+    modules = [import_module(f"hf_crystal.mat2seq.{name}") for name in ("grammar", "grammar_feasibility", "validity")]
+    caches = {value for module in modules for value in vars(module).values() if hasattr(value, "cache_info")}
+    sizes = {cache.__name__: cache.cache_info().maxsize for cache in caches}
+    # tables of the space groups, of which there are 230, need no bound
+    tables = {"primitive_multiplicities", "reachable", "_relations", "_parameter_images", "_spellings", "space_group"}
+    tables |= {"_numbers", "_position_indices", "load_smact"}
+    assert {name for name, size in sizes.items() if size is None} <= tables
+    for count in range(30_000):
+        can_finish(225, ((11, count),), (0, 1))
+    assert can_finish.cache_info().currsize <= 20_000

@@ -302,3 +302,11 @@ def test_real_crystals_survive_the_tokens(tokenizer, data_dir, name, split):
 def test_mp20_takes_at_most_sixty_tokens_on_average(tokenizer, data_dir):
     lengths = [len(ids) for ids in tokenizer(read_records(data_dir, "mp_20", "test", 100))["input_ids"]]
     assert np.mean(lengths) <= 60
+
+
+@pytest.mark.parametrize("number", [-1, 2**32, 2**40, 2**63])
+def test_ids_that_no_vocabulary_has_are_named(tokenizer, number):
+    with pytest.raises(ValueError, match=rf"accepted are 0 to {len(tokenizer) - 1}"):
+        tokenizer.decode([number])
+    with pytest.raises(ValueError, match=f"<{number}>"):
+        tokenizer.parse([tokenizer.bos_token_id, number])
