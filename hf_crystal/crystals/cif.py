@@ -7,6 +7,7 @@ the rule is that every listed site yields atoms, and that what was read agrees w
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,13 @@ def parse_cif(text: str) -> CrystalRecord:
     contents = [_content(block) for block in blocks]
     with_sites = [place for place, content in enumerate(contents) if "_atom_site_fract_x" in content]
     first = with_sites[0] if with_sites else 0
+    record = _record_of(contents[first])
     if len(with_sites) > 1:
-        logger.warning(
-            f"CIF holds {len(with_sites)} structures; the first one ({one_line(blocks[first].name, 60)}) is read."
-        )
-    return _record_of(contents[first])
+        names = one_line(", ".join(blocks[place].name for place in with_sites), 120)
+        warning = f"CIF holds {len(with_sites)} structures ({names}); the first one is read."
+        logger.warning(warning)
+        record = replace(record, warnings=(warning,))
+    return record
 
 
 def _content(block: Any) -> CifContent:

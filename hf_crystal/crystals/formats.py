@@ -246,11 +246,13 @@ def parse_extxyz(text: str) -> CrystalRecord:
         raise CrystalInputError(f"XYZ species are in column {starts['species'] + 1}, which some lines do not have")
     if len(good) != total:
         raise CrystalInputError(f"XYZ counts {total} atoms but {len(good)} coordinate lines were read")
+    warnings: tuple[str, ...] = ()
     if re.search(r"\b(F|False|0)\b", fields.get("pbc", ""), re.IGNORECASE):
-        logger.warning_once("XYZ that is not periodic in all directions (pbc) is read as a periodic crystal.")
+        warnings = ("XYZ that is not periodic in all directions (pbc) is read as a periodic crystal.",)
+        logger.warning_once(warnings[0])
     cell = np.array(lattice, dtype=np.float64).reshape(3, 3)
     numbers = np.array([atomic_number_of(row[starts["species"]]) for row in rows], dtype=np.int64)
-    return CrystalRecord(numbers, _to_fractional(np.array(good, dtype=np.float64), cell), cell)
+    return CrystalRecord(numbers, _to_fractional(np.array(good, dtype=np.float64), cell), cell, warnings=warnings)
 
 
 # ------------------------------------------------------------------------------------------------------------ JSON

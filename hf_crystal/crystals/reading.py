@@ -8,6 +8,7 @@ own objects.
 import os
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, Union
 
@@ -343,7 +344,7 @@ def _record_from_path(path: Path) -> CrystalRecord:
         record = _record_from_text(text, hint)
     except CrystalInputError as error:
         raise error.located(None, path.name) from error.__cause__
-    return CrystalRecord(record.atomic_numbers, record.frac_coords, record.cell, path.name)
+    return replace(record, name=path.name)
 
 
 # --------------------------------------------------------------------------------------------------------- objects
@@ -353,11 +354,13 @@ def _record_from_ase(atoms: Any) -> CrystalRecord:
     cell = np.array(atoms.cell[:], dtype=np.float64).reshape(3, 3)
     if not np.abs(cell).sum() > 0:
         raise CrystalInputError("ASE Atoms without a cell; a molecule is not a crystal: set atoms.cell and atoms.pbc")
+    warnings: tuple[str, ...] = ()
     if not np.all(atoms.pbc):
-        logger.warning_once("ASE Atoms that are not periodic in all directions are read as periodic crystals.")
+        warnings = ("ASE Atoms that are not periodic in all directions are read as periodic crystals.",)
+        logger.warning_once(warnings[0])
     numbers = np.array(atoms.numbers, dtype=np.int64)
     positions = np.array(atoms.positions, dtype=np.float64).reshape(-1, 3)
-    return CrystalRecord(numbers, _fractional(positions, cell), cell)
+    return CrystalRecord(numbers, _fractional(positions, cell), cell, warnings=warnings)
 
 
 def _looks_like_text(value: str) -> bool:

@@ -91,12 +91,14 @@ class CrystalRecord:
         frac_coords (`np.ndarray` of shape `(N, 3)`, float64): fractional coordinates as given (not wrapped).
         cell (`np.ndarray` of shape `(3, 3)`, float64): lattice vectors in rows, Å.
         name (`str`, *optional*): file name or id, for messages only.
+        warnings (`tuple[str, ...]`): what was doubtful in the text or object that was read.
     """
 
     atomic_numbers: np.ndarray
     frac_coords: np.ndarray
     cell: np.ndarray
     name: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def positions(self) -> np.ndarray:

@@ -398,6 +398,5 @@ def _primitive(record: CrystalRecord, symprec: float, index: int | None) -> Crys
             index=index,
             name=record.name or record.formula,
         ) from error
-    return CrystalRecord(
-        np.array(found.numbers, dtype=np.int64), np.array(found.positions), np.array(found.basis), record.name
-    )
+    numbers = np.array(found.numbers, dtype=np.int64)
+    return CrystalRecord(numbers, np.array(found.positions), np.array(found.basis), record.name, record.warnings)

@@ -105,3 +105,16 @@ def test_deuterium_is_hydrogen_with_one_warning():
             assert record.atomic_numbers[0] == 1
         assert as_record(NACL_CIF.replace("Cl1 Cl1-", "D1 D")).formula == "NaH"
     assert log.out.count("deuterium") == 1
+
+
+def test_a_doubt_of_the_reader_stays_on_the_record(tmp_path):
+    from ase.build import bulk
+
+    atoms = bulk("NaCl", "rocksalt", a=5.64)
+    assert as_record(atoms).warnings == ()
+    atoms.pbc = (True, True, False)
+    assert "not periodic" in as_record(atoms).warnings[0]
+    file = tmp_path / "slab.xyz"
+    atoms.write(file, format="extxyz")
+    record = as_record(file)
+    assert record.name == "slab.xyz" and "not periodic" in record.warnings[0]
