@@ -20,6 +20,11 @@ def format_of_file(path: Path | None) -> FileFormat | None:
     return ending if ending in get_args(FileFormat) else None  # type: ignore[return-value]
 
 
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose warnings are one text."""
+    return {**row, "warnings": "; ".join(row["warnings"])} if "warnings" in row else row
+
+
 class Writer(Protocol):
     """Takes rows, then is finished."""
 
@@ -47,6 +52,7 @@ class _Table:
 
     def write(self, row: dict[str, Any]) -> None:
         """Keep one row."""
+        row = _flat(row)
         self.rows.append([_cell(row.get(column)) for column in self.columns])
 
     def finish(self) -> None:
@@ -70,7 +76,7 @@ class _Csv:
 
     def write(self, row: dict[str, Any]) -> None:
         """Write one row."""
-        self.writer.writerow(row)
+        self.writer.writerow(_flat(row))
 
     def finish(self) -> None:
         """Do nothing: all rows are written."""
@@ -101,7 +107,7 @@ class _JsonLines:
 
     def write(self, row: dict[str, Any]) -> None:
         """Write one row."""
-        self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.stream.write(json.dumps(_flat(row), ensure_ascii=False) + "\n")
         self.stream.flush()
 
     def finish(self) -> None:
@@ -127,7 +133,7 @@ class _Parquet:
 
     def write(self, row: dict[str, Any]) -> None:
         """Take one row; every 10,000 are written together."""
-        self.rows.append(row)
+        self.rows.append(_flat(row))
         if len(self.rows) == 10_000:
             self._flush()
 
@@ -149,7 +155,7 @@ def open_writer(
     types: dict[str, Any],
     notes: dict[str, str] | None = None,
 ) -> Iterator[Writer]:
-    """A writer for rows with `columns`; a file appears under its name only when all rows are in it.
+    """A writer for rows with `columns`; `warnings`, a list, becomes one text except in JSON. A file appears under its name only when all rows are in it.
 
     Where the reader of standard output has gone (`| head`), the rest of the work is dropped without an error.
 
