@@ -161,7 +161,8 @@ def generate(
         )
     if not results:
         raise ValueError(
-            f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}, unseen {unseen}); ask for more or allow less"
+            f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}, unseen {unseen}); ask for "
+            "more or allow less"
         )
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)

@@ -155,7 +155,9 @@ def open_writer(
     types: dict[str, Any],
     notes: dict[str, str] | None = None,
 ) -> Iterator[Writer]:
-    """A writer for rows with `columns`; `warnings`, a list, becomes one text except in JSON. A file appears under its name only when all rows are in it.
+    """A writer for rows with `columns`; a file appears under its name only when all rows are in it.
+
+    The list under `warnings` becomes one text, except in JSON.
 
     Where the reader of standard output has gone (`| head`), the rest of the work is dropped without an error.
 

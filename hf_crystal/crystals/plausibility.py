@@ -72,8 +72,7 @@ def geometry_warnings(
                 more = f" and {len(lone) - 1} more atoms" if len(lone) > 1 else ""
                 symbol = CHEMICAL_SYMBOLS[numbers[row, lone[0]]]
                 found[row].append(
-                    f"{symbol} (atom {lone[0]}){more}: no neighbor within {radius:.1f} Å, which is as far as the model "
-                    "looks"
+                    f"{symbol} (atom {lone[0]}){more}: no neighbor within {radius:.1f} Å, as far as the model looks"
                 )
     return found
 

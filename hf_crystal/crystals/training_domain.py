@@ -80,6 +80,11 @@ class TrainingDomain:
         name = PurePath(str(getattr(config, "_name_or_path", None) or "")).name
         self._name = name if name not in ("", "model") else "this model"
 
+    def unseen(self, crystals: Sequence[Sequence[int] | np.ndarray]) -> list[list[str]]:
+        """What `unseen_elements` and `unseen_pairs` give, per crystal."""
+        both = zip(self.unseen_elements(crystals), self.unseen_pairs(crystals), strict=True)
+        return [[*elements, *pairs] for elements, pairs in both]
+
     def unseen_elements(self, crystals: Sequence[Sequence[int] | np.ndarray]) -> list[list[str]]:
         """Warnings of each crystal about elements that no training crystal has.
 

@@ -56,8 +56,8 @@ class CrystalformerConfig(PreTrainedConfig):
         target_names (`list[str]`): predicted properties, one output each.
         target_units (`list[str]`): their units.
         loss_function (`str`): `"l1"`, `"mse"` or `"smooth_l1"`, on scaled targets.
-        trained_elements (`dict[str, int]`, *optional*): elements of the training data, with the number of crystals that
-            hold each; written by training. Without it nothing is known to be unseen.
+        trained_elements (`dict[str, int]`, *optional*): elements of the training data, with the number of crystals
+            that hold each; written by training. Without it nothing is known to be unseen.
         trained_pairs (`dict[str, str]`, *optional*): per element the heavier ones beside it in a training crystal.
         checkpoint_version (`int`): version of these settings; older ones are updated on loading, newer ones refused.
     """

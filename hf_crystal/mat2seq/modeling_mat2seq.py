@@ -13,7 +13,7 @@ import os
 import secrets
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -238,7 +238,7 @@ def generate_crystals_for_prompts(
             if keeps is not None and not keeps(item):
                 refused.add(index)
             elif not repeated and len(kept[index]) < num_return:
-                warnings = prepared[index].warnings + _foreign(domain, item.canonical.composition)
+                warnings = prepared[index].warnings + tuple(domain.unseen([[*item.canonical.composition]])[0])
                 if note is not None:
                     warnings += (note,)
                 elif not random and index in refused:
@@ -292,12 +292,6 @@ def _check_options(
         raise ValueError(f"num_return is {num_return}; beam search gives up to num_beams = {num_beams} crystals")
 
 
-def _foreign(domain: TrainingDomain, elements: Iterable[int]) -> tuple[str, ...]:
-    """Warnings about elements in one crystal that no training crystal has."""
-    crystal = [list(elements)]
-    return (*domain.unseen_elements(crystal)[0], *domain.unseen_pairs(crystal)[0])
-
-
 def _filter(
     min_distance: float | None, smact: bool, domain: TrainingDomain | None
 ) -> Callable[[DecodedCrystal], bool] | None:
@@ -313,7 +307,7 @@ def _filter(
         """Whether a crystal passes the filters."""
         if min_distance is not None and not atoms_are_apart(item.structure, min_distance):
             return False
-        if domain is not None and _foreign(domain, item.canonical.composition):  # type: ignore[union-attr]
+        if domain is not None and domain.unseen([[*item.canonical.composition]])[0]:  # type: ignore[union-attr]
             return False
         return not smact or smact_accepts(tuple(sorted(item.canonical.composition.items())))  # type: ignore[union-attr]
 
@@ -334,7 +328,7 @@ def _prepare(
     for index, prompt in enumerate(asked):
         try:
             ready = prepare_prompt(prompt, tokenizer, grammar)
-            if domain is not None and (foreign := _foreign(domain, ready.constraint.needed_elements)):
+            if domain is not None and (foreign := domain.unseen([[*ready.constraint.needed_elements]])[0]):
                 raise ValueError("; ".join(foreign))
             prepared[index] = ready
         except ValueError as error:

@@ -95,7 +95,7 @@ def test_every_file_of_results_has_the_warnings(tmp_path, form):
     assert run.exit_code == 0, run.output
     assert "1 of 2 crystals have warnings, the first: " in run.stderr
     if form == "csv":
-        rows = list(csv.DictReader(out.open()))
+        rows = list(csv.DictReader(out.read_text().splitlines()))
     elif form == "parquet":
         rows = pyarrow.parquet.read_table(out).to_pylist()
     else:
