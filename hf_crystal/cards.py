@@ -150,6 +150,12 @@ def _front_matter(
     return f"---\n{data.to_yaml()}\n---\n"
 
 
+def _elements_seen(config: Any) -> str:
+    """The elements of the training crystals, by atomic number."""
+    symbols = sorted(getattr(config, "trained_elements", None) or {}, key=atomic_number_of)
+    return f"{len(symbols)}: {' '.join(symbols)}" if symbols else "not recorded"
+
+
 def _is_generator(model: Any) -> bool:
     return hasattr(model, "generate_crystals")
 
@@ -270,6 +276,7 @@ def render_model_card(
         **_example_values(description["example"]),
         **values,
         "num_parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "elements_seen": _elements_seen(model.config),
         "results": results_table(metrics),
         "training": training_table(metrics),
     }

@@ -21,7 +21,17 @@ ROOMS = ("crystals", "encoders", "mat2seq", "pipelines")
 TRAVELING = [path for path in SOURCES if path.parent.name in ROOMS and path.name != "__init__.py"]
 
 # files of a room from the bottom up: each imports only what stands before it
-CRYSTALS = ["checkpoint_versions", "elements", "record", "formats", "cif_symmetry", "cif", "reading"]
+CRYSTALS = [
+    "checkpoint_versions",
+    "elements",
+    "training_domain",
+    "record",
+    "plausibility",
+    "formats",
+    "cif_symmetry",
+    "cif",
+    "reading",
+]
 MAT2SEQ = [
     "space_group_tables",
     "space_groups",

@@ -53,6 +53,7 @@ def prediction_table(found: Prediction) -> str:
         )
         parts.append(_table(("crystal", "formula", "property", "value"), cells))
         parts.append("<p class='hfc-note'>± is the model's mean absolute error on the test set.</p>")
+    parts += [message(f"{name}: {text}", "note") for name, doubts in found.warnings.items() for text in doubts]
     parts += [message(f"{name}: {reason}") for name, reason in found.errors]
     return "".join(parts) or message("Give a file, paste a crystal or choose an example.", "note")
 
@@ -68,11 +69,12 @@ def crystal_cards(crystals: Sequence[GeneratedCrystal]) -> str:
     cards = []
     for crystal in crystals:
         properties = "".join(f"<li>{html.escape(row['property'])}: {_number(row)}</li>" for row in crystal.properties)
+        doubts = "".join(message(text, "note") for text in crystal.warnings)
         marks = _mark(crystal.structure_valid, "distances") + _mark(crystal.composition_valid, "charges")
         cards.append(
             f"<article class='hfc-card'>{view_html(crystal.structure, 260)}"
             f"<h3>{html.escape(crystal.formula)} <small>{html.escape(crystal.space_group)}</small></h3>"
-            f"<p>{marks}</p><ul>{properties}"
+            f"<p>{marks}</p>{doubts}<ul>{properties}"
             f"<li>log-likelihood: <b>{crystal.log_likelihood:.1f}</b></li></ul>"
             f"<code>{html.escape(crystal.sequence)}</code></article>"
         )

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators
+from ..crystals.plausibility import geometry_warnings
 from ..crystals.record import CrystalInputError, CrystalRecord
+from ..crystals.training_domain import TrainingDomain
 from ..loading import load_generation_pipeline, load_property_model, resolve_model
 from ..typing import CrystalLike
 from .reading import CrystalReaders
@@ -33,7 +35,7 @@ MAX_INSIDE_ATOMS = 500  # attention grows with the square: 4 s of a processor
 MAX_GENERATED = 12
 MAX_COMPOSITION = 200  # characters
 _FOLDERS_KEPT = 32  # of files to be fetched; Gradio copies a file before the answer leaves
-_CSV_FIELDS = ("crystal", "formula", "atoms", "property", "value", "unit", "typical error", "error")
+_CSV_FIELDS = ("crystal", "formula", "atoms", "property", "value", "unit", "typical error", "warnings", "error")
 
 
 def example_files() -> dict[str, Path]:
@@ -48,14 +50,16 @@ class Prediction:
     """What was predicted for some crystals.
 
     Attributes:
-        rows: one per crystal and property: crystal, formula, atoms, property, value, unit, typical error.
+        rows: one per crystal and property: crystal, formula, atoms, property, value, unit, typical error, warnings.
         crystals: name → record of what could be read.
         errors: name and reason of what could not.
+        warnings: name → what is doubtful, for those that have something.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     crystals: dict[str, CrystalRecord] = field(default_factory=dict)
     errors: list[tuple[str, str]] = field(default_factory=list)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,6 +71,7 @@ class GeneratedCrystal:
         formula, space_group, sequence, log_likelihood: as the pipeline gives them.
         structure_valid: no atoms closer than 0.5 Å; composition_valid: charge-neutral by SMACT, None if not installed.
         properties: rows as in `Prediction.rows`.
+        warnings: what is doubtful, as the pipeline gives it.
     """
 
     structure: Any
@@ -78,6 +83,7 @@ class GeneratedCrystal:
     structure_valid: bool
     composition_valid: bool | None
     properties: list[dict[str, Any]]
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def file_name(self) -> str:
@@ -180,8 +186,19 @@ class Service:
         """
         found = self.read(files, text, example)
         for name, record in found.crystals.items():
-            found.rows += [{"crystal": name, **row} for row in self.properties(model, record)]
+            doubts = self.warnings(model, record)
+            found.warnings |= {name: doubts} if doubts else {}
+            text = "; ".join(doubts)
+            found.rows += [{"crystal": name, **row, "warnings": text} for row in self.properties(model, record)]
         return found
+
+    def warnings(self, model: str, record: CrystalRecord) -> list[str]:
+        """What is doubtful about a crystal, as the pipeline has it."""
+        loaded, extractor = self.property_model(model)
+        arrays = extractor.extract(record)
+        numbers, positions, cell = (arrays[name][None] for name in ("atomic_numbers", "positions", "cell"))
+        odd = geometry_warnings(numbers, positions, cell, loaded.config.neighbor_radius)[0]
+        return [*record.warnings, *TrainingDomain(loaded.config).unseen(numbers)[0], *odd]
 
     def properties(self, model: str, crystal: CrystalLike) -> list[dict[str, Any]]:
         """Rows of one crystal, one per target."""
@@ -283,6 +300,7 @@ class Service:
             structure_valid=structure_is_valid(structure),
             composition_valid=neutral,
             properties=predicted,
+            warnings=result["warnings"],
         )
 
     def write_zip(self, crystals: Sequence[GeneratedCrystal]) -> Path:

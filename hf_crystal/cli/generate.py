@@ -8,6 +8,7 @@ import typer
 
 from ..checkpoints import DEFAULT_GENERATOR
 from .progress import counter, quiet_transformers
+from .screening import Unseen
 from .structure_files import StructureFormat, crystal_files, folder_in_use, write_structures
 from .writers import Format, format_of_file, open_writer
 
@@ -107,6 +108,9 @@ def generate(
         float | None, typer.Option(help="Leave out crystals with atoms closer than this, Å.")
     ] = None,
     smact: Annotated[bool, typer.Option("--smact", help="Leave out what SMACT finds not charge-neutral.")] = False,
+    unseen: Annotated[
+        Unseen, typer.Option(help="Elements, or two elements together, that no training crystal has: warn or refuse.")
+    ] = "warn",
     model: Annotated[
         str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
     ] = DEFAULT_GENERATOR,
@@ -153,11 +157,13 @@ def generate(
             max_atoms=max_atoms,
             min_distance=min_distance,
             smact=smact,
+            unseen=unseen,
             progress=tell,
         )
     if not results:
         raise ValueError(
-            f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}); ask for more or allow less"
+            f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}, unseen {unseen}); ask for "
+            "more or allow less"
         )
     if "error" in results[0]:
         raise ValueError(results[0]["error"])
@@ -165,10 +171,10 @@ def generate(
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)
     files = [None] * len(results) if output_dir is None else write_structures(output_dir, results, form)
     with open_writer(
-        output, output_file, _COLUMNS if output == "table" else [*_COLUMNS, "sequence"], _TYPES
+        output, output_file, _COLUMNS if output == "table" else [*_COLUMNS, "sequence", "warnings"], _TYPES
     ) as writer:
         for file, result in zip(files, results, strict=True):
             row: dict[str, Any] = {name: result[name] for name in ("formula", "space_group", "log_likelihood")}
             row |= {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
             row["file"] = file
-            writer.write(row if output == "table" else {**row, "sequence": result["sequence"]})
+            writer.write(row if output == "table" else row | {key: result[key] for key in ("sequence", "warnings")})

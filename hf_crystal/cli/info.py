@@ -1,5 +1,6 @@
 """`hf-crystal info`: what is installed."""
 
+import json
 import platform
 from collections.abc import Iterator
 from importlib import metadata
@@ -15,13 +16,21 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _elements_seen(name: str) -> str:
+    """How many elements the training crystals of an embedded checkpoint have."""
+    from ..checkpoints import checkpoint_folder
+
+    config = json.loads((checkpoint_folder(name) / "config.json").read_text(encoding="utf-8"))
+    return f", {len(config['trained_elements'])} elements seen" if "trained_elements" in config else ""
+
+
 def _property_lines(name: str) -> Iterator[str]:
     """One line per target of an embedded property model: error on its test split, beside the baselines."""
     from ..card_figures import load_metrics, target_rows
     from ..checkpoints import checkpoint_folder
 
     metrics = load_metrics(checkpoint_folder(name) / "metrics.json")
-    yield f"  {name}: crystal properties, {metrics['num_parameters']:,} parameters"
+    yield f"  {name}: crystal properties, {metrics['num_parameters']:,} parameters{_elements_seen(name)}"
     for row in target_rows(metrics):
         forest = f"formula only {row['composition_mae']:.4f}, " if "composition_mae" in row else ""
         baselines = f"{forest}mean predictor {row['baseline_mae']:.4f}"
@@ -34,7 +43,7 @@ def _generator_lines(name: str) -> Iterator[str]:
     from ..checkpoints import checkpoint_folder
 
     metrics = load_metrics(checkpoint_folder(name) / "metrics.json")
-    yield f"  {name}: crystal generation, {metrics['num_parameters']:,} parameters"
+    yield f"  {name}: crystal generation, {metrics['num_parameters']:,} parameters{_elements_seen(name)}"
     for row in generation_rows(metrics):
         if row["figure"] == "match_rate":
             yield f"    {row['label']}: {row['value']:.4f} ({row['setting']}; {row['samples']:,} samples)"

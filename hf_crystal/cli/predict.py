@@ -11,7 +11,7 @@ import typer
 
 from ..checkpoints import DEFAULT_MODEL
 from .progress import quiet_transformers, track
-from .screening import OnError, Shard, Tally, columns_of, predict_rows
+from .screening import OnError, Shard, Tally, Unseen, columns_of, predict_rows
 from .sources import count_crystals, find_sources, read_crystals
 from .writers import Format, format_of_file, open_writer
 
@@ -47,6 +47,9 @@ def predict(
     on_error: Annotated[
         OnError, typer.Option(help="A crystal that cannot be read: a row with its reason, no row, or stop.")
     ] = "report",
+    unseen: Annotated[
+        Unseen, typer.Option(help="Elements, or two elements together, that no training crystal has: warn or refuse.")
+    ] = "warn",
     device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
     stability: Annotated[
         bool, typer.Option("--stability", help="Add the energy above the hull of known phases, and the phases there.")
@@ -65,7 +68,8 @@ def predict(
     _check_options(batch_size, num_shards, shard_index)
     chosen = _choose_format(output, output_file, output_dir)
     sources = find_sources(files)
-    options = {"batch_size": batch_size, "max_batch_atoms": max_batch_atoms, "num_workers": workers}
+    options: dict[str, Any] = {"batch_size": batch_size, "max_batch_atoms": max_batch_atoms, "num_workers": workers}
+    options["unseen"] = unseen
     tally = Tally(on_error)
     known_phases = _reference(model, reference) if stability else None
     if output_dir is None:
@@ -80,7 +84,7 @@ def predict(
         if chosen == "table":
             raise typer.BadParameter("table is for one screen; --output-dir takes files", param_hint="--output")
         shard = Shard(sources, output_dir, num_shards, shard_index, rows_per_file, chosen)
-        shard.begin(model, on_error, known_phases)
+        shard.begin(model, on_error, known_phases, unseen)
         if shard.is_complete:
             print(f"hf-crystal: complete already: {shard.folder}", file=sys.stderr)
             return
@@ -137,13 +141,23 @@ def _choose_format(output: Any, output_file: Path | None, output_dir: Path | Non
 
 
 def _report(tally: Tally) -> None:
-    """Say on standard error what could not be read; `ValueError` where that was everything."""
+    """Name on standard error what could not be read and what is doubtful; `ValueError` where nothing was read."""
+    if tally.doubtful:
+        print(
+            f"hf-crystal: {tally.doubtful} of {tally.read} crystals have warnings, the first: "
+            f"{_shortened(tally.first_doubt)}",
+            file=sys.stderr,
+        )
     if not tally.failed:
         return
     if tally.failed == tally.read:
         more = f" (and {tally.read - 1} more)" if tally.read > 1 else ""
         raise ValueError(f"no crystal could be read: {tally.first}{more}")
-    first = tally.first if len(tally.first) <= 200 else tally.first[:199] + "…"
     print(
-        f"hf-crystal: {tally.failed} of {tally.read} crystals could not be read, the first: {first}", file=sys.stderr
+        f"hf-crystal: {tally.failed} of {tally.read} crystals could not be read, the first: {_shortened(tally.first)}",
+        file=sys.stderr,
     )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -18,6 +19,8 @@ def quiet_transformers() -> None:
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # rows and the closing line have it
+    warnings.filterwarnings("ignore", message=".*: not in the training data of", category=UserWarning)
 
 
 @contextlib.contextmanager

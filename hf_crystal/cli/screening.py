@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..typing import PropertyModel
 
 OnError = Literal["report", "skip", "raise"]
+Unseen = Literal["warn", "refuse"]
 Finish = Callable[[dict[str, Any]], dict[str, Any]] | None
 
 
@@ -42,11 +43,11 @@ def columns_of(model: "PropertyModel", stability: bool = False) -> tuple[list[st
     values = [column for name in targets for column in (name, f"{name}_unit")]
     types = {"num_atoms": "int64", **dict.fromkeys((*targets, "e_above_hull"), "double")}
     values += ["e_above_hull", "decomposes_to"] if stability else []
-    return ["source", "formula", "num_atoms", *values, "error"], types
+    return ["source", "formula", "num_atoms", *values, "warnings", "error"], types
 
 
 def predict_rows(
-    pipe: "CrystalPropertyPipeline", crystals: Iterable[tuple[str, Any]], finish: Finish = None, **options: int
+    pipe: "CrystalPropertyPipeline", crystals: Iterable[tuple[str, Any]], finish: Finish = None, **options: Any
 ) -> Iterator[dict[str, Any]]:
     """One row per crystal, in order.
 
@@ -54,7 +55,7 @@ def predict_rows(
         pipe: a `CrystalPropertyPipeline`.
         crystals: names and crystals.
         finish: adds fields to each result.
-        **options: `batch_size`, `max_batch_atoms` and `num_workers` of the pipeline.
+        **options: `batch_size`, `max_batch_atoms`, `num_workers` and `unseen` of the pipeline.
 
     Yields:
         `source` (the name) and what the pipeline gives.
@@ -79,6 +80,8 @@ class Tally:
         read (`int`): crystals seen.
         failed (`int`): crystals that could not be read.
         first (`str`): name and reason of the first of them.
+        doubtful (`int`): crystals whose result has warnings.
+        first_doubt (`str`): name and warnings of the first of them.
     """
 
     def __init__(self, on_error: OnError):
@@ -86,6 +89,8 @@ class Tally:
         self.read = 0
         self.failed = 0
         self.first = ""
+        self.doubtful = 0
+        self.first_doubt = ""
 
     def write(self, rows: Iterable[dict[str, Any]], writer: Writer) -> None:
         """Write rows until they end.
@@ -102,6 +107,9 @@ class Tally:
                     raise ValueError(self.first)
                 if self.on_error == "skip":
                     continue
+            if row.get("warnings"):
+                self.doubtful += 1
+                self.first_doubt = self.first_doubt or f"{row['source']}: {'; '.join(row['warnings'])}"
             writer.write(row)
 
 
@@ -142,7 +150,7 @@ class Shard:
         """Crystals of this shard."""
         return len(range(self.shard_index, count_crystals(self.sources), self.num_shards))
 
-    def begin(self, model: str, on_error: OnError, stability: str | None = None) -> None:
+    def begin(self, model: str, on_error: OnError, stability: str | None = None, unseen: Unseen = "warn") -> None:
         """Make the folder, or check that an earlier run was told the same.
 
         Raises:
@@ -158,6 +166,7 @@ class Shard:
             "sources": _digest(self.sources),
             "stability": stability,
             "files of the model": _model_digest(model),
+            "unseen": unseen,
         }
         file = self.folder / "_settings.json"
         if file.is_file():
@@ -173,14 +182,14 @@ class Shard:
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_atomically(file, settings)
 
-    def predict(self, pipe: "CrystalPropertyPipeline", tally: Tally, finish: Finish = None, **options: int) -> None:
+    def predict(self, pipe: "CrystalPropertyPipeline", tally: Tally, finish: Finish = None, **options: Any) -> None:
         """Write the files that are missing, then the mark of success; `begin` comes before.
 
         Args:
             pipe: a `CrystalPropertyPipeline`.
             tally: decides about unreadable crystals and counts those of this run.
             finish: adds the fields of stability to each result.
-            **options: `batch_size`, `max_batch_atoms` and `num_workers` of the pipeline.
+            **options: `batch_size`, `max_batch_atoms`, `num_workers` and `unseen` of the pipeline.
 
         Raises:
             ValueError: the sources hold fewer crystals than were counted at the start.

@@ -22,6 +22,11 @@ def format_of_file(path: Path | None) -> FileFormat | None:
     return ending if ending in get_args(FileFormat) else None  # type: ignore[return-value]
 
 
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose warnings are one text."""
+    return {**row, "warnings": "; ".join(row["warnings"])} if "warnings" in row else row
+
+
 class Writer(Protocol):
     """Takes rows, then is finished."""
 
@@ -49,6 +54,7 @@ class _Table:
 
     def write(self, row: dict[str, Any]) -> None:
         """Keep one row."""
+        row = _flat(row)
         self.rows.append([_cell(row.get(column)) for column in self.columns])
 
     def finish(self) -> None:
@@ -72,7 +78,7 @@ class _Csv:
 
     def write(self, row: dict[str, Any]) -> None:
         """Write one row."""
-        self.writer.writerow(row)
+        self.writer.writerow(_flat(row))
 
     def finish(self) -> None:
         """Do nothing: all rows are written."""
@@ -103,7 +109,7 @@ class _JsonLines:
 
     def write(self, row: dict[str, Any]) -> None:
         """Write one row."""
-        self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.stream.write(json.dumps(_flat(row), ensure_ascii=False) + "\n")
         self.stream.flush()
 
     def finish(self) -> None:
@@ -129,7 +135,7 @@ class _Parquet:
 
     def write(self, row: dict[str, Any]) -> None:
         """Take one row; every 10,000 are written together."""
-        self.rows.append(row)
+        self.rows.append(_flat(row))
         if len(self.rows) == 10_000:
             self._flush()
 
@@ -152,6 +158,8 @@ def open_writer(
     notes: dict[str, str] | None = None,
 ) -> Iterator[Writer]:
     """A writer for rows with `columns`; a file appears under its name only when all rows are in it.
+
+    The list under `warnings` becomes one text, except in JSON.
 
     Where the reader of standard output has gone (`| head`), the rest of the work is dropped without an error.
 

@@ -262,8 +262,10 @@ def _candidate_pairs(frac: np.ndarray, width: float, axis: int) -> Iterator[tupl
         start = stop
 
 
-def close_pair(frac_coords: np.ndarray, cell: np.ndarray, min_distance: float) -> tuple[int, int, float] | None:
-    """The closest pair of atoms nearer than `min_distance`, periodic images and self-images included.
+def close_pair(
+    frac_coords: np.ndarray, cell: np.ndarray, min_distance: float | np.ndarray
+) -> tuple[int, int, float] | None:
+    """The pair of atoms that is too close by most, periodic images and self-images included.
 
     Exact for any cell: an image nearer than r differs by at most r / h along each lattice direction, where h is
     the spacing of the lattice planes, so only those images are tried.
@@ -271,24 +273,28 @@ def close_pair(frac_coords: np.ndarray, cell: np.ndarray, min_distance: float) -
     Args:
         frac_coords (`np.ndarray` of shape `(N, 3)`): fractional coordinates.
         cell (`np.ndarray` of shape `(3, 3)`): lattice vectors in rows, Å, not singular.
-        min_distance (`float`): Å.
+        min_distance (`float` or `np.ndarray` of shape `(N,)`): Å; nearer atoms are too close; an array: nearer than
+            the sum of the values of both.
 
     Returns:
         `(i, j, distance in Å)`, with `i == j` for an atom and its own image; None where there is no such pair.
     """
-    reach = _reach(cell, min_distance)
+    radii = None if np.ndim(min_distance) == 0 else np.asarray(min_distance)
+    widest = 0 if radii is None else int(np.argmax(radii))
+    largest = float(min_distance) if radii is None else 2.0 * float(radii[widest])
+    reach = _reach(cell, largest)
     if reach.max() >= 0.5:  # rare: a very skewed description of an ordinary lattice
         reduced = _pairwise_reduced(cell)
         frac_coords, cell = frac_coords @ cell @ np.linalg.inv(reduced), reduced
-        reach = _reach(cell, min_distance)
+        reach = _reach(cell, largest)
     extent = np.floor(reach + 0.5).astype(int).tolist()
     images = np.array(list(itertools.product(*(range(-n, n + 1) for n in extent))))
-    best: tuple[int, int, float] | None = None
+    best, excess = None, 0.0  # distance less what is accepted
     if len(images) > 1:  # planes closer than 2 min_distance
         self_images = images[np.any(images != 0, axis=1)]
         shortest = float(np.linalg.norm(self_images @ cell, axis=1).min())
-        if shortest < min_distance:
-            best = (0, 0, shortest)
+        if shortest < largest:
+            best, excess = (widest, widest, shortest), shortest - largest
     if len(frac_coords) < 2:
         return best
     axis = int(np.argmin(reach))
@@ -297,11 +303,13 @@ def close_pair(frac_coords: np.ndarray, cell: np.ndarray, min_distance: float) -
             continue
         difference = frac_coords[second] - frac_coords[first]
         difference -= np.rint(difference)
+        limit = largest if radii is None else radii[first] + radii[second]
         for image in images:
             distance = np.sqrt((((difference + image) @ cell) ** 2).sum(axis=1))
-            place = int(np.argmin(distance))
-            if distance[place] < min_distance and (best is None or distance[place] < best[2]):
-                best = (int(first[place]), int(second[place]), float(distance[place]))
+            beyond = distance - limit
+            place = int(np.argmin(beyond))
+            if beyond[place] < excess:
+                best, excess = (int(first[place]), int(second[place]), float(distance[place])), float(beyond[place])
     return best
 
 

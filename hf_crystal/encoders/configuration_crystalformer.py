@@ -56,6 +56,9 @@ class CrystalformerConfig(PreTrainedConfig):
         target_names (`list[str]`): predicted properties, one output each.
         target_units (`list[str]`): their units.
         loss_function (`str`): `"l1"`, `"mse"` or `"smooth_l1"`, on scaled targets.
+        trained_elements (`dict[str, int]`, *optional*): elements of the training data, with the number of crystals
+            that hold each; written by training. Without it nothing is known to be unseen.
+        trained_pairs (`dict[str, str]`, *optional*): per element the heavier ones beside it in a training crystal.
         checkpoint_version (`int`): version of these settings; older ones are updated on loading, newer ones refused.
     """
 
@@ -91,6 +94,8 @@ class CrystalformerConfig(PreTrainedConfig):
         target_names: list[str] | None = None
         target_units: list[str] | None = None
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
+    trained_elements: dict[str, int] | None = None
+    trained_pairs: dict[str, str] | None = None
     checkpoint_version: int = CHECKPOINT_VERSION
 
     @classmethod
@@ -149,6 +154,11 @@ class CrystalformerConfig(PreTrainedConfig):
     def largest_real_sigma(self) -> float:
         """Upper bound of sigma_i in real space, r0 / sqrt b, Å."""
         return float(self.real_scale) / float(self.real_lower_bound) ** 0.5
+
+    @property
+    def neighbor_radius(self) -> float | None:
+        """Distance beyond which an atom sees no other, Å; none where the sum is over reciprocal space only."""
+        return None if self.domain == "reciprocal" else self.cutoff_sigmas * self.largest_real_sigma
 
     @property
     def smallest_reciprocal_sigma(self) -> float:

@@ -169,7 +169,9 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         Raises:
             CrystalInputError: with `reason` and `name`.
         """
-        record = self.read(structure)
+        return self._arrays(self.read(structure))
+
+    def _arrays(self, record: CrystalRecord) -> dict[str, np.ndarray]:
         dtype = np.dtype(self.float_dtype)
         return {
             "atomic_numbers": record.atomic_numbers,
@@ -185,7 +187,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             structures: crystals in any accepted form.
 
         Returns:
-            What `extract` gives for each, or `{"error": reason}` where a crystal cannot be read.
+            What `extract` gives for each, or `{"error": reason}` where a crystal cannot be read; and `warnings`, a
+            list, where something about the reading is doubtful.
         """
         arrays = self._read_rows(list(structures)) if structures and self.cell_choice == "as_given" else None
         if arrays is None:
@@ -208,9 +211,11 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
 
     def _extract_or_reason(self, structure: Any) -> dict[str, Any]:
         try:
-            return self.extract(structure)
+            record = self.read(structure)
         except CrystalInputError as error:
             return {"error": error.reason}
+        warnings = {"warnings": list(record.warnings)} if record.warnings else {}
+        return {**self._arrays(record), **warnings}
 
     def __call__(
         self,

@@ -58,6 +58,12 @@ class PromptConstraint:
         )
 
     @property
+    def needed_elements(self) -> frozenset[int]:
+        """Elements that occur in every crystal of the constraint."""
+        given = [frozenset(element for element, _ in counts) for counts in self.compositions or ()]
+        return self.required.union(frozenset.intersection(*given) if given else ())
+
+    @property
     def group_names(self) -> str:
         """The allowed space groups, for people."""
         if len(self.space_groups) > 5:

@@ -21,6 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from ..crystals.elements import cell_formula
+from ..crystals.training_domain import TrainingDomain
 from .grammar import CrystalGrammar
 from .logits_processor import CrystalLogitsProcessor
 from .prompts import CrystalPrompt, PreparedPrompt, parse_composition, prepare_prompt
@@ -48,7 +49,7 @@ MAT2SEQ_SIZES = {
 }
 
 _REDRAWN = 16  # samples at a time where the most probable crystals were all left out
-_FILTERED = "the most probable crystals were left out by min_distance or smact"
+_FILTERED = "the most probable crystals were left out by min_distance, smact or unseen"
 
 
 def mat2seq_config(size: str, tokenizer: Mat2SeqTokenizer, **changes: Any) -> LlamaConfig:
@@ -153,6 +154,7 @@ def generate_crystals_for_prompts(
     unique: bool = False,
     min_distance: float | None = None,
     smact: bool = False,
+    unseen: Literal["warn", "refuse"] = "warn",
     max_rounds: int = 4,
     rank: bool | Callable[[DecodedCrystal], float] = False,
     on_error: Literal["raise", "return"] = "raise",
@@ -181,6 +183,9 @@ def generate_crystals_for_prompts(
             take further beams, and sample where these fail too; `warnings` of the crystal says so.
         smact: Leave out compositions that are not charge-neutral by SMACT (needs smact), and draw others likewise. A
             prompt whose compositions are all left out gives one `DecodedCrystal` with the error, nothing is drawn.
+        unseen: What becomes of elements, and pairs of elements in one crystal, that no training crystal has: "warn":
+            `warnings` of the crystal names them; "refuse": a prompt that needs them raises, other crystals with them
+            are left out.
         max_rounds: How often crystals that were left out are replaced, the first drawing included.
         rank: True: most probable crystal first, by `log_likelihood`; a function: largest value first.
         on_error: "return": a prompt that no crystal fulfills gives one `DecodedCrystal` with the error, the others are
@@ -196,15 +201,18 @@ def generate_crystals_for_prompts(
         ImportError: if smact is asked for and missing.
     """
     _check_options(num_return, batch_size, max_rounds, temperature, top_p, num_beams)
+    if unseen not in ("warn", "refuse"):
+        raise ValueError(f"unseen is {unseen!r}; accepted: 'warn' or 'refuse'")
     if guidance < 0 or (guidance != 1 and num_beams > 1):
         raise ValueError(f"guidance is {guidance}; accepted: at least 0, and 1 with beam search")
-    keeps = _filter(min_distance, smact)
+    domain = TrainingDomain(model.config)
+    keeps = _filter(min_distance, smact, domain if unseen == "refuse" else None)
     asked = [prompt if isinstance(prompt, CrystalPrompt) else CrystalPrompt(**prompt) for prompt in prompts]
     if grammar is None:
         context = int(getattr(model.config, "max_position_embeddings", 1024)) if max_length is None else max_length
         # room for all conditions in every call: what a prompt may become must not depend on the prompts beside it
         grammar = _grammar(tokenizer, max_atoms, context - 2 * len(tokenizer.property_bins))
-    prepared, errors = _prepare(asked, tokenizer, grammar, on_error, smact)
+    prepared, errors = _prepare(asked, tokenizer, grammar, on_error, smact, domain if unseen == "refuse" else None)
     search = CrystalSampler(
         model,
         tokenizer,
@@ -232,7 +240,7 @@ def generate_crystals_for_prompts(
             if keeps is not None and not keeps(item):
                 refused.add(index)
             elif not repeated and len(kept[index]) < num_return:
-                warnings = prepared[index].warnings
+                warnings = prepared[index].warnings + tuple(domain.unseen([[*item.canonical.composition]])[0])
                 if note is not None:
                     warnings += (note,)
                 elif not random and index in refused:
@@ -286,18 +294,22 @@ def _check_options(
         raise ValueError(f"num_return is {num_return}; beam search gives up to num_beams = {num_beams} crystals")
 
 
-def _filter(min_distance: float | None, smact: bool) -> Callable[[DecodedCrystal], bool] | None:
+def _filter(
+    min_distance: float | None, smact: bool, domain: TrainingDomain | None
+) -> Callable[[DecodedCrystal], bool] | None:
     """Which crystals are kept; None for all."""
     if min_distance is not None and not 0 < min_distance <= 100:
         raise ValueError(f"min_distance is {min_distance}; accepted: above 0 up to 100 Å")
     if smact:
         load_smact()  # fail before anything is sampled
-    if min_distance is None and not smact:
+    if min_distance is None and not smact and domain is None:
         return None
 
     def keeps(item: DecodedCrystal) -> bool:
         """Whether a crystal passes the filters."""
         if min_distance is not None and not atoms_are_apart(item.structure, min_distance):
+            return False
+        if domain is not None and domain.unseen([[*item.canonical.composition]])[0]:  # type: ignore[union-attr]
             return False
         return not smact or smact_accepts(tuple(sorted(item.canonical.composition.items())))  # type: ignore[union-attr]
 
@@ -305,7 +317,12 @@ def _filter(min_distance: float | None, smact: bool) -> Callable[[DecodedCrystal
 
 
 def _prepare(
-    asked: Sequence[CrystalPrompt], tokenizer: Mat2SeqTokenizer, grammar: CrystalGrammar, on_error: str, smact: bool
+    asked: Sequence[CrystalPrompt],
+    tokenizer: Mat2SeqTokenizer,
+    grammar: CrystalGrammar,
+    on_error: str,
+    smact: bool,
+    domain: TrainingDomain | None,
 ) -> tuple[dict[int, PreparedPrompt], dict[int, ValueError]]:
     """Prompts that can be fulfilled, and the reasons why the others cannot, by place."""
     if on_error not in ("raise", "return"):
@@ -314,6 +331,8 @@ def _prepare(
     for index, prompt in enumerate(asked):
         try:
             found = prepare_prompt(prompt, tokenizer, grammar)
+            if domain is not None and (foreign := domain.unseen([[*found.constraint.needed_elements]])[0]):
+                raise ValueError("; ".join(foreign))
         except ValueError as error:
             if on_error == "raise":
                 raise error if len(asked) == 1 else ValueError(f"prompt {index}: {error}") from error

@@ -31,7 +31,16 @@ _SAMPLING_FIELDS = (
     "max_atoms",
     "max_length",
 )
-_RESULT_FIELDS = ("num_return_sequences", "unique", "max_rounds", "min_distance", "smact", "rank", "progress")
+_RESULT_FIELDS = (
+    "num_return_sequences",
+    "unique",
+    "max_rounds",
+    "min_distance",
+    "smact",
+    "unseen",
+    "rank",
+    "progress",
+)
 
 
 class CrystalGenerationPipeline(Pipeline):
@@ -53,7 +62,8 @@ class CrystalGenerationPipeline(Pipeline):
     - `formula`: formula of the primitive cell (`Ti2O4`); `space_group`: symbol as the sequence has it;
     - `sequence`: the sequence as text; equal crystals have equal sequences;
     - `log_likelihood`: natural logarithm of the probability of the generated part (temperature 1, without grammar);
-    - `warnings`: list of what to know about it, such as a property outside the trained range; mostly empty.
+    - `warnings`: list of what to know about it, such as a property outside the trained range or an
+      element that no training crystal has; mostly empty.
 
     A prompt that no crystal fulfills raises; in a list of prompts it gives `[{"error": reason}]`, the others are not
     affected.
@@ -72,6 +82,8 @@ class CrystalGenerationPipeline(Pipeline):
         min_distance (`float`, *optional*): Leave out crystals with atoms nearer than this, Å, and draw others.
         smact (`bool`, defaults to `False`): Leave out compositions that are not charge-neutral by SMACT, which has to
             be installed, and draw others.
+        unseen (`"warn"` or `"refuse"`, defaults to `"warn"`): Elements, and pairs of elements in one crystal, that no
+            training crystal has: `warnings` names them, or the prompt raises and crystals with them are left out.
         progress (function, *optional*): Called with the number of crystals so far.
         max_rounds (`int`, defaults to 4): How often crystals that were left out are replaced.
         rank (`bool` or function of a `DecodedCrystal`, defaults to `True`): Most probable crystal first, by

@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, islice
 from typing import Any, TypeGuard
@@ -16,12 +17,14 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 
 from ..crystals.elements import reduced_formula
+from ..crystals.plausibility import geometry_warnings
 from ..crystals.reading import CrystalLike
+from ..crystals.training_domain import TrainingDomain
 
 __all__ = ["CrystalPropertyPipeline"]
 
 # fields of a result besides the targets
-_RESERVED_FIELDS = ("formula", "num_atoms", "embedding", "error")
+_RESERVED_FIELDS = ("formula", "num_atoms", "embedding", "warnings", "error")
 # batches that are read ahead and sorted by size together
 _BATCHES_PER_CHUNK = 16
 
@@ -71,6 +74,9 @@ class CrystalPropertyPipeline(Pipeline):
     - `formula`: reduced formula; `num_atoms`: atoms in the given cell;
     - per target of the model its value under the target's name, and its unit under `<target>_unit`;
     - `embedding`: the pooled vector of the encoder, with `return_embedding=True`;
+    - `warnings`: list of what is doubtful, mostly empty: an element, or two elements in one crystal, that no training
+      crystal has; atoms closer than half the sum of their covalent radii, an odd volume per atom, an atom without
+      neighbors; what was doubtful in the file. An element never seen is also a Python warning;
     - or only `error`: the reason, for a crystal that cannot be read or has no finite prediction; the others are
       predicted.
 
@@ -81,6 +87,9 @@ class CrystalPropertyPipeline(Pipeline):
             goes alone.
         num_workers (`int`, defaults to 0): processes that read crystals while the model computes.
         return_embedding (`bool`, defaults to `False`).
+        unseen (`"warn"` or `"refuse"`, defaults to `"warn"`): Elements, and pairs of elements, that no training
+            crystal has: the value comes with a warning, or the crystal gives `error`. Checkpoints that do not record
+            what they were trained on do neither.
     """
 
     _load_feature_extractor: bool | None = True  # type: ignore[assignment]
@@ -101,23 +110,29 @@ class CrystalPropertyPipeline(Pipeline):
         if reserved:
             raise ValueError(f"target names {reserved} of the model collide with fields of the result; rename them")
         self._targets = list(zip(names, units, strict=True))
+        self._domain = TrainingDomain(self.model.config)
 
     def _sanitize_parameters(
         self,
         return_embedding: bool | None = None,
         max_batch_atoms: int | None = None,
+        unseen: str | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise TypeError(
                 f"unknown arguments {sorted(unknown)}; accepted are batch_size, max_batch_atoms, num_workers, "
-                "return_embedding"
+                "return_embedding, unseen"
             )
         forward: dict[str, Any] = {}
         if max_batch_atoms is not None:
             if max_batch_atoms < 1:
                 raise ValueError(f"max_batch_atoms must be positive, got {max_batch_atoms}")
             forward["max_batch_atoms"] = max_batch_atoms
+        if unseen is not None:
+            if unseen not in ("warn", "refuse"):
+                raise ValueError(f"unseen is {unseen!r}; accepted: 'warn' or 'refuse'")
+            forward["unseen"] = unseen
         postprocess = {} if return_embedding is None else {"return_embedding": return_embedding}
         return {}, forward, postprocess
 
@@ -152,6 +167,7 @@ class CrystalPropertyPipeline(Pipeline):
                 return {"error": f"{result['formula']}: the model gives {value} for {name}, which is no prediction"}
             result[name] = value
             result[f"{name}_unit"] = unit
+        result["warnings"] = list(model_outputs.get("warnings", ()))
         if return_embedding:
             result["embedding"] = model_outputs["pooler_output"].float().tolist()
         return result
@@ -201,7 +217,7 @@ class CrystalPropertyPipeline(Pipeline):
         return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
 
     def _predict_chunk(
-        self, chunk: list[dict[str, Any]], batch_size: int, max_batch_atoms: int = 4096
+        self, chunk: list[dict[str, Any]], batch_size: int, max_batch_atoms: int = 4096, unseen: str = "warn"
     ) -> list[dict[str, Any]]:
         """Outputs of a chunk of crystals in its order, computed in batches of similar size."""
         outputs = list(chunk)  # errors stay as they are
@@ -212,14 +228,30 @@ class CrystalPropertyPipeline(Pipeline):
             largest = len(chunk[readable[0]]["atomic_numbers"])
             size = max(1, min(batch_size, max_batch_atoms // largest))
             batch, readable = readable[:size], readable[size:]
-            predictions = self.forward(self.feature_extractor.pad([chunk[index] for index in batch]))
+            inputs = self.feature_extractor.pad([chunk[index] for index in batch])
+            foreign, doubts = self._doubts(inputs, announce=unseen == "warn")
+            predictions = self.forward(inputs)
             for row, index in enumerate(batch):
+                if unseen == "refuse" and foreign[row]:
+                    outputs[index] = {"error": "; ".join(foreign[row])}
+                    continue
                 outputs[index] = {
                     "atomic_numbers": chunk[index]["atomic_numbers"],
+                    "warnings": [*chunk[index].get("warnings", ()), *foreign[row], *doubts[row]],
                     "logits": predictions["logits"][row],
                     "pooler_output": predictions["pooler_output"][row],
                 }
         return outputs
+
+    def _doubts(self, inputs: Mapping[str, Any], announce: bool) -> tuple[list[list[str]], list[list[str]]]:
+        """Warnings of each crystal of a batch: what no training crystal has, and what is odd about its geometry."""
+        numbers, positions, cells = (inputs[name].numpy() for name in ("atomic_numbers", "positions", "cell"))
+        elements, pairs = self._domain.unseen_elements(numbers), self._domain.unseen_pairs(numbers)
+        if announce:  # for those who read the value only; Python shows each once
+            for text in chain(*elements):
+                warnings.warn(text, stacklevel=2)
+        foreign = [[*one, *other] for one, other in zip(elements, pairs, strict=True)]
+        return foreign, geometry_warnings(numbers, positions, cells, self.model.config.neighbor_radius)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> None:
         """Save model and feature extractor; load with the same task name after `import hf_crystal`.

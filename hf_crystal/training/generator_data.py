@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from hf_crystal.crystals.record import CRYSTAL_COLUMNS
+from hf_crystal.crystals.record import CHEMICAL_SYMBOLS, CRYSTAL_COLUMNS
 from hf_crystal.data.tables import build_tables
 from hf_crystal.mat2seq.canonicalize import CanonicalCrystal, CanonicalSettings, canonicalize
 from hf_crystal.mat2seq.sequence_text import SEPARATOR
@@ -76,6 +76,18 @@ def tokenize_splits(
     # written last: a folder without it is incomplete and made anew
     note.write_text(json.dumps({"settings": described, "left_out": left_out}, indent=2) + "\n", encoding="utf-8")
     return datasets.load_from_disk(str(folder))
+
+
+def element_blocks(rows: "datasets.Dataset", tokenizer: "Mat2SeqTokenizer") -> Iterator[list[list[int]]]:
+    """Atomic numbers in the compositions of token rows, each element of a crystal once; blocks of crystals."""
+    numbers = {
+        index: CHEMICAL_SYMBOLS.index(token)
+        for token, index in tokenizer.get_vocab().items()
+        if token in CHEMICAL_SYMBOLS[1:]
+    }
+    for block in rows.select_columns(["input_ids", "answer_start"]).iter(batch_size=ROWS_PER_BLOCK):
+        compositions = (ids[:end] for ids, end in zip(block["input_ids"], block["answer_start"], strict=True))
+        yield [[numbers[index] for index in ids if index in numbers] for ids in compositions]
 
 
 def _describe(data: "GeneratorDataArguments", tokenizer: "Mat2SeqTokenizer", seed: int) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from hf_crystal.crystals.training_domain import training_domain
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
 from hf_crystal.training.data_order import LengthBatchSampler
-from hf_crystal.training.generator_data import Mat2SeqCollator, tokenize_splits
+from hf_crystal.training.generator_data import Mat2SeqCollator, element_blocks, tokenize_splits
 from hf_crystal.training.generator_init import build_generator
 from hf_crystal.training.generator_recipe import GeneratorRecipe, GeneratorTrainingArguments
 from hf_crystal.training.generator_validity import ValidityCallback, answer_loss, free_validity
@@ -135,6 +136,8 @@ def train_generator(
     if trainer.is_world_process_zero():
         measured = {"environment": environment, "test": _test_figures(task, recipe.training.seed)}
         record = run_record(recipe, task, trainer, seconds, measured)
+        for name, value in training_domain(element_blocks(task.splits["train"], task.tokenizer)).items():
+            setattr(task.model.config, name, value)
         task.model.config.use_cache = True  # the Trainer switches it off
         task.model.save_pretrained(output_dir / MODEL_FOLDER)
         task.tokenizer.save_pretrained(output_dir / MODEL_FOLDER)

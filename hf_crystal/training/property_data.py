@@ -1,5 +1,6 @@
 """Rows of a recipe: crystals and labels, split, on disk."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,12 @@ _STRUCTURE_COLUMNS = (*CRYSTAL_COLUMNS, "num_atoms", "material_id")
 def label_columns(data: "DataArguments") -> list[str]:
     """Columns of the labels, in the order of the model's targets."""
     return [target.column for target in data.targets]
+
+
+def crystal_blocks(rows: "datasets.Dataset") -> Iterator[list[list[int]]]:
+    """Atomic numbers of all crystals of a table, a few thousand crystals at a time."""
+    for block in rows.select_columns("atomic_numbers").iter(batch_size=4096):
+        yield block["atomic_numbers"]
 
 
 def _read_splits(data: "DataArguments") -> "datasets.DatasetDict":

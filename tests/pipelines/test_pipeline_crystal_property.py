@@ -43,6 +43,7 @@ def test_one_crystal_gives_one_dictionary_with_value_and_unit_per_target(pipe):
         "formation_energy_unit",
         "band_gap",
         "band_gap_unit",
+        "warnings",
     ]
     assert (result["formula"], result["num_atoms"]) == ("NaCl", 2)
     assert (result["formation_energy_unit"], result["band_gap_unit"]) == ("eV/atom", "eV")
