@@ -26,6 +26,7 @@ _GENERATION_FIGURES = {
     "decoded": "share that decodes",
     "composition": "share with the composition asked for",
     "match_rate": "match rate",
+    "likelier_than_greedy": "share of compositions with a sample likelier than the greedy crystal",
     "rms_mean": "mean RMS of the matches",
     "rmse": "mean RMS of the matches",
     "metre": "METRe",

@@ -72,7 +72,7 @@ def train(
 
 
 def greedy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], size: int = 50) -> list[Any]:
-    """The most probable crystal of each row's composition, within the grammar."""
+    """The crystal of each row's composition by greedy decoding, within the grammar."""
     from transformers import LogitsProcessorList
 
     from hf_crystal.mat2seq.grammar import CrystalGrammar, PromptConstraint

@@ -5,7 +5,7 @@
     hf-crystal evaluate generation --data mp_20.parquet --output-dir part --count 2000
     python scripts/update_metrics.py mat2seq-mp20 --evaluation all/evaluation.json --evaluation part/evaluation.json
 
-Of a generator the sections that were evaluated are replaced, the others stay; where several evaluations have a section,
+Of a generator the sections that were evaluated are replaced, the others stay; where several evaluations have one,
 the one with more crystals counts. Of a property model the figures of every target on the test split of its recipe are
 replaced; baselines on the same rows stay.
 """

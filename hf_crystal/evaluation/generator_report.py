@@ -109,7 +109,7 @@ def _share(name: str, successes: int, total: int) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------- structure prediction
 
 
-def _prompts(truths: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def prompts_of(truths: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Contents of the cell of each row as the data has it: the primitive cell of the true crystal would leak symmetry."""
     contents = (Counter(map(int, truth["atomic_numbers"])) for truth in truths)
     return [{"composition": {CHEMICAL_SYMBOLS[e]: count[e] for e in sorted(count)}} for count in contents]
@@ -121,7 +121,7 @@ def _predicted(
     """Match rate, METRe, validity and space groups of crystals generated for the compositions of true ones."""
     rows = rows.select_columns(list(CRYSTAL_COLUMNS))
     truths = [dict(row) for row in rows]
-    prompts = _prompts(truths)
+    prompts = prompts_of(truths)
     sampled: dict[str, tuple[float, list[list[Any]]]] = {
         "greedy": (
             0.0,
@@ -144,7 +144,19 @@ def _predicted(
     for name, (temperature, crystals) in sampled.items():
         logger.info(f"matching {name}: {sum(map(len, crystals)):,} crystals")
         figures[name] = _judged_predictions(crystals, truths, prompts, settings) | {"temperature": temperature}
+    if "sampled" in sampled:
+        figures["sampled"] |= _likelier_than_greedy(*(drawn for _, drawn in sampled.values()))
     return figures
+
+
+def _likelier_than_greedy(greedy: list[list[Any]], drawn: list[list[Any]]) -> dict[str, Any]:
+    """Share of compositions of which a sample is more probable: greedy decoding does not find the likeliest crystal."""
+    rounding = 1e-3  # nats; between two readings of one sequence
+    likelier = sum(
+        max(crystal.log_likelihood for crystal in item) > first.log_likelihood + rounding
+        for (first,), item in zip(greedy, drawn, strict=True)
+    )
+    return _share("likelier_than_greedy", likelier, len(greedy))
 
 
 def _judged_predictions(
