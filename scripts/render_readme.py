@@ -67,8 +67,9 @@ PROTOCOLS = {"match": "unfiltered", "match_smact14": "filtered"}
 
 def training_cost(metrics: dict[str, Any]) -> str:
     """Rows, hours and device of a training, as its record has them."""
-    hours = metrics["training_seconds"] / 3600
-    return f"{metrics['rows']['train']:,} crystals, {hours:.1f} h on {metrics['device']}"
+    minutes = metrics["training_seconds"] / 60
+    lasted = f"{minutes / 60:.1f} h" if minutes >= 60 else f"{minutes:.0f} min"
+    return f"{metrics['rows']['train']:,} crystals, {lasted} on {metrics['device']}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -110,7 +110,7 @@ def _share(name: str, successes: int, total: int) -> dict[str, Any]:
 
 
 def prompts_of(truths: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Contents of the cell of each row as the data has it: the primitive cell of the true crystal would leak symmetry."""
+    """Contents of each row's cell as the data has it: the primitive cell of the true crystal would leak symmetry."""
     contents = (Counter(map(int, truth["atomic_numbers"])) for truth in truths)
     return [{"composition": {CHEMICAL_SYMBOLS[e]: count[e] for e in sorted(count)}} for count in contents]
 
@@ -150,7 +150,7 @@ def _predicted(
 
 
 def _likelier_than_greedy(greedy: list[list[Any]], drawn: list[list[Any]]) -> dict[str, Any]:
-    """Share of compositions of which a sample is more probable: greedy decoding does not find the likeliest crystal."""
+    """Share of compositions of which a sample is more probable than what greedy decoding finds."""
     rounding = 1e-3  # nats; between two readings of one sequence
     likelier = sum(
         max(crystal.log_likelihood for crystal in item) > first.log_likelihood + rounding
