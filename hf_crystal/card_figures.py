@@ -13,6 +13,7 @@ _NEEDED_OF_A_TARGET = ("name", "unit", "n", "mae", "rmse", "baseline_mae")
 # figures of one target: key in the evaluation file -> what it says
 _TARGET_FIGURES = {
     "mae": "MAE",
+    "nonmetal_mae": "MAE of non-metals",
     "rmse": "RMSE",
     "r2": "R2",
     "baseline_mae": "MAE of the mean predictor",
@@ -25,13 +26,14 @@ _GENERATION_FIGURES = {
     "decoded": "share that decodes",
     "composition": "share with the composition asked for",
     "match_rate": "match rate",
+    "likelier_than_greedy": "share of compositions with a sample likelier than the greedy crystal",
     "rms_mean": "mean RMS of the matches",
     "rmse": "mean RMS of the matches",
     "metre": "METRe",
     "crmse": "cRMSE",
-    "validity": "valid share",
+    "validity": "valid share, structure and SMACT",
     "structure_validity": "valid share, structure",
-    "composition_validity": "valid share, composition (SMACT)",
+    "composition_validity": "valid share, SMACT",
     "uniqueness": "uniqueness",
     "novelty": "novelty",
     "agreement": "share with the space group asked for",
@@ -142,6 +144,8 @@ def _sections(tree: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any
             yield from _sections(entry, name)
     elif isinstance(tree, Mapping):
         renamed = {key: tree[other] for key, other in _OTHER_NAMES.items() if other in tree}
+        if tree.get("composition_valid") is None:  # what passes is then only the structure
+            renamed.pop("validity", None)
         figures = {**renamed, **tree}
         if any(_is_plain(figures.get(key)) for key in _GENERATION_FIGURES):
             yield name, figures
@@ -151,12 +155,12 @@ def _sections(tree: Any, name: str = "") -> Iterator[tuple[str, Mapping[str, Any
 
 
 def _section_words(key: str) -> str:
-    """A key of the evaluation file in words: `match_of_valid_20` names the number of samples and the filter."""
-    match = re.fullmatch(r"match_(of_valid_)?(\d+)", key)
+    """A key of the evaluation file in words: `match_smact14_20` names the number of samples and the filter."""
+    match = re.fullmatch(r"match_(smact14_)?(\d+)", key)
     if match is None:
         return "unconditional" if key == "free" else key.replace("_", " ")
     samples = f"{match[2]} sample{'' if match[2] == '1' else 's'}"
-    return f"{samples}, {'invalid structures count as misses' if match[1] else 'unfiltered'}"
+    return f"{samples}, {'filtered by distances and SMACT' if match[1] else 'unfiltered'}"
 
 
 def generation_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -199,7 +203,8 @@ def figure_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         for key, label in _TARGET_FIGURES.items():
             if target.get(key) is not None:
                 unit = "" if key == "r2" else target["unit"]
-                rows.append(_row(key, label, target, unit=unit, samples=target["n"], setting=target["name"]))
+                samples = target["nonmetal_n" if key == "nonmetal_mae" else "n"]
+                rows.append(_row(key, label, target, unit=unit, samples=samples, setting=target["name"]))
     return rows
 
 
@@ -217,15 +222,20 @@ def target_table(metrics: Mapping[str, Any]) -> str:
     """Markdown table of the errors per target, beside those of baselines that do not see the structure."""
     targets = target_rows(metrics)
     with_forest = any("composition_mae" in row for row in targets)
+    with_nonmetals = any(row.get("nonmetal_mae") is not None for row in targets)
     head = ["target", "unit", "crystals", "MAE", "95 % interval", "RMSE", "MAE of the mean predictor"]
     rows = []
     for row in targets:
         cells = [row["name"], row["unit"], str(row["n"]), f"**{row['mae']:.4f}**"]
         cells += [interval_text(*(row.get("mae_interval") or (None, None))), f"{row['rmse']:.4f}"]
         cells.append(f"{row['baseline_mae']:.4f}")
+        if with_nonmetals:
+            known = row.get("nonmetal_mae") is not None
+            cells.append(f"{row['nonmetal_mae']:.4f} ({row['nonmetal_n']:,} crystals)" if known else _DASH)
         if with_forest:
             cells.append(f"{row['composition_mae']:.4f}" if "composition_mae" in row else _DASH)
         rows.append(cells)
+    head += ["MAE of non-metals"] if with_nonmetals else []
     return _table([*head, *(["MAE of a random forest on composition"] if with_forest else [])], rows)
 
 

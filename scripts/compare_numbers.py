@@ -4,8 +4,8 @@ r"""Compare ways of writing numbers: 1, 2 or 3 decimal digits per token, same mo
 
 The first argument is a folder of token rows that scripts/train_mat2seq.py made (tokens/ of a run); its texts are split
 anew. Each way gets a fresh model and the same CPU seconds; the loss is given per crystal, since tokens differ, and the
-match rate at n = 1 (greedy, grammar, StructureMatcher of the DiffCSP protocol) is counted on crystals of the test
-split as their sequences decode. Prints one line per way and JSON on the last line.
+match rate at n = 1 (greedy, grammar, StructureMatcher of the DiffCSP protocol) is counted on validation crystals
+as their sequences decode. Prints one line per way and JSON on the last line.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def train(
 
 
 def greedy(model: Any, tokenizer: Any, rows: list[dict[str, Any]], size: int = 50) -> list[Any]:
-    """The most probable crystal of each row's composition, within the grammar."""
+    """The crystal of each row's composition by greedy decoding, within the grammar."""
     from transformers import LogitsProcessorList
 
     from hf_crystal.mat2seq.grammar import CrystalGrammar, PromptConstraint
@@ -128,7 +128,7 @@ def measure(digits: int, folder: str, args: argparse.Namespace) -> dict[str, Any
         seed=args.seed,
     )
     loss = answer_loss(model, tokenizer, datasets.Dataset.from_list(splits["validation"]))
-    chosen = splits["test"][: args.count]
+    chosen = splits["validation"][: args.count]  # the test part is for what has been chosen
     matches = match_rate(
         greedy(model, tokenizer, chosen), [tokenizer.decode_structure(row["input_ids"]) for row in chosen]
     )
@@ -144,7 +144,7 @@ def measure(digits: int, folder: str, args: argparse.Namespace) -> dict[str, Any
         "validation_crystals": loss["crystals"],
         "match_rate": matches.match_rate,
         "rmse": matches.to_dict()["rmse"],
-        "test_crystals": len(chosen),
+        "matched_crystals": len(chosen),
         "protocol": matches.protocol,
     }
 
@@ -155,7 +155,7 @@ def main() -> int:
     parser.add_argument("tokens", help="folder of token rows of scripts/train_mat2seq.py")
     parser.add_argument("--digits", type=int, nargs="+", default=[1, 2, 3], choices=[1, 2, 3])
     parser.add_argument("--cpu-seconds", type=float, default=250.0, help="training time of each way")
-    parser.add_argument("--count", type=int, default=200, help="test compositions for the match rate")
+    parser.add_argument("--count", type=int, default=200, help="validation compositions for the match rate")
     parser.add_argument("--seed", type=int, default=123)
     args = parser.parse_args()
     results = []

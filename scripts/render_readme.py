@@ -4,7 +4,8 @@
     python scripts/render_readme.py --check    # exit code 1 if a file is out of date
 
 Errors and rates of success come from hf_crystal/checkpoints/*/metrics.json: the run.json of the training, with figures
-of further evaluations. Speeds come from docs/performance.jsonl, which scripts/bench_all.sh writes.
+of further evaluations (scripts/update_metrics.py). Speeds come from docs/performance.jsonl, which scripts/bench_all.sh
+writes, the baseline of structure prediction from docs/baseline_substitution.json (scripts/baseline_substitution.py).
 """
 
 import argparse
@@ -36,14 +37,39 @@ SPEEDS = {
         ("matching", "plain loop / match_rate"),
     ],
 }
-# of a generator's figures; its card has them all
-README_FIGURES = ("match_rate", "metre", "validity", "uniqueness", "novelty", "agreement")
+# of the crystals that a generator made of nothing; its card has all figures
+FREE_FIGURES = {
+    "structure_validity": "valid structure (distances, volume)",
+    "composition_validity": "valid composition (SMACT)",
+    "validity": "both",
+    "uniqueness": "unique",
+    "novelty": "novel",
+}
+BASELINE = ROOT / "docs" / "baseline_substitution.json"
+# match rate in % and RMSE as published, MP-20, one attempt: unfiltered, filtered
+PUBLISHED = {
+    "DiffCSP": ("57.8 / .063", "52.5 / .060"),
+    "FlowMM": ("66.2 / .066", "60.0 / .063"),
+    "OMatG": ("69.8 / .074", "63.8 / .072"),
+    "MCFlow": ("70.4 / .059", "64.1 / .056"),
+    "Crystalite": ("–", "66.1 / .033"),
+    "MaskGXT ([arXiv:2606.22866](https://arxiv.org/abs/2606.22866))": ("73.8", "–"),
+}
+COMPARED = "mat2seq-mp20"
+# the ways of asking for a crystal of a composition: section, key of the metrics after the protocol, in words
+ATTEMPTS = (
+    ("greedy", "1", "greedy decoding, 1 attempt"),
+    ("sampled", "1", "sampled, 1 attempt"),
+    ("sampled", "20", "sampled, best of 20"),
+)
+PROTOCOLS = {"match": "unfiltered", "match_smact14": "filtered"}
 
 
 def training_cost(metrics: dict[str, Any]) -> str:
     """Rows, hours and device of a training, as its record has them."""
-    hours = metrics["training_seconds"] / 3600
-    return f"{metrics['rows']['train']:,} crystals, {hours:.1f} h on {metrics['device']}"
+    minutes = metrics["training_seconds"] / 60
+    lasted = f"{minutes / 60:.1f} h" if minutes >= 60 else f"{minutes:.0f} min"
+    return f"{metrics['rows']['train']:,} crystals, {lasted} on {metrics['device']}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -68,38 +94,72 @@ def property_table(metrics: dict[str, dict[str, Any]]) -> str:
             error = f"{row['mae']:.4f} ({interval_text(*row['mae_interval'])}, n = {row['n']:,})"
             forest = f"{row['composition_mae']:.4f}" if "composition_mae" in row else "not measured"
             rows.append([f"`{name}`", f"{row['name']}, {row['unit']}", error, forest, f"{row['baseline_mae']:.4f}"])
+            if row.get("nonmetal_mae") is not None:
+                interval = interval_text(*row["nonmetal_mae_interval"])
+                error = f"{row['nonmetal_mae']:.4f} ({interval}, n = {row['nonmetal_n']:,})"
+                rows.append([f"`{name}`", f"{row['name']} of non-metals, {row['unit']}", error, "–", "–"])
     return _table(["checkpoint", "target", "test MAE (95 % interval)", "formula only", "mean predictor"], rows)
 
 
-def generator_table(metrics: dict[str, dict[str, Any]]) -> str:
-    """Figures of generators before relaxation, one line per figure and setting, one column per generator."""
-    from hf_crystal.card_figures import generation_rows, interval_text
+def _percent(share: float, interval: list[float] | None, samples: int) -> str:
+    within = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+    return f"{100 * share:.1f}{within}, n = {samples:,}"
 
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for name, found in metrics.items():
-        for row in generation_rows(found):
-            if row["figure"] not in README_FIGURES:
-                continue
-            known = row["low"] is not None
-            interval = f"{interval_text(row['low'], row['high'])}, " if known else ""
-            line = cells.setdefault((row["label"], row["setting"]), {})
-            line[name] = f"{row['value']:.4f} ({interval}n = {row['samples']:,})"
-    rows = [[*line, *(values.get(name, "–") for name in metrics)] for line, values in cells.items()]
-    return _table(["figure (95 % interval)", "setting", *(f"`{name}`" for name in metrics)], rows)
+
+def generator_table(metrics: dict[str, dict[str, Any]]) -> str:
+    """Figures of generators before relaxation in percent, one line per figure, one column per generator."""
+    lines: dict[str, list[str]] = {}
+    for section, n, attempt in ATTEMPTS:
+        for key, protocol in PROTOCOLS.items():
+            found = [each["generation"].get(section, {}).get(f"{key}_{n}") for each in metrics.values()]
+            lines[f"match rate, {attempt}, {protocol}"] = [
+                _percent(match["match_rate"], match["match_rate_interval"], match["num_items"]) if match else "–"
+                for match in found
+            ]
+    for figure, words in FREE_FIGURES.items():
+        part = "validity" if "validity" in figure else figure
+        found = [each["generation"].get("free", {}).get(part, {}) for each in metrics.values()]
+        lines[f"from nothing: {words}"] = [
+            _percent(made[figure], made.get(f"{figure}_interval"), made["num_crystals"]) if figure in made else "–"
+            for made in found
+        ]
+    rows = [[words, *cells] for words, cells in lines.items() if any(cell != "–" for cell in cells)]
+    return _table(["figure in % (95 % interval)", *(f"`{name}`" for name in metrics)], rows)
+
+
+def comparison_section() -> str:
+    """Published match rates, a baseline without learning, and the embedded generator, under both protocols."""
+    from hf_crystal.card_figures import load_metrics
+    from hf_crystal.checkpoints import checkpoint_folder
+
+    def cells(figures: dict[str, Any], n: str) -> list[str]:
+        """Match rate in % and RMSE under each protocol."""
+        found = [figures.get(f"{key}_{n}") for key in PROTOCOLS]
+        rates = [
+            match and f"{100 * match['match_rate']:.1f} / {match['rmse']:.3f}".replace("/ 0", "/ ") for match in found
+        ]
+        return [rate or "not measured" for rate in rates]
+
+    rows = [[name, *rates] for name, rates in PUBLISHED.items()]
+    rows.append(
+        ["elements replaced in a training crystal, nothing learned", *cells(json.loads(BASELINE.read_text()), "1")]
+    )
+    generation = load_metrics(checkpoint_folder(COMPARED) / "metrics.json")["generation"]
+    for section, n, attempt in ATTEMPTS[:2]:
+        rows.append([f"**`{COMPARED}`**, {attempt.partition(',')[0]}", *cells(generation[section], n)])
+    return _table(["match rate in % / RMSE", *PROTOCOLS.values()], rows)
 
 
 def results_section() -> str:
     """Tables of the embedded checkpoints."""
-    from hf_crystal.card_figures import load_metrics, pretraining_text
+    from hf_crystal.card_figures import load_metrics
     from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
 
     properties, generators = (
         {name: load_metrics(checkpoint_folder(name) / "metrics.json") for name in names}
         for names in (embedded_checkpoints(), embedded_generators())
     )
-    tables = [checkpoint_table(properties | generators), property_table(properties)]
-    tables += [f"`{name}`. {text}" for name, found in properties.items() if (text := pretraining_text(found))]
-    tables.append(generator_table(generators))
+    tables = [checkpoint_table(properties | generators), property_table(properties), generator_table(generators)]
     return "\n\n".join(filter(None, tables)) or "None in this checkout."
 
 
@@ -119,9 +179,12 @@ def speed_section() -> str:
     return _table(["what", f"CPU time, {hardware}"], rows)
 
 
+SECTIONS = {"results": results_section, "speed": speed_section, "comparison": comparison_section}
+
+
 def readme_text(current: str) -> str:
     """README with the sections between the markers replaced."""
-    for name, section in (("results", results_section), ("speed", speed_section)):
+    for name, section in SECTIONS.items():
         head, begin, rest = current.partition(f"<!-- {name}:begin")
         comment, end, tail = rest.partition(f"<!-- {name}:end -->")
         if not begin or not end:

@@ -1,5 +1,6 @@
 """`hf-crystal evaluate`: errors of a property model on labeled crystals; quality of a generator."""
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -65,6 +66,11 @@ def evaluate_property(
         print(
             f"{target.name}: MAE {target.mae:.4f}{interval}, RMSE {target.rmse:.4f}, "
             f"R2 {target.r2:.4f}; mean predictor {target.baseline_mae:.4f} {target.unit}; {target.n} crystals"
+            + (
+                f"; non-metals: MAE {target.nonmetal_mae:.4f}, {target.nonmetal_n} crystals"
+                if target.nonmetal_n
+                else ""
+            )
         )
 
 
@@ -106,7 +112,7 @@ def evaluate_generation(
     train_split: Annotated[str, typer.Option(help="Split that novelty is judged against.")] = "train",
     split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",
     count: Annotated[int | None, typer.Option(min=0, help="Compositions, drawn by the seed; by default all.")] = None,
-    num_samples: Annotated[int, typer.Option(min=0, help="Crystals per composition beside the likeliest.")] = 20,
+    num_samples: Annotated[int, typer.Option(min=0, help="Crystals per composition beside the greedy one.")] = 20,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = 1.0,
     num_free: Annotated[int, typer.Option(min=0, help="Crystals generated from nothing.")] = 1000,
     judge: Annotated[str | None, typer.Option(help="Property model that judges conditions.")] = None,
@@ -114,7 +120,14 @@ def evaluate_generation(
     guidance: Annotated[
         list[float] | None, typer.Option(help="Ask for the conditions with this guidance too; may be repeated.")
     ] = None,
-    smact: Annotated[bool, typer.Option("--smact", help="Judge compositions by SMACT, as published.")] = False,
+    smact: Annotated[
+        bool | None,
+        typer.Option(
+            "--smact/--no-smact",
+            help="Judge compositions by SMACT and give the filtered match rate of most papers beside the unfiltered "
+            "one; by default where smact is installed.",
+        ),
+    ] = None,
     dataset_name: Annotated[str, typer.Option(help="mp_20, perov_5 or carbon_24: cutoffs of coverage.")] = "mp_20",
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes of the matching.")] = 0,
@@ -137,7 +150,7 @@ def evaluate_generation(
         num_free=num_free,
         num_conditioned=num_conditioned,
         guidance=tuple(guidance or ()),
-        smact=smact,
+        smact=importlib.util.find_spec("smact") is not None if smact is None else smact,
         seed=seed,
         num_workers=num_workers,
         time_limit=time_limit,

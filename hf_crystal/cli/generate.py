@@ -96,7 +96,9 @@ def generate(
     ] = None,
     output_file: Annotated[Path | None, typer.Option(help="Write the list here, not to standard output.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed; without one each call gives other crystals.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 for the most probable crystal.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 for greedy decoding, the likeliest token at each step.")
+    ] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")] = 1.0,
     num_beams: Annotated[int, typer.Option(min=1, help="Above 1: beam search in place of sampling.")] = 1,
     guidance: Annotated[

@@ -19,6 +19,7 @@ from .structure_matching.matching import MatcherSettings as MatcherSettings
 from .structure_matching.matching import MatchResult as MatchResult
 from .structure_matching.matching import MetreResult as MetreResult
 from .structure_matching.matching import SampleMatch as SampleMatch
+from .structure_matching.matching import filter_matches as filter_matches
 from .structure_matching.matching import match_rate as match_rate
 from .structure_matching.matching import metre as metre
 from .valid_crystals import CrystalValidity as CrystalValidity

@@ -10,7 +10,7 @@ import numpy as np
 from hf_crystal.evaluation.distributions import wasserstein
 from hf_crystal.evaluation.intervals import wilson_interval
 from hf_crystal.evaluation.samples import sample_prompts
-from hf_crystal.evaluation.valid_crystals import ValidityFilter, structure_is_valid
+from hf_crystal.evaluation.valid_crystals import structure_is_valid
 from hf_crystal.typing import Generator
 
 if TYPE_CHECKING:
@@ -30,12 +30,13 @@ class GenerationSettings:
         train_split: Split that novelty is judged against.
         count: Compositions of the split, drawn by the seed; None takes all, 0 none (the split stays the reference of
             the distributions).
-        num_samples: Crystals per composition at `temperature`, beside the most probable one; 0 for none.
+        num_samples: Crystals per composition at `temperature`, beside the greedy one; 0 for none.
         temperature: Sampling temperature, also of the unconditional samples.
         num_free: Crystals generated from nothing.
         num_conditioned: Crystals per value of a condition.
         guidance: Scales of guidance at which the conditions are asked for once more.
-        smact: Whether compositions are judged and matches filtered by SMACT (needs smact).
+        smact: Whether SMACT (which has to be installed) judges compositions; match rates are then given under both
+            protocols, unfiltered and with the filter of most papers.
         seed: Of everything.
         num_workers: Processes of the matching.
         time_limit: Seconds for one pair.
@@ -58,11 +59,6 @@ class GenerationSettings:
     def pool(self) -> dict[str, Any]:
         """Arguments of the functions that match."""
         return {"num_workers": self.num_workers, "time_limit": self.time_limit}
-
-    @property
-    def validity_filter(self) -> ValidityFilter:
-        """The protocol's filter of predictions, as far as smact is there."""
-        return "structure+smact14" if self.smact else "structure"
 
 
 def judge_of_pipeline(pipeline: "CrystalPropertyPipeline") -> Judge:

@@ -38,7 +38,7 @@ def sample_prompts(
         prompts: Fields of `CrystalPrompt`, as JSON values.
         path: JSON Lines; the first line holds the settings, each further line a prompt and its sequences.
         num_return: Crystals per prompt.
-        temperature: 0 for the most probable crystal.
+        temperature: 0 for greedy decoding: the likeliest token at each step.
         seed: The prompts from place k on are sampled with seed + k, whichever were sampled before.
         **options: See `generate_crystals_for_prompts`.
 

@@ -48,8 +48,8 @@ MAT2SEQ_SIZES = {
     "paper": (1024, 8, 8, 2816),
 }
 
-_REDRAWN = 16  # samples at a time where the most probable crystals were all left out
-_FILTERED = "the most probable crystals were left out by min_distance, smact or unseen"
+_REDRAWN = 16  # samples at a time where the crystals of greedy or beam search were all left out
+_FILTERED = "the crystals of greedy or beam search were left out by min_distance, smact or unseen"
 
 
 def mat2seq_config(size: str, tokenizer: Mat2SeqTokenizer, **changes: Any) -> LlamaConfig:
@@ -168,7 +168,7 @@ def generate_crystals_for_prompts(
         tokenizer: The tokenizer.
         prompts: What is asked for: `CrystalPrompt` or mappings of its fields.
         num_return: Crystals per prompt.
-        temperature: 0 for the most probable continuation.
+        temperature: 0 for greedy decoding: the likeliest token at each step.
         top_p: Nucleus sampling.
         num_beams: Above 1: beam search instead of sampling; the `num_return` best beams.
         guidance: Above 1: properties asked for weigh more (classifier-free guidance, twice the time); 0 ignores them.

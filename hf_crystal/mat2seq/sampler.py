@@ -34,7 +34,7 @@ class CrystalSampler:
         model: Causal language model with the tokenizer's vocabulary.
         tokenizer: The tokenizer.
         grammar: The grammar.
-        temperature: 0 for the most probable continuation.
+        temperature: 0 for greedy decoding: the likeliest token at each step.
         top_p: Nucleus sampling.
         num_beams: Above 1: beam search.
         batch_size: Sequences generated at a time.

@@ -1,19 +1,22 @@
 """The evaluation of generators: samples on disk, figures with their intervals, the command line."""
 
+import dataclasses
 import itertools
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Element, Lattice, Structure
 
 from hf_crystal import Mat2SeqTokenizer, load_crystal_dataset
 from hf_crystal.card_figures import generation_rows
 from hf_crystal.cli.main import run
-from hf_crystal.evaluation import samples
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS
+from hf_crystal.evaluation import match_rate, samples
 from hf_crystal.evaluation.conditions import GenerationSettings, judge_of_pipeline, property_distances
-from hf_crystal.evaluation.generator_report import evaluate_generation
+from hf_crystal.evaluation.generator_report import evaluate_generation, prompts_of
 from hf_crystal.evaluation.intervals import mean_interval, wilson_interval
 from hf_crystal.evaluation.samples import sample_prompts
 from hf_crystal.loading import load_property_pipeline
@@ -59,11 +62,12 @@ def test_all_figures_are_there_with_protocol_and_interval(result):
     sampled, free = found["generation"]["sampled"], found["generation"]["free"]
     assert sampled["decoding"]["decoded"] == sampled["decoding"]["composition"] == 1.0
     assert sampled["decoding"]["samples"] == 8
-    assert [sampled[name]["n"] for name in ("match_1", "match_2", "match_of_valid_2")] == [1, 2, 2]
+    assert [sampled[name]["n"] for name in ("match_1", "match_2")] == [1, 2]
     assert found["generation"]["greedy"]["match_1"]["num_items"] == 4
     for section, figure in (
         (sampled["match_2"], "match_rate"),
         (sampled["metre"], "metre"),
+        (sampled, "likelier_than_greedy"),
         (sampled["space_group"], "agreement"),
         (free["validity"], "structure_validity"),
         (free["uniqueness"], "uniqueness"),
@@ -71,7 +75,7 @@ def test_all_figures_are_there_with_protocol_and_interval(result):
     ):
         low, high = section[f"{figure}_interval"]
         assert 0 <= low <= section[figure] <= high <= 1
-        assert section["protocol"]
+        assert section["protocol"] if section is not sampled else True
     assert free["distributions"]["num_generated"] == 6
     conditions = found["generation"]["conditions"]
     # every fourth of 15 inner bins, without guidance and with; nobody judges the other property
@@ -81,6 +85,30 @@ def test_all_figures_are_there_with_protocol_and_interval(result):
     assert distance["property"] == "band_gap"
     assert distance["property_distance"] >= 0
     assert any(row["figure"] == "property_distance" for row in generation_rows(found))
+
+
+def test_both_protocols_come_from_one_matching(result, model, tokenizer, splits):
+    pytest.importorskip("smact")
+    folder, _ = result
+    settings = dataclasses.replace(SETTINGS, smact=True, num_free=0)
+    found = evaluate_generation(model, tokenizer, splits, folder, settings)["generation"]["sampled"]
+    lines = [json.loads(line) for line in (folder / "sampled.jsonl").read_text().splitlines()[1:]]
+    drawn = [[tokenizer.decode_structure(tokenizer.encode(c["sequence"])) for c in line["crystals"]] for line in lines]
+    rows = splits["test"].select(np.sort(np.random.default_rng(0).permutation(len(splits["test"]))[:4]))
+    truths = [dict(row) for row in rows.select_columns(list(CRYSTAL_COLUMNS))]
+    for key, options in (
+        ("match_2", {}),
+        ("match_smact14_2", {"validity_filter": "structure+smact14", "filter_references": True}),
+    ):
+        expected = match_rate(drawn, truths, **options).to_dict()
+        for figure in ("protocol", "match_rate", "rmse", "counts", "num_items", "num_samples"):
+            assert found[key][figure] == expected[figure], (key, figure)
+    # the prompt is what the cell of the row holds, whatever its primitive cell is
+    doubled = truths[0] | {"atomic_numbers": [*truths[0]["atomic_numbers"]] * 2}
+    numbers = [
+        Element(symbol).Z for symbol, count in prompts_of([doubled])[0]["composition"].items() for _ in range(count)
+    ]
+    assert sorted(numbers) == sorted(doubled["atomic_numbers"])
 
 
 def test_conditions_are_judged_by_their_distance(result, tokenizer):

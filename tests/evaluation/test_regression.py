@@ -35,6 +35,18 @@ def test_figures_are_the_textbook_ones(figures):
     assert "regression-v1" in report.protocol
 
 
+def test_gaps_have_their_error_over_non_metals():
+    labels = np.array([[0.0, 1.0], [2.0, 1.0], [np.nan, 1.0], [4.0, 1.0]])
+    errors = np.array([[0.1, 0.5], [0.3, 0.5], [9.0, 0.5], [-0.5, 0.5]])
+    gap, energy = regression_metrics(labels + errors, labels, target_names=["Band_gap_pbe", "energy"]).targets
+    assert (gap.n, gap.nonmetal_n) == (3, 2)
+    assert (gap.mae, gap.nonmetal_mae) == (pytest.approx(0.3), pytest.approx(0.4))
+    assert 0.29 < gap.nonmetal_mae_interval[0] <= gap.nonmetal_mae_interval[1] < 0.51
+    assert energy.nonmetal_n is energy.nonmetal_mae is energy.nonmetal_mae_interval is None
+    metals = regression_metrics(np.ones(3), np.zeros(3), target_names=["gap"]).targets[0]
+    assert metals.nonmetal_n is None
+
+
 def test_mean_predictor_has_no_skill():
     labels = np.array([1.0, 2.0, 6.0])
     target = regression_metrics(np.full(3, 3.0), labels, num_bootstrap=0).targets[0]

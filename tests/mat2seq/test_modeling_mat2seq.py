@@ -301,7 +301,7 @@ def test_greedy_and_beams_that_filters_leave_out_are_replaced(tokenizer, model, 
     left_out: list = []
     monkeypatch.setattr(generation_mat2seq, "atoms_are_apart", lambda structure, _: structure not in left_out)
     options = {"composition": "KBr", "seed": 0, "min_distance": 0.5}
-    reason = "the most probable crystals were left out by min_distance, smact or unseen; this "
+    reason = "the crystals of greedy or beam search were left out by min_distance, smact or unseen; this "
     (greedy,) = model.generate_crystals(tokenizer, temperature=0, **options)
     first, second, third = model.generate_crystals(tokenizer, num_beams=3, num_return=3, **options)
     assert greedy.warnings == first.warnings == second.warnings == third.warnings == ()

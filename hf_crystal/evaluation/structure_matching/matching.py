@@ -217,8 +217,9 @@ def match_rate(
     """Match rate and RMSE of predicted structures.
 
     Source: DiffCSP (Jiao et al., NeurIPS 2023), `scripts/compute_metrics.py`, and CrystaLLM's
-    `bin/benchmark_metrics.py`. Published figures use `validity_filter="structure+smact14"`; DiffCSP also filters the
-    references for n = 1 (`filter_references=True`) and not for n = 20.
+    `bin/benchmark_metrics.py`. Most published figures (DiffCSP, FlowMM, OMatG, Uni-3DAR, Crystalite, CrystaLLM) use
+    `validity_filter="structure+smact14"`; DiffCSP also filters the references for n = 1 (`filter_references=True`) and
+    not for n = 20. Never compare across the two protocols; `filter_matches` gives the other one from the same matches.
 
     Species are compared as elements. A pair that raises, hangs or kills its process is no match, and is counted.
 
@@ -268,6 +269,49 @@ def match_rate(
     for place, owner in enumerate(owners):
         items[owner].append(settled[place])
     return _match_result(tuple(map(tuple, items)), n, settings, validity_filter, filter_references)
+
+
+def filter_matches(
+    result: MatchResult,
+    predictions: Iterable[Any],
+    references: Iterable[Any],
+    validity_filter: ValidityFilter = "structure+smact14",
+    *,
+    filter_references: bool = True,
+) -> MatchResult:
+    """An unfiltered result under the filter of another protocol, without matching again.
+
+    Args:
+        result: What `match_rate` gave for these crystals with `validity_filter="none"`.
+        predictions: The same as were given to `match_rate`.
+        references: The same as were given to `match_rate`.
+        validity_filter: What a prediction has to pass.
+        filter_references: Whether the reference has to pass it too.
+
+    Returns:
+        The figures that `match_rate` gives with this filter.
+
+    Raises:
+        ValueError: if the result is filtered already, or of other numbers of crystals.
+        ImportError: if the filter needs smact and it is not installed.
+    """
+    if result.validity_filter != "none":
+        raise ValueError(f"the result has validity_filter {result.validity_filter!r} already; expected 'none'")
+    lists = [list(item) if isinstance(item, list | tuple) else [item] for item in predictions]
+    if [len(item[: result.n]) for item in lists] != [len(item) for item in result.samples]:
+        raise ValueError("predictions has other numbers of crystals than the result: expected those it was made from")
+    valid = iter(passes(read_crystals(crystal for item in lists for crystal in item[: result.n]), validity_filter))
+    truth = read_references(references) if filter_references else ()
+    valid_reference = passes(truth, validity_filter) if filter_references else [True] * len(lists)
+    samples = []
+    for item, reference in zip(result.samples, valid_reference, strict=True):
+        judged: list[SampleMatch] = []
+        for sample, passed in zip(item, valid, strict=False):
+            if sample.outcome != "unreadable" and not (passed and reference):
+                sample = SampleMatch("invalid_reference" if passed else "invalid")
+            judged.append(sample)
+        samples.append(tuple(judged))
+    return _match_result(tuple(samples), result.n, result.settings, validity_filter, filter_references)
 
 
 def metre(

@@ -7,7 +7,7 @@ from crystals_for_metrics import Decoded, cesium_chloride, chain, misbehaving_pa
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from hf_crystal.crystals.reading import CrystalInputError, as_columns, record_to_structure
-from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, MatcherSettings, match_rate, metre
+from hf_crystal.evaluation import DEFAULT_MATCHER, DIFFCSP_MATCHER, MatcherSettings, filter_matches, match_rate, metre
 from hf_crystal.evaluation.structure_matching import matching
 
 
@@ -139,8 +139,33 @@ def test_validity_filter_is_applied_and_reported(filter_references):
     )
     assert [item[0].outcome for item in result.samples] == ["invalid", "matched", "matched"]
     assert "structure validity" in result.protocol
+    assert (
+        filter_matches(plain, [collapsed, chain(), close], [collapsed, chain(), close], "structure", **arguments)
+        == result
+    )
     reference_only = match_rate([cesium_chloride()], [collapsed], validity_filter="structure", **arguments)
     assert reference_only.counts == {"invalid_reference" if filter_references else "matched": 1}
+    with pytest.raises(ValueError, match="validity_filter 'structure' already"):
+        filter_matches(result, [collapsed, chain(), close], [collapsed, chain(), close])
+
+
+def test_filter_of_a_result_is_that_of_matching_anew():
+    collapsed = cesium_chloride(a=0.45)
+    predictions = [
+        [collapsed, cesium_chloride(), "no file"],
+        [cesium_chloride()],
+        [],
+        [rocksalt(), rocksalt(first="K")],
+    ]
+    references = [cesium_chloride(), collapsed, rocksalt(), rocksalt()]
+    options = {"validity_filter": "structure", "filter_references": True}
+    for n in (1, 2, 3):
+        filtered = filter_matches(match_rate(predictions, references, n=n), predictions, references, "structure")
+        anew = match_rate(predictions, references, n=n, **options)
+        # an invalid crystal of another composition is told as invalid by both
+        assert filtered.to_dict() == anew.to_dict()
+    with pytest.raises(ValueError, match="other numbers of crystals"):
+        filter_matches(match_rate(predictions, references), predictions[::-1], references[::-1], "structure")
 
 
 def test_one_bad_pair_is_counted_and_the_rest_go_on(monkeypatch):
