@@ -22,11 +22,9 @@ TRAVELING = [path for path in SOURCES if path.parent.name in ROOMS and path.name
 
 # files of a room from the bottom up: each imports only what stands before it
 CRYSTALS = [
-    "checkpoint_versions",
     "elements",
-    "training_domain",
+    "checkpoint_settings",
     "record",
-    "plausibility",
     "formats",
     "cif_symmetry",
     "cif",

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators
-from ..crystals.plausibility import geometry_warnings
-from ..crystals.record import CrystalInputError, CrystalRecord
-from ..crystals.training_domain import TrainingDomain
+from ..crystals.checkpoint_settings import TrainingDomain
+from ..crystals.record import CrystalInputError, CrystalRecord, geometry_warnings
 from ..loading import load_generation_pipeline, load_property_model, resolve_model
 from ..typing import CrystalLike
 from .reading import CrystalReaders

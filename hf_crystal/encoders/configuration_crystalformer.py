@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ..crystals.checkpoint_versions import update_checkpoint
+from ..crystals.checkpoint_settings import update_checkpoint
 
 __all__ = ["CrystalformerConfig"]
 

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from ..crystals.checkpoint_settings import TrainingDomain
 from ..crystals.elements import cell_formula
-from ..crystals.training_domain import TrainingDomain
 from .grammar import CrystalGrammar
 from .logits_processor import CrystalLogitsProcessor
 from .prompts import CrystalPrompt, PreparedPrompt, parse_composition, prepare_prompt

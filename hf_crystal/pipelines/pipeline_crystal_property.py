@@ -16,10 +16,10 @@ from typing import Any, TypeGuard
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
+from ..crystals.checkpoint_settings import TrainingDomain
 from ..crystals.elements import reduced_formula
-from ..crystals.plausibility import geometry_warnings
 from ..crystals.reading import CrystalLike
-from ..crystals.training_domain import TrainingDomain
+from ..crystals.record import geometry_warnings
 
 __all__ = ["CrystalPropertyPipeline"]
 

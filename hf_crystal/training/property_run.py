@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from hf_crystal.crystals.training_domain import training_domain
+from hf_crystal.crystals.checkpoint_settings import training_domain
 from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
 from hf_crystal.training.property_data import crystal_blocks, label_columns, load_property_data

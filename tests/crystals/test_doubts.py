@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from hf_crystal import CrystalFeatureExtractor
-from hf_crystal.crystals.plausibility import COVALENT_RADII, geometry_warnings
-from hf_crystal.crystals.record import close_pair
-from hf_crystal.crystals.training_domain import TrainingDomain, training_domain
+from hf_crystal.crystals.checkpoint_settings import TrainingDomain, training_domain
+from hf_crystal.crystals.record import COVALENT_RADII, close_pair, geometry_warnings
 
 
 def doubts(*crystals, radius=None):

@@ -1,7 +1,11 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Elements, and pairs of elements in one crystal, that a checkpoint was trained on; its config records them."""
+"""What the settings of a checkpoint say besides its architecture: their version, and the elements it was trained on.
 
-from collections.abc import Iterable, Sequence
+The weights of a checkpoint are read by name; what its settings mean may change between versions of this package. Such
+a change adds a function `update_v{n}_v{n+1}(values) -> values` to the list beside the class, and with it the version.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -9,9 +13,35 @@ import numpy as np
 
 from .elements import CHEMICAL_SYMBOLS
 
-__all__ = ["TrainingDomain", "training_domain"]
+__all__ = ["TrainingDomain", "training_domain", "update_checkpoint"]
 
 _MOST_PAIRS = 5  # named in one warning
+Update = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def update_checkpoint(values: Mapping[str, Any], updates: Sequence[Update], what: str) -> dict[str, Any]:
+    """Settings of a checkpoint in the newest version, `len(updates) + 1`.
+
+    Args:
+        values: Settings as saved. Without a `checkpoint_version` they are of version 1.
+        updates: `update_v1_v2`, `update_v2_v3`, … in this order.
+        what: What is loaded, for the error.
+
+    Raises:
+        ValueError: `checkpoint_version` is newer than this code, or no version at all.
+    """
+    version, newest = values.get("checkpoint_version", 1), len(updates) + 1
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(f"checkpoint_version={version!r} of {what}: accepted are the integers 1 to {newest}.")
+    if version > newest:
+        raise ValueError(
+            f"checkpoint_version={version} of {what} is newer than this code, which reads 1 to {newest}: "
+            "pip install --upgrade hf_crystal."
+        )
+    updated = dict(values)
+    for update in updates[version - 1 :]:
+        updated = update(updated)
+    return {**updated, "checkpoint_version": newest}
 
 
 def _presence(crystals: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
