@@ -68,7 +68,7 @@ ALLOWED_PACKAGES = {
     "evaluation": {"crystals", "encoders", "mat2seq", "data", "loading", "_lazy_names", "typing"},
     "training": {"crystals", "data", "encoders", "evaluation", "loading", "mat2seq", "_lazy_names", "typing"},
     "conversion": {"encoders", "typing"},
-    "models": {"crystals"},
+    "models": {"crystals", "mat2seq"},
     "typing": {"crystals", "encoders", "mat2seq", "pipelines"},
 }
 # installed packages that a traveling file may name outside `try`
