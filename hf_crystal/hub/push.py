@@ -87,7 +87,8 @@ def _files_to_push(folder: Path) -> list[str]:
     Raises:
         ValueError: a needed file is missing, or a link, whose target may lie anywhere.
     """
-    found, others = [], []
+    found: list[str] = []
+    others: list[str] = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         linked = any(part.is_symlink() for part in (path, *path.parents[: name.count("/")]))

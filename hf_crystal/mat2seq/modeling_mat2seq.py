@@ -240,7 +240,8 @@ def generate_crystals_for_prompts(
             if keeps is not None and not keeps(item):
                 refused.add(index)
             elif not repeated and len(kept[index]) < num_return:
-                warnings = prepared[index].warnings + tuple(domain.unseen([[*item.canonical.composition]])[0])
+                composition = [*item.canonical.composition]  # type: ignore[union-attr]
+                warnings = prepared[index].warnings + tuple(domain.unseen([composition])[0])
                 if note is not None:
                     warnings += (note,)
                 elif not random and index in refused:
