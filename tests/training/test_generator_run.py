@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,9 @@ def test_run_saves_a_generator_and_its_record_and_resumes(recipe, tokens, tmp_pa
     assert record["test"]["answer"]["crystals"] == 13
     assert np.isfinite(record["test"]["answer_with_conditions"]["nats_per_token"])
     model = Mat2SeqForCausalLM.from_pretrained(tmp_path / "model")
+    texts = [Mat2SeqTokenizer().decode(row["input_ids"][1:]) for row in tokens[1]["train"]]
+    heads = [text.partition(" | ")[0].split()[::2] for text in texts]
+    assert model.config.trained_elements == dict(Counter(symbol for head in heads for symbol in set(head)))
     made = model.generate_crystals(
         Mat2SeqTokenizer.from_pretrained(tmp_path / "model"), composition="NaCl", max_length=200, seed=0
     )

@@ -39,6 +39,10 @@ def test_record_says_what_was_done(reference, recipe_file):
         "model.safetensors",
         "preprocessor_config.json",
     }
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert config["trained_elements"]
+    assert max(config["trained_elements"].values()) <= 42
+    assert set(config["trained_pairs"]) <= set(config["trained_elements"])
 
 
 def test_same_figures_from_the_saved_folder_in_a_fresh_process(reference, crystal_table):
