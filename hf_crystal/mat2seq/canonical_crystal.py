@@ -178,21 +178,16 @@ class CanonicalCrystal:
     def to_cif(self) -> str:
         """CIF text of the conventional standard cell: space group, symmetry operations, one row per orbit."""
         try:
-            from pymatgen.core.operations import SymmOp
             from pymatgen.io.cif import CifBlock
         except ImportError as error:
             raise ImportError("to_cif needs pymatgen: pip install pymatgen") from error
 
         group = space_group(self.space_group)
-        operations = [
-            SymmOp.from_rotation_and_translation(rotation, shift / TRANSLATION_GRID).as_xyz_str()
-            for rotation, shift in zip(group.all_rotations, group.all_translations, strict=True)
-        ]
         fields: dict[str, Any] = {"_symmetry_space_group_name_H-M": group.symbol}
         fields["_symmetry_Int_Tables_number"] = self.space_group
         lengths_and_angles = zip(_CIF_CELL, full_cell_parameters(self.space_group, self.cell_parameters), strict=True)
         fields |= {name: f"{value:.6f}" for name, value in lengths_and_angles}
-        fields["_symmetry_equiv_pos_as_xyz"] = operations
+        fields["_symmetry_equiv_pos_as_xyz"] = list(_operations(self.space_group))
         columns: dict[str, list[str]] = {f"_atom_site_{name}": [] for name in (*_CIF_SITE, "occupancy")}
         for number, site in enumerate(self.sites, 1):
             position, symbol = group.positions[site.position], CHEMICAL_SYMBOLS[site.atomic_number]
@@ -208,6 +203,21 @@ class CanonicalCrystal:
         fields["_chemical_formula_sum"] = formula_sum(numbers)  # of the conventional cell, so Z is 1
         fields["_cell_formula_units_Z"] = 1
         return f"{CifBlock({**fields, **columns}, loops, cell_formula(self.to_record().atomic_numbers.tolist()))}\n"
+
+
+@functools.cache
+def _operations(number: int) -> tuple[str, ...]:
+    """Symmetry operations of the conventional cell, such as `-x,y+1/2,-z`."""
+    try:
+        from pymatgen.core.operations import SymmOp
+    except ImportError as error:
+        raise ImportError("to_cif needs pymatgen: pip install pymatgen") from error
+
+    group = space_group(number)
+    return tuple(
+        SymmOp.from_rotation_and_translation(rotation, shift / TRANSLATION_GRID).as_xyz_str()
+        for rotation, shift in zip(group.all_rotations, group.all_translations, strict=True)
+    )
 
 
 def quantize(values: np.ndarray | float, step: float) -> np.ndarray:
