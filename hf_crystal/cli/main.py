@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from . import convert, demo, embed, evaluate, export, generate, info, plot, predict, push, train
+from . import convert, demo, embed, evaluate, export, generate, index, info, plot, predict, push, train
 
 app = typer.Typer(
     name="hf-crystal",
@@ -22,6 +22,7 @@ for _name, _function, _line, _example in (
     ("predict", predict.predict, "Predict properties of crystals.", predict.EXAMPLE),
     ("generate", generate.generate, "Generate crystals.", generate.EXAMPLE),
     ("embed", embed.embed, "Vectors of crystals; similar crystals.", embed.EXAMPLE),
+    ("index", index.index, "Index known crystals as prototypes.", index.EXAMPLE),
     ("demo", demo.demo, "Serve the web page.", demo.EXAMPLE),
     ("convert", convert.convert, "Convert an official checkpoint.", convert.EXAMPLE),
     ("export", export.export, "Write a folder for the Hub.", export.EXAMPLE),

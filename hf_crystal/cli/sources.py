@@ -8,7 +8,7 @@ from typing import Any
 
 _SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json", ".parquet")
 _PREFIXES = ("poscar", "contcar")
-_NAME_COLUMNS = ("material_id", "jid", "id", "name")
+NAME_COLUMNS = ("material_id", "jid", "id", "name")
 
 
 def _is_crystal_file(path: Path) -> bool:
@@ -74,7 +74,7 @@ def _open_parquet(file: str) -> tuple[Any, tuple[str, ...]]:
 def _parquet_rows(file: str) -> Iterator[tuple[str, Any]]:
     table, columns = _open_parquet(file)
     names = set(table.schema_arrow.names)
-    label = next((name for name in _NAME_COLUMNS if name in names), None)
+    label = next((name for name in NAME_COLUMNS if name in names), None)
     wanted = [*columns, *([label] if label else [])]
     number = 0
     for batch in table.iter_batches(batch_size=1024, columns=wanted):
