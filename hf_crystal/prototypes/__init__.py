@@ -4,7 +4,6 @@ from pathlib import Path
 
 from .index import PrototypeIndex
 
-
 __all__ = ["DEFAULT_INDEX", "PrototypeIndex", "embedded_index"]
 
 DEFAULT_INDEX = "mp20_train"  # what the default generator was trained on, and nothing else

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS, reduced_formula
+from hf_crystal.crystals.elements import reduced_formula
 from hf_crystal.crystals.record import CrystalRecord
 from hf_crystal.mat2seq.canonical_crystal import CanonicalCrystal, CanonicalSettings
 from hf_crystal.mat2seq.canonicalize import canonicalize, canonicalize_record
@@ -128,11 +128,9 @@ class PrototypeIndex:
         import pyarrow
         import pyarrow.parquet
 
-        used = sorted({e for members in self._members.values() for _, elements in members for e in elements})
         learned = {
-            "elements": [CHEMICAL_SYMBOLS[number] for number in used],
-            "distances": self.distances[np.ix_(used, used)].tolist(),
-            "volumes": self.volumes[used].tolist(),
+            "distances": self.distances.tolist(),
+            "volumes": self.volumes.tolist(),
             "settings": self.settings.to_dict(),
         }
         rises = pyarrow.array(np.rint(1000 * self.rises), type=pyarrow.int16())  # meV/atom
@@ -158,13 +156,7 @@ class PrototypeIndex:
         if metadata is None:
             raise ValueError(f"{path} is no index of prototypes: make one with hf-crystal index")
         learned = json.loads(metadata)
-        used = [CHEMICAL_SYMBOLS.index(symbol) for symbol in learned["elements"]]
-        fitted = np.array(learned["distances"])
-        distances = np.full((119, 119), float(fitted.max(initial=1.0)))  # elements without a known crystal
-        np.fill_diagonal(distances, 0.0)
-        distances[np.ix_(used, used)] = fitted
-        volumes = np.full(119, float(np.mean(learned["volumes"])))
-        volumes[used] = learned["volumes"]
+        distances, volumes = np.array(learned["distances"]), np.array(learned["volumes"])
         names, sequences = (table.column(name).to_pylist() for name in ("material_id", "sequence"))
         rises = table.column("rise").to_numpy() / 1000
         return cls(names, sequences, distances, volumes, CanonicalSettings(**learned["settings"]), rises)

@@ -64,7 +64,16 @@ def fit_distances(
         logger.info(f"epoch {epoch + 1} of {epochs}: {losses / max(count, 1):.4f} nats for the label of a crystal")
     with torch.no_grad():
         distances = ((places[:, None] - places[None]) ** 2).sum(-1)
-    return np.round(_SHARPER * distances.numpy().astype(float), 2)
+    return _with_unseen(np.round(_SHARPER * distances.numpy().astype(float), 2), families)
+
+
+def _with_unseen(distances: np.ndarray, families: Sequence[Family]) -> np.ndarray:
+    """Elements that never occur are as far from all others as any two are."""
+    seen = {number for family in families for number in np.unique(family.elements).tolist()}
+    unseen = [number for number in range(NUM_ELEMENTS) if number not in seen]
+    distances[unseen] = distances[:, unseen] = np.delete(np.delete(distances, unseen, 0), unseen, 1).max(initial=0.0)
+    np.fill_diagonal(distances, 0.0)
+    return distances
 
 
 def _can_learn(family: Family) -> bool:

@@ -158,8 +158,8 @@ def test_command_writes_an_index(tmp_path, capfd):
 
     from hf_crystal.crystals.reading import as_columns
 
-    rows = [{"material_id": name, "split": "val" if name == "KF" else "train", "e": -1.0, **as_columns(structure, nested=True)}
-            for name, structure in known_crystals().items()]  # fmt: skip
+    rows = [{"material_id": name, "split": "val" if name == "KF" else "train", "e": -1.0}
+            | as_columns(structure, nested=True) for name, structure in known_crystals().items()]  # fmt: skip
     table, out = tmp_path / "known.parquet", tmp_path / "index.parquet"
     pandas.DataFrame(rows).to_parquet(table)
     assert run(["index", str(table), str(out), "--split", "train", "--energy-column", "e"]) == 0
