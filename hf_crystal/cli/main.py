@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from . import convert, demo, embed, evaluate, export, generate, info, plot, predict, push, stability, train
+from . import convert, demo, embed, evaluate, export, generate, index, info, plot, predict, push, stability, train
 
 app = typer.Typer(
     name="hf-crystal",
@@ -24,6 +24,7 @@ for _name, _function, _line, _example in (
     ("stability", stability.stability, "Distance from the hull of known phases.", stability.EXAMPLE),
     ("generate", generate.generate, "Generate crystals.", generate.EXAMPLE),
     ("embed", embed.embed, "Vectors of crystals; similar crystals.", embed.EXAMPLE),
+    ("index", index.index, "Index known crystals as prototypes.", index.EXAMPLE),
     ("demo", demo.demo, "Serve the web page.", demo.EXAMPLE),
     ("convert", convert.convert, "Convert an official checkpoint.", convert.EXAMPLE),
     ("export", export.export, "Write a folder for the Hub.", export.EXAMPLE),

@@ -8,7 +8,7 @@ from typing import Any
 
 _SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json", ".parquet")
 _PREFIXES = ("poscar", "contcar")
-_NAME_COLUMNS = ("material_id", "jid", "id", "name")
+NAME_COLUMNS = ("material_id", "jid", "id", "name")
 
 
 def _is_crystal_file(path: Path) -> bool:
@@ -81,7 +81,7 @@ def _parquet_rows(file: str) -> Iterator[tuple[str, Any]]:
         yield printable(file), CrystalInputError(str(error))
         return
     names = set(table.schema_arrow.names)
-    label = next((name for name in _NAME_COLUMNS if name in names), None)
+    label = next((name for name in NAME_COLUMNS if name in names), None)
     wanted = [*columns, *([label] if label else [])]
     number = end = 0
     for group in range(table.num_row_groups):

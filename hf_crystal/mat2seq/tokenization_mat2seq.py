@@ -62,6 +62,8 @@ class DecodedCrystal:
         log_likelihood: Natural logarithm of the probability of the generated part, where a model wrote it.
         canonical: The crystal on its grid, as the sequence spells it.
         warnings: What a user should know about how it was generated, such as a condition outside the trained range.
+        source: Where it comes from: "model", or "prototype" and the name of a known crystal.
+        score: Share of the votes of known crystals, where one of them is the source.
     """
 
     structure: Any
@@ -70,6 +72,8 @@ class DecodedCrystal:
     log_likelihood: float | None = None
     canonical: CanonicalCrystal | None = None
     warnings: tuple[str, ...] = ()
+    source: str = "model"
+    score: float | None = None
 
 
 _GRID = CanonicalSettings()  # its defaults are the tokenizer's

@@ -1,0 +1,354 @@
+"""`PrototypeIndex`: known crystals as canonical sequences, from which candidates for other compositions are made."""
+
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+from hf_crystal.crystals.elements import reduced_formula
+from hf_crystal.crystals.record import CrystalRecord
+from hf_crystal.mat2seq.canonical_crystal import CanonicalCrystal, CanonicalSettings
+from hf_crystal.mat2seq.canonicalize import canonicalize, canonicalize_record
+from hf_crystal.mat2seq.prompts import parse_composition
+from hf_crystal.mat2seq.sequence_text import SEPARATOR, SequenceLayout, parse_tokens, split_text
+from hf_crystal.mat2seq.space_groups import space_group_symbols
+from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
+
+from .families import Counts, Family, contents, families
+from .similarity import fit_distances, fit_volumes
+
+__all__ = ["PrototypeIndex"]
+
+logger = logging.get_logger(__name__)
+
+_METADATA = b"hf_crystal.prototypes"
+_LOOKED_AT = 256  # nearest known crystals whose votes are counted
+_SAME_EDGES, _SAME_ANGLES, _SAME_PLACES = 0.08, 5.0, 0.04  # relative, degrees, fractions: one shape
+_PER_EV = 15.0  # weight of an energy of 1 eV/atom, as a distance
+_SPARE = 4  # candidates more than asked for, among which equal ones are found
+_CLOSE, _CLOSER = 0.5, 0.8  # distance over the sum of radii; how much closer than in the known crystal
+
+
+class PrototypeIndex:
+    """Known crystals by anonymous cell contents, with what was learned of the elements from them.
+
+    ```python
+    index = PrototypeIndex.build(records)             # name → crystal, or pairs of them
+    index.save("known.parquet")
+    PrototypeIndex.load("known.parquet").candidates("SrTiO3", 4)
+    ```
+
+    Args:
+        names: Name of each crystal, such as its id.
+        sequences: Its canonical sequence as text.
+        distances: Distances between elements as in `fit_distances`, (119, 119).
+        volumes: Volume per atom of each element, Å³, (119,).
+        settings: Grid of the sequences.
+        rises: Energy of each crystal above the lowest of its formula, eV/atom; 0 where it is not known.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        sequences: Sequence[str],
+        distances: np.ndarray,
+        volumes: np.ndarray,
+        settings: CanonicalSettings | None = None,
+        rises: np.ndarray | None = None,
+    ):
+        self.names = list(names)
+        self.sequences = list(sequences)
+        self.distances = distances
+        self.volumes = volumes
+        self.settings = settings or CanonicalSettings()
+        self.rises = np.zeros(len(self.names)) if rises is None else rises
+        self._layout = SequenceLayout(self.settings)
+        self._members = families(self.sequences)
+        self._families: dict[Counts, Family] = {}
+        self._shapes: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def build(
+        cls,
+        records: Mapping[str, Any] | Iterable[tuple[str, Any]],
+        *,
+        energies: Mapping[str, float] | None = None,
+        settings: CanonicalSettings | None = None,
+        progress: Callable[[int], None] | None = None,
+        **fitting: Any,
+    ) -> "PrototypeIndex":
+        """Canonicalize crystals and learn how alike elements are.
+
+        Args:
+            records: Names and crystals of any form that `canonicalize` reads, or canonical crystals. One that cannot
+                be read, or that has more atoms than the settings allow, is left out with a line in the log.
+            energies: Formation energy of crystals by name, eV/atom, as far as known: a crystal above the lowest of its
+                formula has less weight.
+            settings: Grid and tolerances.
+            progress: Called with the number of crystals so far.
+            **fitting: See `fit_distances`.
+
+        Raises:
+            ValueError: if no crystal is left.
+        """
+        settings = settings or CanonicalSettings()
+        names, crystals = [], []
+        for name, record in records.items() if isinstance(records, Mapping) else records:
+            try:
+                known = isinstance(record, CanonicalCrystal) and record.settings == settings
+                crystals.append(record if known else canonicalize(record, settings=settings))
+                names.append(str(name))
+            except ValueError as error:
+                logger.warning(f"left out {name}: {error}")
+            if progress is not None:
+                progress(len(names))
+        if not names:
+            raise ValueError("records hold no crystal that can be read: an index needs at least one")
+        texts = [crystal.to_text() for crystal in crystals]
+        order = sorted(range(len(texts)), key=lambda row: (texts[row].split(f" {SEPARATOR} ")[1:], names[row]))
+        names, crystals, sequences = ([some[row] for row in order] for some in (names, crystals, texts))
+        volumes = np.array([abs(np.linalg.det(crystal.to_record().cell)) for crystal in crystals])
+        fitted = fit_volumes([crystal.composition for crystal in crystals], volumes)
+        rises = _rises(crystals, [(energies or {}).get(name, np.nan) for name in names])
+        index = cls(names, sequences, np.zeros((119, 119)), fitted, settings, rises)
+        index.distances = fit_distances([index._family(counts) for counts in index._members], **fitting)
+        return index
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one parquet file: names, sequences, and what was learned as metadata."""
+        import pyarrow
+        import pyarrow.parquet
+
+        learned = {
+            "distances": self.distances.tolist(),
+            "volumes": self.volumes.tolist(),
+            "settings": self.settings.to_dict(),
+        }
+        rises = pyarrow.array(np.rint(1000 * self.rises), type=pyarrow.int16())  # meV/atom
+        table = pyarrow.table(
+            {"material_id": self.names, "sequence": self.sequences, "rise": rises}
+        ).replace_schema_metadata({_METADATA: json.dumps(learned)})
+        pyarrow.parquet.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=False)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "PrototypeIndex":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file is no index.
+            FileNotFoundError: if there is no file.
+        """
+        import pyarrow.parquet
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no such index: {path}")
+        table = pyarrow.parquet.read_table(path)
+        metadata = (table.schema.metadata or {}).get(_METADATA)
+        if metadata is None:
+            raise ValueError(f"{path} is no index of prototypes: make one with hf-crystal index")
+        learned = json.loads(metadata)
+        distances, volumes = np.array(learned["distances"]), np.array(learned["volumes"])
+        names, sequences = (table.column(name).to_pylist() for name in ("material_id", "sequence"))
+        rises = table.column("rise").to_numpy() / 1000
+        return cls(names, sequences, distances, volumes, CanonicalSettings(**learned["settings"]), rises)
+
+    def compositions(self, unit: dict[int, int], max_atoms: int | None = None) -> list[dict[int, int]]:
+        """The multiples of a formula unit whose anonymous contents occur in the index."""
+        divisor = int(np.gcd.reduce(list(unit.values())))
+        counts, numbers = contents({number: count // divisor for number, count in unit.items()})
+        found = sorted({k for have in self._members if (k := _multiple(have, counts))})
+        return [
+            dict(zip(numbers, (k * n for n in counts), strict=True))
+            for k in found
+            if max_atoms is None or k * sum(counts) <= max_atoms
+        ]
+
+    def candidates(
+        self,
+        composition: str | Mapping[Any, Any],
+        n: int = 1,
+        *,
+        formula: bool = False,
+        max_atoms: int | None = None,
+        space_groups: Collection[int] | None = None,
+        exclude: Collection[str] = (),
+        keeps: Callable[[DecodedCrystal], bool] | None = None,
+    ) -> list[DecodedCrystal]:
+        """Crystals of a composition, as known crystals of the same anonymous contents suggest.
+
+        Every known crystal votes, the more the closer its elements are, for its prototype with the new elements in
+        it; a prototype is a space group with elements on Wyckoff positions, and a shape. The best placed known crystal
+        of each prototype gives the candidate, its cell scaled to the volume predicted from both compositions.
+
+        Args:
+            composition: Atoms of the primitive cell.
+            n: Largest number of candidates.
+            formula: Take the composition as a formula instead, and look at all its multiples in the index together.
+            max_atoms: Largest cell of a formula.
+            space_groups: Numbers of the space groups that are accepted.
+            exclude: Names of known crystals that are not used.
+            keeps: Which candidates are accepted.
+
+        Returns:
+            Candidates, all different, most votes first; `source` is "prototype NAME", `score` the share of the votes.
+        """
+        unit = parse_composition(composition)
+        wanted = self.compositions(unit, max_atoms) if formula else [unit]
+        found: list[DecodedCrystal] = []
+        for row, elements, score in self._ranked(wanted, space_groups, frozenset(exclude)):
+            item = self._substituted(row, elements, score)
+            if item is None or (keeps is not None and not keeps(item)):
+                continue
+            # exchanged elements may give the same crystal: the votes of both count for it
+            same = next((k for k, other in enumerate(found) if self._same_crystal(item, other)), None)
+            if same is None:
+                found.append(item)
+            else:
+                found[same] = dataclasses.replace(found[same], score=found[same].score + score)  # type: ignore[operator]
+            if len(found) == n + _SPARE:
+                break
+        return sorted(found, key=lambda item: item.score or 0.0, reverse=True)[:n]
+
+    def _same_crystal(self, first: DecodedCrystal, second: DecodedCrystal) -> bool:
+        """Whether two candidates are of one label and shape."""
+        labels = [
+            (item.canonical.space_group, [(site.position, site.atomic_number) for site in item.canonical.sites])
+            for item in (first, second)
+            if item.canonical is not None
+        ]
+        return labels[0] == labels[1] and self._same_shape(first.sequence, second.sequence)
+
+    def _family(self, counts: Counts) -> Family:
+        if counts not in self._families:
+            members = self._members[counts]
+            rows = [row for row, _ in members]
+            elements = np.array([numbers for _, numbers in members])
+            self._families[counts] = Family.build(counts, rows, elements, [self.sequences[row] for row in rows])
+        return self._families[counts]
+
+    def _ranked(
+        self, wanted: Sequence[dict[int, int]], space_groups: Collection[int] | None, exclude: frozenset[str]
+    ) -> list[tuple[int, dict[int, int], float]]:
+        """Row, new element of each element, and share of the votes, most first."""
+        symbols = None if space_groups is None else {space_group_symbols()[number - 1] for number in space_groups}
+        nearest: list[tuple[float, int, dict[int, int], tuple]] = []
+        for composition in wanted:
+            counts, numbers = contents(composition)
+            if counts not in self._members:
+                continue
+            family = self._family(counts)
+            theirs = family.elements[:, family.permutations]  # (R, P, k)
+            costs = self.distances[np.array(numbers), theirs] @ family.shares
+            costs = (costs + _PER_EV * self.rises[family.rows, None]).ravel()
+            limit = len(nearest) + _LOOKED_AT
+            for place in np.argsort(costs, kind="stable").tolist():
+                r, p = divmod(place, len(family.permutations))
+                row = int(family.rows[r])
+                if self.names[row] in exclude or (symbols is not None and self._symbol(row) not in symbols):
+                    continue
+                new = dict(zip(theirs[r, p].tolist(), numbers, strict=True))
+                nearest.append((float(costs[place]), row, new, (counts, int(family.labels[r, p]))))
+                if len(nearest) == limit:
+                    break
+        nearest = sorted(nearest, key=lambda item: item[0])[:_LOOKED_AT]
+        weights = np.exp([nearest[0][0] - cost for cost, *_ in nearest]) if nearest else np.zeros(0)
+        votes: list[float] = []
+        leaders: dict[tuple, list[int]] = defaultdict(list)  # places of the first of each shape, by label
+        firsts: list[int] = []
+        for place, (_, row, _, label) in enumerate(nearest):
+            alike = (
+                k
+                for k in leaders[label]
+                if self._same_shape(self.sequences[row], self.sequences[nearest[firsts[k]][1]])
+            )
+            leader = next(alike, None)
+            if leader is None:
+                leaders[label].append(len(firsts))
+                firsts.append(place)
+                votes.append(float(weights[place]))
+            else:
+                votes[leader] += float(weights[place])
+        order = np.argsort(-np.array(votes), kind="stable")
+        total = float(weights.sum())
+        return [(nearest[firsts[k]][1], nearest[firsts[k]][2], votes[k] / total) for k in order.tolist()]
+
+    def _symbol(self, row: int) -> str:
+        return self.sequences[row].split(f" {SEPARATOR} ")[1]
+
+    def _shape(self, sequence: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Logarithms of the edges without the size of the cell, angles, free coordinates."""
+        if sequence in self._shapes:
+            return self._shapes[sequence]
+        _, _, cell, sites = sequence.split(f" {SEPARATOR} ")
+        words = cell.split()
+        pairs = list(zip(words[::2], map(float, words[1::2]), strict=True))
+        edges = np.log([value for axis, value in pairs if len(axis) == 1])
+        angles = np.array([value for axis, value in pairs if len(axis) > 1])
+        places = np.array([float(word) for word in sites.split() if word[0] == "."])
+        self._shapes[sequence] = edges - edges.mean(), angles, places
+        return self._shapes[sequence]
+
+    def _same_shape(self, first: str, second: str) -> bool:
+        """Whether two crystals of one label are alike in their free parameters."""
+        edges, angles, places = (a - b for a, b in zip(self._shape(first), self._shape(second), strict=True))
+        return (
+            np.abs(edges).max(initial=0.0) < _SAME_EDGES
+            and np.abs(angles).max(initial=0.0) < _SAME_ANGLES
+            and np.abs(places - np.rint(places)).max(initial=0.0) < _SAME_PLACES
+        )
+
+    def known(self, row: int) -> CanonicalCrystal:
+        """The crystal of a row."""
+        return parse_tokens(split_text(self.sequences[row], self._layout), self._layout)
+
+    def _substituted(self, row: int, new: dict[int, int], score: float) -> DecodedCrystal | None:
+        """A known crystal with other elements in a cell of predicted volume; None where atoms come too close."""
+        known = self.known(row).to_record()
+        numbers = np.array([new[number] for number in known.atomic_numbers.tolist()])
+        factor = float(self.volumes[numbers].sum() / self.volumes[known.atomic_numbers].sum())
+        scaled = CrystalRecord(numbers, known.frac_coords, known.cell * factor ** (1 / 3))
+        if self._closeness(scaled) < min(_CLOSE, _CLOSER * self._closeness(known)):
+            return None
+        crystal = canonicalize_record(scaled.cell, scaled.frac_coords, numbers, self.settings)
+        return DecodedCrystal(
+            crystal.to_structure(),
+            None,
+            crystal.to_text(),
+            canonical=crystal,
+            source=f"prototype {self.names[row]}",
+            score=score,
+        )
+
+    def _closeness(self, record: CrystalRecord) -> float:
+        """Smallest distance over the sum of both radii, where it is below 1; radii are those of the volumes."""
+        from pymatgen.core import Lattice, Structure
+
+        radii = np.cbrt(3 / (4 * np.pi) * self.volumes)[record.atomic_numbers]
+        structure = Structure(Lattice(record.cell), record.atomic_numbers, record.frac_coords)
+        first, second, _, distances = structure.get_neighbor_list(2 * float(radii.max()))
+        return float((distances / (radii[first] + radii[second])).min(initial=1.0))
+
+
+def _multiple(have: Counts, unit: Counts) -> int:
+    """How many units some counts are; 0 if they are none."""
+    times = have[0] // unit[0]
+    return times if times and have == tuple(times * n for n in unit) else 0
+
+
+def _rises(crystals: Sequence[CanonicalCrystal], energies: Sequence[float]) -> np.ndarray:
+    """Energy above the lowest of the same reduced formula; 0 where there is none."""
+    formulas = [reduced_formula(crystal.to_record().atomic_numbers) for crystal in crystals]
+    lowest: dict[str, float] = {}
+    for formula, energy in zip(formulas, energies, strict=True):
+        lowest[formula] = float(np.fmin(lowest.get(formula, np.inf), energy))
+    rises = [energy - lowest[formula] for formula, energy in zip(formulas, energies, strict=True)]
+    return np.clip(np.round(np.nan_to_num(rises), 3), 0, 30)

@@ -1,0 +1,71 @@
+"""Match rate of candidates from known prototypes on a benchmark's compositions (exact cell contents).
+
+python scripts/evaluate_prototypes.py DATA/mp_20.parquet --split val --limit 500 --num 12
+python scripts/evaluate_prototypes.py --textbook scripts/textbook_compounds.yaml
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from hf_crystal.evaluation import DIFFCSP_MATCHER, match_rate
+from hf_crystal.prototypes import PrototypeIndex, embedded_index
+
+
+def benchmark(index: PrototypeIndex, table: str, split: str, limit: int | None, num: int) -> None:
+    """Match rate of the first and of any candidate, without a validity filter."""
+    rows = pd.read_parquet(table, columns=["split", "lattice", "frac_coords", "atomic_numbers"])
+    rows = rows[rows.split == split]
+    rows = rows.sample(limit, random_state=0) if limit else rows
+    truth = rows[["lattice", "frac_coords", "atomic_numbers"]].to_dict("records")
+    start, found = time.process_time(), []
+    for row in truth:
+        numbers, counts = np.unique(row["atomic_numbers"], return_counts=True)
+        found.append(index.candidates(dict(zip(numbers.tolist(), counts.tolist(), strict=True)), num))
+    seconds = (time.process_time() - start) / len(truth)
+    result = match_rate(found, truth, n=num, settings=DIFFCSP_MATCHER)
+    for n in sorted({1, min(5, num), num}):
+        at = result.at(n)
+        print(f"{split}, {len(truth)} compositions, any of {n}: {100 * at.match_rate:.2f} %, RMSE {at.rmse:.4f}")
+    empty = sum(not items for items in found)
+    print(f"without a candidate: {empty}; {seconds:.3f} CPU s per composition; {result.protocol}")
+
+
+def textbook(index: PrototypeIndex, path: str, num: int = 5) -> None:
+    """Formulas of known prototypes: space group and number of atoms in the primitive cell, at rank 1 and within 5."""
+    first = within = 0
+    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    for formula, accepted in entries.items():
+        wanted = {tuple(pair) for pair in accepted}
+        found = [
+            (item.canonical.space_group, len(item.structure)) for item in index.candidates(formula, num, formula=True)
+        ]
+        rank = next((k + 1 for k, pair in enumerate(found) if pair in wanted), None)
+        first, within = first + (rank == 1), within + (rank is not None)
+        print(f"{formula:12s} rank {rank or '-'}  {found}")
+    print(f"{len(entries)} formulas: {first} right at rank 1, {within} within {num}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", nargs="?", help="parquet table with a column 'split'")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--limit", type=int, help="random rows of the split; all by default")
+    parser.add_argument("--num", type=int, default=12, help="candidates per composition")
+    parser.add_argument("--index", help="index to use in place of the embedded one")
+    parser.add_argument("--textbook", help="YAML: formula → accepted [space group, atoms in the primitive cell]")
+    given = parser.parse_args()
+    index = PrototypeIndex.load(given.index) if given.index else embedded_index()
+    if given.textbook:
+        textbook(index, given.textbook)
+    if given.table:
+        benchmark(index, given.table, given.split, given.limit, given.num)
+
+
+if __name__ == "__main__":
+    main()

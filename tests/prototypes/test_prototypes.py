@@ -1,0 +1,178 @@
+"""Candidates from known crystals: a small index of rock salt, CsCl, perovskites and rutile."""
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from hf_crystal import canonicalize
+from hf_crystal.cli.main import run
+from hf_crystal.prototypes import PrototypeIndex, embedded_index
+from hf_crystal.prototypes.families import Family, read_contents
+from hf_crystal.prototypes.similarity import fit_volumes
+
+ROCK_SALT = {"NaF": 4.7, "NaCl": 5.64, "KF": 5.35, "KCl": 6.29, "KBr": 6.6, "NaBr": 5.97, "MgO": 4.21, "CaO": 4.81}
+CESIUM_CHLORIDE = {"CsCl": 4.12, "CsBr": 4.29, "TlCl": 3.83, "TlBr": 3.99}
+RUTILE = {"TiO2": (4.594, 2.959, 0.305), "SnO2": (4.737, 3.186, 0.307), "MgF2": (4.62, 3.05, 0.303)}
+PEROVSKITE = {"SrTiO3": 3.905, "BaTiO3": 4.0, "KNbO3": 4.02, "CaTiO3": 3.84}
+
+
+def split(formula: str) -> list[str]:
+    from pymatgen.core import Composition
+
+    return [element.symbol for element in Composition(formula).elements]
+
+
+def known_crystals() -> dict[str, Structure]:
+    known = {f: Structure.from_spacegroup(225, Lattice.cubic(a), split(f), [[0] * 3, [0.5] * 3])
+             for f, a in ROCK_SALT.items()}  # fmt: skip
+    known |= {f: Structure(Lattice.cubic(a), split(f), [[0] * 3, [0.5] * 3]) for f, a in CESIUM_CHLORIDE.items()}
+    known |= {f: Structure.from_spacegroup(136, Lattice.tetragonal(a, c), split(f), [[0] * 3, [u, u, 0]])
+              for f, (a, c, u) in RUTILE.items()}  # fmt: skip
+    sites = [[0] * 3, [0.5] * 3, [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    known |= {f: Structure(Lattice.cubic(a), [*split(f)[:2], *["O"] * 3], sites) for f, a in PEROVSKITE.items()}
+    return known
+
+
+@pytest.fixture(scope="module")
+def index() -> PrototypeIndex:
+    return PrototypeIndex.build(known_crystals(), epochs=60)
+
+
+def test_a_new_salt_takes_the_prototype_of_its_like(index):
+    for formula in ("NaI", "KI", "CsI", "TlI"):
+        found = index.candidates(formula, 5)
+        assert all(item.structure.composition.reduced_formula == formula for item in found)
+        assert {item.canonical.space_group for item in found} == {221, 225}
+        assert 0.9 < sum(item.score for item in found) <= 1.0 + 1e-9
+        assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
+        assert len({item.sequence for item in found}) == len(found)
+        assert all(item.source.removeprefix("prototype ") in index.names for item in found)
+    best = {name: index.candidates(name)[0].canonical.space_group for name in ("KF", "TlBr")}
+    assert best == {"KF": 225, "TlBr": 221}
+
+
+def test_elements_that_share_prototypes_come_close(index):
+    distance = index.distances
+    assert distance[19, 11] < distance[19, 55] and distance[81, 55] < distance[81, 12]
+    assert np.array_equal(distance, distance.T) and not np.diag(distance).any()
+
+
+def test_own_crystal_comes_back_unless_it_is_excluded(index):
+    known = known_crystals()
+    for name in ("SrTiO3", "TiO2"):
+        composition = known[name].composition.formula.replace(" ", "")
+        best = index.candidates(composition, exclude=[n for n in known if n != name])[0]
+        assert (best.source, best.canonical) == (f"prototype {name}", canonicalize(known[name]))
+        assert f"prototype {name}" not in [item.source for item in index.candidates(composition, 9, exclude={name})]
+
+
+def test_the_cell_gets_the_predicted_volume(index):
+    best = index.candidates("BaO", exclude=["KF", "CaO", "NaF"], space_groups=[225])[0]
+    source = index.known(index.names.index(best.source.removeprefix("prototype ")))
+    numbers = source.to_record().atomic_numbers
+    predicted = index.volumes[[56, 8]].sum() / index.volumes[numbers].sum() * source.to_structure().volume
+    assert best.structure.volume == pytest.approx(predicted, rel=0.02)
+
+
+def test_formula_looks_at_all_its_multiples(index):
+    assert index.candidates("ZrO2") == []  # no crystal of three atoms is known
+    found = index.candidates("ZrO2", 3, formula=True)
+    assert found[0].canonical.space_group == 136
+    assert found[0].structure.composition.get_el_amt_dict() == {"Zr": 2, "O": 4}
+    assert index.candidates("ZrO2", 3, formula=True, max_atoms=5) == []
+    assert index.compositions({40: 4, 8: 8}) == [{40: 2, 8: 4}]
+
+
+def test_filters_and_unknown_contents(index):
+    assert [c.canonical.space_group for c in index.candidates("NaI", 9, space_groups=[221])] == [221]
+    assert index.candidates("NaI", 9, keeps=lambda item: item.canonical.space_group == 1) == []
+    assert index.candidates("Na7I5") == []
+    with pytest.raises(ValueError, match="accepted: a formula"):
+        index.candidates("no formula")
+
+
+def test_atoms_that_come_too_close_are_refused():
+    """Two hydrogen atoms keep a distance that iodine in their place would not."""
+    sites = [[0, 0, 0], [0.05, 0.05, 0.05], [0.5, 0.5, 0.5], [0.9, 0.7, 0.4]]
+    known = {
+        "near": Structure(Lattice.cubic(12), ["H", "H", "C", "C"], sites),
+        "far": Structure(
+            Lattice.cubic(6), ["I", "I", "C", "C"], sites[:1] + [[0.4, 0.5, 0], [0, 0.45, 0.5], [0.5, 0, 0.6]]
+        ),
+    }
+    index = PrototypeIndex.build(known, epochs=1)
+    index.volumes[:] = 20.0
+    index.volumes[1] = 0.5
+    assert {item.source for item in index.candidates("I2C2", 9)} == {"prototype far"}
+
+
+def test_a_saved_index_gives_the_same(index, tmp_path):
+    index.save(tmp_path / "index.parquet")
+    again = PrototypeIndex.load(tmp_path / "index.parquet")
+    assert len(again) == len(index)
+    for formula in ("NaI", "TlI", "PbO2", "KTaO3"):
+        first, second = (i.candidates(formula, 4, formula=True) for i in (index, again))
+        assert [c.sequence for c in first] == [c.sequence for c in second]
+        assert [c.score for c in first] == pytest.approx([c.score for c in second], abs=1e-6)
+
+
+def test_energies_weigh(index):
+    known = {"low": known_crystals()["KBr"], "high": known_crystals()["CsBr"].copy()}
+    known["high"].replace_species({"Cs": "K"})
+    order = {}
+    for energies in ({"low": -2.0, "high": -1.8}, {"low": -1.8, "high": -2.0}, {}):
+        built = PrototypeIndex.build(known, energies=energies, epochs=1)
+        order[tuple(energies.values())] = [item.source for item in built.candidates("KBr", 2)]
+    assert order[-2.0, -1.8] == ["prototype low", "prototype high"] == order[-1.8, -2.0][::-1]
+
+
+def test_labels_follow_their_elements():
+    sequences = [
+        "Sr 1 Ti 1 O 3 | Pm-3m | a 3.90 | Ti 1a Sr 1b O 3d",
+        "Ba 1 Ti 1 O 3 | Pm-3m | a 4.00 | Ba 1a Ti 1b O 3d",
+    ]
+    counts, _ = read_contents(sequences[0])
+    elements = np.array([read_contents(sequence)[1] for sequence in sequences])
+    family = Family.build(counts, [0, 1], elements, sequences)
+    assert counts == (1, 1, 3) and elements.tolist() == [[22, 38, 8], [22, 56, 8]]
+    assert family.labels.tolist() == [[0, 1], [1, 0]]  # the second is the first with both metals exchanged
+
+
+def test_volumes_of_atoms_add_up():
+    volumes = fit_volumes([{11: 1, 17: 1}, {11: 1, 9: 1}, {19: 1, 17: 1}], np.array([44.0, 25.0, 62.0]))
+    assert volumes[[11, 17]].sum() == pytest.approx(44, rel=0.05)
+    assert (volumes > 0).all()
+
+
+def test_faults_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no crystal"):
+        PrototypeIndex.build({})
+    with pytest.raises(FileNotFoundError, match="no such index"):
+        PrototypeIndex.load(tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="available: .*mp20_train"):
+        embedded_index("nothing")
+
+
+def test_command_writes_an_index(tmp_path, capfd):
+    import pandas
+
+    from hf_crystal.crystals.reading import as_columns
+
+    rows = [{"material_id": name, "split": "val" if name == "KF" else "train", "e": -1.0}
+            | as_columns(structure, nested=True) for name, structure in known_crystals().items()]  # fmt: skip
+    table, out = tmp_path / "known.parquet", tmp_path / "index.parquet"
+    pandas.DataFrame(rows).to_parquet(table)
+    assert run(["index", str(table), str(out), "--split", "train", "--energy-column", "e"]) == 0
+    index = PrototypeIndex.load(out)
+    assert set(index.names) == set(known_crystals()) - {"KF"}
+    assert f"{len(index)} crystals" in capfd.readouterr().out
+    assert run(["index", str(table), str(out), "--split", "nothing"]) == 1
+    assert "it has" not in (error := capfd.readouterr().err) and "train, val" in error
+
+
+def test_embedded_index_knows_the_training_part():
+    index = embedded_index()
+    assert len(index) == 27109
+    best = index.candidates("SrTiO3")[0]
+    assert best.canonical.space_group == 221
+    assert 3.8 < best.structure.lattice.a < 4.05
