@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,9 +12,12 @@ from .screening import Unseen
 from .structure_files import StructureFormat, crystal_files, folder_in_use, write_structures
 from .writers import Format, format_of_file, open_writer
 
-EXAMPLE = "Example: hf-crystal generate SrTiO3 --num 4 --output-dir output"
-_COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "file"]
-_TYPES = {"num_atoms": "int64", "volume": "double", "log_likelihood": "double"}
+EXAMPLE = (
+    "Example: hf-crystal generate SrTiO3 --num 4 --output-dir output\n\n"
+    "Of a formula, from known crystals of other elements: hf-crystal generate TiO2 --candidates prototypes --num 5"
+)
+_COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "source", "file"]
+_TYPES = {"num_atoms": "int64", "volume": "double", "log_likelihood": "double", "score": "double"}
 
 
 def _properties(given: list[str]) -> dict[str, float] | None:
@@ -61,6 +64,38 @@ def _one_composition(word: str | None, option: str | None) -> str | None:
             f"{option}, and {word} without the option; give one of the two", param_hint="--composition"
         )
     return word if option is None else option
+
+
+def _from_prototypes(
+    composition: str | None, num: int, asked: dict[str, Any], min_distance: float | None
+) -> list[dict[str, Any]]:
+    """Results of known crystals with the elements of a formula put in."""
+    from ..mat2seq.space_groups import space_group_number
+    from ..mat2seq.validity import atoms_are_apart
+    from ..pipelines.pipeline_crystal_generation import result_of
+    from ..prototypes import embedded_index
+
+    given = [name for name, value in asked.items() if value is not None and name != "space_group"]
+    if composition is None or given:
+        raise typer.BadParameter(
+            f"prototypes takes a formula and --space-group, not {', '.join(given) or 'an empty prompt'}",
+            param_hint="--candidates",
+        )
+    groups = asked["space_group"] and [space_group_number(group) for group in asked["space_group"]]
+    index = embedded_index()
+    found = index.candidates(
+        composition,
+        num,
+        formula=True,
+        space_groups=groups,
+        keeps=lambda item: min_distance is None or atoms_are_apart(item.structure, min_distance),
+    )
+    if not found:
+        raise ValueError(
+            f"none of the {len(index):,} known crystals has the cell contents of {composition}; --candidates model "
+            "generates it"
+        )
+    return [result_of(item) for item in found]
 
 
 def generate(
@@ -113,6 +148,13 @@ def generate(
     unseen: Annotated[
         Unseen, typer.Option(help="Elements, or two elements together, that no training crystal has: warn or refuse.")
     ] = "warn",
+    candidates: Annotated[
+        Literal["model", "prototypes"],
+        typer.Option(
+            help="Crystals of the language model, or known crystals with the elements of a formula put in (any number "
+            "of formula units in the cell)."
+        ),
+    ] = "model",
     model: Annotated[
         str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
     ] = DEFAULT_GENERATOR,
@@ -142,26 +184,29 @@ def generate(
     if output_dir is not None and others and (seed is None or len({path.stem for path in others}) > num):
         raise folder_in_use(output_dir, others)  # before anything is sampled
     quiet_transformers()
-    from ..loading import load_generation_pipeline
+    if candidates == "prototypes":
+        results = _from_prototypes(composition, num, asked, min_distance)
+    else:
+        from ..loading import load_generation_pipeline
 
-    pipe = load_generation_pipeline(model, device)
-    with counter(num, "crystal") as tell:
-        results = pipe(
-            composition,
-            **asked,
-            num_return_sequences=num,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            num_beams=num_beams,
-            guidance=guidance,
-            batch_size=batch_size,
-            max_atoms=max_atoms,
-            min_distance=min_distance,
-            smact=smact,
-            unseen=unseen,
-            progress=tell,
-        )
+        pipe = load_generation_pipeline(model, device)
+        with counter(num, "crystal") as tell:
+            results = pipe(
+                composition,
+                **asked,
+                num_return_sequences=num,
+                seed=seed,
+                temperature=temperature,
+                top_p=top_p,
+                num_beams=num_beams,
+                guidance=guidance,
+                batch_size=batch_size,
+                max_atoms=max_atoms,
+                min_distance=min_distance,
+                smact=smact,
+                unseen=unseen,
+                progress=tell,
+            )
     if not results:
         raise ValueError(
             f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}, unseen {unseen}); ask for "
@@ -176,7 +221,8 @@ def generate(
         output, output_file, _COLUMNS if output == "table" else [*_COLUMNS, "sequence", "warnings"], _TYPES
     ) as writer:
         for file, result in zip(files, results, strict=True):
-            row: dict[str, Any] = {name: result[name] for name in ("formula", "space_group", "log_likelihood")}
+            names = ("formula", "space_group", "log_likelihood", "score", "source")
+            row: dict[str, Any] = {name: result[name] for name in names}
             row |= {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
             row["file"] = file
             writer.write(row if output == "table" else row | {key: result[key] for key in ("sequence", "warnings")})

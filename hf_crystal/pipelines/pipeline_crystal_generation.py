@@ -9,7 +9,7 @@ from transformers import Pipeline
 
 from ..crystals.elements import cell_formula
 
-__all__ = ["CrystalGenerationPipeline"]
+__all__ = ["CrystalGenerationPipeline", "result_of"]
 
 _PROMPT_FIELDS = (
     "composition",
@@ -62,6 +62,8 @@ class CrystalGenerationPipeline(Pipeline):
     - `formula`: formula of the primitive cell (`Ti2O4`); `space_group`: symbol as the sequence has it;
     - `sequence`: the sequence as text; equal crystals have equal sequences;
     - `log_likelihood`: natural logarithm of the probability of the generated part (temperature 1, without grammar);
+    - `source`: "model", `score`: None; candidates of known prototypes (`hf_crystal.prototypes`) name the known crystal
+      and have a share of the votes;
     - `warnings`: list of what to know about it, such as a property outside the trained range or an
       element that no training crystal has; mostly empty.
 
@@ -176,7 +178,7 @@ class CrystalGenerationPipeline(Pipeline):
 
     def postprocess(self, model_outputs: list[Any], **_: object) -> list[dict[str, Any]]:  # type: ignore[override]
         """Decoded crystals → results."""
-        return [_result(item) for item in model_outputs]
+        return [result_of(item) for item in model_outputs]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> None:
         """Save model and tokenizer; load with the same task name after `import hf_crystal`.
@@ -192,7 +194,7 @@ class CrystalGenerationPipeline(Pipeline):
         self.tokenizer.save_pretrained(save_directory)
 
 
-def _result(item: Any) -> dict[str, Any]:
+def result_of(item: Any) -> dict[str, Any]:
     """A decoded crystal as a dictionary."""
     if item.error is not None:
         return {"error": str(item.error)}
@@ -203,5 +205,7 @@ def _result(item: Any) -> dict[str, Any]:
         "space_group": item.sequence.split(" | ")[1],
         "sequence": item.sequence,
         "log_likelihood": item.log_likelihood,
+        "score": item.score,
+        "source": item.source,
         "warnings": list(item.warnings),
     }
