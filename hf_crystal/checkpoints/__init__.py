@@ -3,7 +3,7 @@
 from pathlib import Path
 
 # what the pipelines, the commands and the web page use where no model is named
-DEFAULT_MODEL, DEFAULT_GENERATOR = "crystalformer-mp20", "mat2seq-mp20"
+DEFAULT_MODEL, DEFAULT_GENERATOR = "crystalformer-mp", "mat2seq-mp20"
 _ROOT = Path(__file__).parent
 
 
