@@ -115,7 +115,8 @@ class PrototypeIndex:
             raise ValueError("records hold no crystal that can be read: an index needs at least one")
         texts = [crystal.to_text() for crystal in crystals]
         order = sorted(range(len(texts)), key=lambda row: (texts[row].split(f" {SEPARATOR} ")[1:], names[row]))
-        names, crystals, sequences = ([some[row] for row in order] for some in (names, crystals, texts))
+        names, sequences = ([some[row] for row in order] for some in (names, texts))
+        crystals = [crystals[row] for row in order]
         volumes = np.array([abs(np.linalg.det(crystal.to_record().cell)) for crystal in crystals])
         fitted = fit_volumes([crystal.composition for crystal in crystals], volumes)
         rises = _rises(crystals, [(energies or {}).get(name, np.nan) for name in names])
@@ -333,7 +334,7 @@ class PrototypeIndex:
         from pymatgen.core import Lattice, Structure
 
         radii = np.cbrt(3 / (4 * np.pi) * self.volumes)[record.atomic_numbers]
-        structure = Structure(Lattice(record.cell), record.atomic_numbers, record.frac_coords)
+        structure = Structure(Lattice(record.cell), record.atomic_numbers.tolist(), record.frac_coords)
         first, second, _, distances = structure.get_neighbor_list(2 * float(radii.max()))
         return float((distances / (radii[first] + radii[second])).min(initial=1.0))
 
