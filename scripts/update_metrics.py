@@ -8,8 +8,8 @@
 
 Of a generator the sections that were evaluated are replaced, the others stay; where several evaluations have one,
 the one with more crystals counts. Of a property model the figures of every target on the test split of its recipe are
-replaced; baselines on the same rows stay. The record of a run that began with the weights of the checkpoint replaces its
-record; steps, epochs and costs of both are added, and those of the parts are kept in `parts`.
+replaced; baselines on the same rows stay. The record of a run that began with the weights of the checkpoint replaces
+its record; steps, epochs and costs of both are added, and those of the parts are kept in `parts`.
 """
 
 import argparse
