@@ -11,11 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .crystals.elements import CHEMICAL_SYMBOLS, parse_composition, reduced_formula
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 __all__ = ["ReferenceHull", "Stability", "add_stability", "energy_target", "load_reference", "read_energies"]
 
@@ -249,7 +252,7 @@ def _read_table(path: Path) -> tuple[str, list[str], list[float]]:
     return columns[0], table["formula"].astype(str).tolist(), energies.tolist()
 
 
-def energy_target(config: Any) -> str:
+def energy_target(config: "PreTrainedConfig") -> str:
     """Name of the target of a property model that is a formation energy in eV/atom.
 
     Raises:
