@@ -3,11 +3,13 @@
 import csv
 import functools
 import json
+import shutil
 import tempfile
 import threading
+import weakref
 import zipfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,11 @@ MAX_GENERATED = 12
 MAX_COMPOSITION = 200  # characters
 _FOLDERS_KEPT = 32  # of files to be fetched; Gradio copies a file before the answer leaves
 _CSV_FIELDS = ("crystal", "formula", "atoms", "property", "value", "unit", "typical error", "warnings", "error")
+
+
+def _remove(folders: Iterable[str]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def example_files() -> dict[str, Path]:
@@ -127,14 +134,15 @@ class Service:
         self._lock = threading.RLock()
         self._loaded: dict[str, Any] = {}
         self._readers = CrystalReaders()
-        self._folders: deque[tempfile.TemporaryDirectory[str]] = deque()
+        self._folders: deque[str] = deque()
+        weakref.finalize(self, _remove, self._folders)
 
     def _new_folder(self) -> Path:
         """A folder for one file; the oldest of many is removed, the rest when the process ends."""
-        self._folders.append(tempfile.TemporaryDirectory(prefix="hf_crystal-"))
+        self._folders.append(tempfile.mkdtemp(prefix="hf_crystal-"))
         if len(self._folders) > _FOLDERS_KEPT:
-            self._folders.popleft().cleanup()
-        return Path(self._folders[-1].name)
+            shutil.rmtree(self._folders.popleft(), ignore_errors=True)
+        return Path(self._folders[-1])
 
     def property_model(self, name: str) -> tuple[Any, Any]:
         """Model and feature extractor, loaded on first use."""

@@ -203,6 +203,11 @@ class CrystalPropertyPipeline(Pipeline):
                 result = ahead.popleft().result()
                 ahead.extend(pool.submit(read, piece) for piece in islice(pieces, 1))
                 yield result
+        except BaseException:
+            # a worker may be stuck in a read, which shutdown would wait for; Python 3.14 has kill_workers()
+            for worker in list((pool._processes or {}).values()):
+                worker.kill()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -43,7 +43,7 @@ def test_table_and_cif_files(command, generator, tmp_path):
     code, out, err = command(*words, "--output-dir", tmp_path / "made")
     lines = out.splitlines()
     assert (code, err) == (0, "")
-    assert lines[0].split() == ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "file"]
+    assert lines[0].split() == ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "source", "file"]
     assert [line.split()[0] for line in lines[2:]] == ["SrTiO3"] * 3
     files = sorted((tmp_path / "made").iterdir())
     assert [file.name[:10] for file in files] == ["SrTiO3_001", "SrTiO3_002", "SrTiO3_003"]
