@@ -25,6 +25,8 @@ __all__ = ["ReferenceHull", "Stability", "add_stability", "energy_target", "load
 REFERENCES = Path(__file__).parent / "references"
 DEFAULT_REFERENCE = "matbench_mp_e_form"
 ENERGY_COLUMNS = ("formation_energy", "energy")
+_LARGEST_FORMATION_ENERGY = 10.0  # eV/atom; fluorides have about -4.5
+_MOST_ATOMS = 100_000  # of a formula
 _PART = re.compile(r"([A-Z][a-z]?)(\d*)")
 _Phase = tuple[tuple[int, int], ...]  # reduced: atomic numbers, ascending, with their counts
 
@@ -71,13 +73,14 @@ class ReferenceHull:
 
     Args:
         phases: Atomic number → count of each phase; of one formula the lowest energy counts.
-        energies: eV/atom, of the kind that `energy_column` names.
+        energies: eV/atom, of the kind that `energy_column` names. Phases above the hull matter, too: they may compete.
         name: What messages and results call it.
         energy_column: `formation_energy`, which is 0 for the elements, or `energy`: total energies of one potential,
             which become formation energies by the lowest energy of each element among the phases.
 
     Raises:
-        ValueError: an energy is not finite, or with `energy` an element has none.
+        ValueError: there is no phase; an energy is not finite; of formation energies one is beyond 10 eV/atom, or that
+            of an element is below 0; of total energies an element has none.
     """
 
     def __init__(
@@ -96,7 +99,11 @@ class ReferenceHull:
             phase = _reduced(counts)
             if not math.isfinite(energy):
                 raise ValueError(f"energy of {_formula(phase)} in {name} is {energy}; accepted: a number, eV/atom")
+            self._check_size(phase, energy)
             lowest[phase] = min(energy, lowest.get(phase, math.inf))
+        if not lowest:
+            raise ValueError(f"{name} has no phases")
+        self._known = frozenset(z for phase in lowest for z, _ in phase)
         self._elemental = dict.fromkeys(range(1, len(CHEMICAL_SYMBOLS)), 0.0)
         if energy_column == "energy":
             self._elemental = {phase[0][0]: energy for phase, energy in lowest.items() if len(phase) == 1}
@@ -109,6 +116,16 @@ class ReferenceHull:
 
     def __len__(self) -> int:
         return sum(map(len, self._systems.values()))
+
+    def _check_size(self, phase: _Phase, energy: float) -> None:
+        """Refuse a formation energy that is none, such as a total energy."""
+        if self.energy_column != "formation_energy":
+            return
+        if abs(energy) > _LARGEST_FORMATION_ENERGY or (len(phase) == 1 and energy < -0.05):
+            raise ValueError(
+                f"formation_energy of {_formula(phase)} is {energy:g} eV/atom; accepted: within "
+                f"{_LARGEST_FORMATION_ENERGY:g}, and 0 or above for elements. Total energies go in a column energy"
+            )
 
     def _formation_energy(self, phase: _Phase, energy: float) -> float:
         missing = [CHEMICAL_SYMBOLS[z] for z, _ in phase if z not in self._elemental]
@@ -153,17 +170,22 @@ class ReferenceHull:
         """Hull at a composition, and where an energy lies against it.
 
         Args:
-            composition: Formula, or mapping of elements or atomic numbers to counts.
+            composition: Formula, also with decimals, or mapping of elements or atomic numbers to counts.
             energy: Energy of the crystal, eV/atom, of the kind of this reference's `energy_column`.
 
         Raises:
-            ValueError: for a composition that cannot be read, an energy that is not finite, or an element without
-                reference energy.
+            ValueError: for a composition that cannot be read, an element that no phase has, and an energy that is not
+                finite or no formation energy.
         """
-        phase = _reduced(parse_composition(composition))
+        phase = _reduced(_counts(composition))
+        foreign = [CHEMICAL_SYMBOLS[z] for z, _ in phase if z not in self._known]
+        if foreign:
+            raise ValueError(f"{_formula(phase)}: no phase of {self.name} has {' or '.join(foreign)}")
         if energy is not None:
             if not math.isfinite(energy):
                 raise ValueError(f"energy of {_formula(phase)} is {energy}; accepted: a number, eV/atom")
+            if len(phase) > 1:
+                self._check_size(phase, energy)
             energy = self._formation_energy(phase, energy)
         hull_energy, decomposition = self._hull(phase, without=False)
         competing = hull_energy, decomposition
@@ -171,23 +193,14 @@ class ReferenceHull:
             competing = self._hull(phase, without=True)
         return Stability(_formula(phase), hull_energy, decomposition, *competing, energy)
 
-    def stable_phases(self) -> dict[str, float]:
-        """Formula and formation energy, eV/atom, of every phase on the hull; the elements are left out."""
-        found = {}
-        for system in self._systems.values():
-            for phase, energy in system.items():
-                if energy < 0 and energy - self._hull(phase, without=False)[0] < 1e-9:
-                    found[_formula(phase)] = energy
-        return found
-
 
 def load_reference(name: str | Path = DEFAULT_REFERENCE) -> ReferenceHull:
     """A reference of this package, or of a user's table.
 
     Args:
-        name: `matbench_mp_e_form` (the phases on the hull of 132,752 Materials Project entries, release 2018, PBE and
-            PBE+U with corrections), or a CSV, JSON lines or parquet file with a column `formula` and one of
-            `formation_energy` and `energy`, eV/atom.
+        name: `matbench_mp_e_form` (the lowest phase of each formula of 132,752 entries of the Materials Project,
+            release 2018, PBE and PBE+U with corrections), or a CSV, JSON lines or parquet file with a column `formula`
+            and one of `formation_energy` and `energy`, eV/atom.
 
     Raises:
         ValueError: there is no such reference, or a row cannot be used: file, row and column are named.
@@ -198,7 +211,7 @@ def load_reference(name: str | Path = DEFAULT_REFERENCE) -> ReferenceHull:
     phases = []
     for row, formula in enumerate(formulas, 1):
         try:
-            phases.append(parse_composition(formula))
+            phases.append(_counts(formula))
         except ValueError as error:
             raise ValueError(f"{Path(name).name}, row {row}: {error}") from error
     return ReferenceHull(phases, energies, name=Path(name).name, energy_column=column)
@@ -229,19 +242,28 @@ def read_energies(path: Path, energy_column: str) -> list[tuple[str, float]]:
 
 def _read_table(path: Path) -> tuple[str, list[str], list[float]]:
     """Name of the energy column, formulas and energies of a file."""
+    import csv
+
     import pandas as pd
 
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
         ".csv": functools.partial(  # any delimiter; NaN is a formula
-            pd.read_csv, sep=None, engine="python", keep_default_na=False
+            pd.read_csv, sep=None, engine="python", keep_default_na=False, encoding="utf-8-sig"
         ),
         ".jsonl": functools.partial(pd.read_json, lines=True),
         ".parquet": pd.read_parquet,
     }
     if not path.is_file() or path.suffix not in readers:
         known = ", ".join(sorted(file.stem for file in REFERENCES.glob("*.parquet")))
-        raise ValueError(f"table {path} is no file .csv, .jsonl or .parquet; embedded references: {known}")
-    table = readers[path.suffix](path)
+        what = "has another ending than" if path.is_file() else "does not exist; accepted is a file"
+        raise ValueError(f"table {path} {what} .csv, .jsonl or .parquet; embedded references: {known}")
+    try:
+        table = readers[path.suffix](path)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path.name} is no table: {error}") from error
+    table.columns = [str(column).strip().lower() for column in table.columns]
+    if not len(table):
+        raise ValueError(f"{path.name} has no rows")
     columns = [column for column in ENERGY_COLUMNS if column in table.columns]
     if "formula" not in table.columns or len(columns) != 1:
         raise ValueError(
@@ -274,6 +296,27 @@ def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> d
         return result
     found = hull.stability(result["formula"], result[target])
     return {**result, "e_above_hull": found.e_above_hull, "decomposes_to": found.text_of(found.decomposition)}
+
+
+def _counts(composition: str | Mapping[Any, Any]) -> dict[int, int]:
+    """Counts of a composition; decimals of a formula (`Li0.5CoO2`) become whole numbers."""
+    if isinstance(composition, str) and "." in composition:
+        from fractions import Fraction
+
+        from pymatgen.core import Composition
+
+        try:
+            amounts = {
+                element.symbol: Fraction(n).limit_denominator(1000) for element, n in Composition(composition).items()
+            }
+        except ValueError as error:
+            raise ValueError(f"composition is {composition!r}; accepted: a formula such as 'Li0.5CoO2'") from error
+        whole = math.lcm(*(amount.denominator for amount in amounts.values()))
+        composition = {symbol: int(amount * whole) for symbol, amount in amounts.items()}
+    counts = parse_composition(composition)
+    if sum(counts.values()) > _MOST_ATOMS:
+        raise ValueError(f"composition has {sum(counts.values()):.3g} atoms; accepted: up to {_MOST_ATOMS:,}")
+    return counts
 
 
 def _parts(formula: str) -> dict[int, int]:

@@ -58,7 +58,25 @@ def test_embedded_reference_knows_the_textbook():
     water = hull.stability({"H": 2, "O": 4})  # HO2: no such phase on the hull
     assert set(water.decomposition) == {"H2O", "O2"} or set(water.decomposition) == {"H2O2", "O2"}
     assert hull.stability("Si", 0.1).e_above_hull == pytest.approx(0.1)  # elements are at zero
-    assert len(hull) > 30_000
+    assert len(hull) > 80_000
+    assert hull.stability("MgO").competing_phases.keys() == {"MgO2", "Mg"}  # phases above the hull compete, too
+    assert hull.stability("Li0.5CoO2") == hull.stability("LiCo2O4")
+
+
+@pytest.mark.parametrize("composition", ["PoO2", "Fe1000000000000000000000O2", "Li1.2.3O", ""])
+def test_composition_that_nothing_is_known_of_is_refused(composition):
+    with pytest.raises(ValueError, match=r"no phase of matbench_mp_e_form has Po|accepted|empty"):
+        load_reference().stability(composition, -0.8)
+
+
+def test_total_energies_are_no_formation_energies():
+    table = {"Li": -1.9, "Li2O": -2.0}
+    with pytest.raises(ValueError, match="formation_energy of Li is -1.9"):
+        ReferenceHull(map(parse_composition, table), table.values())
+    with pytest.raises(ValueError, match="formation_energy of LiFePO4 is -17.4 eV/atom.*column energy"):
+        load_reference().stability("LiFePO4", -17.4)
+    with pytest.raises(ValueError, match="reference has no phases"):
+        ReferenceHull([], [])
 
 
 def test_total_energies_need_every_element():
@@ -67,8 +85,11 @@ def test_total_energies_need_every_element():
     expected = -4.5 - (2 * -1.9 - 4.9) / 3
     assert hull.stability("Li2O").hull_energy == pytest.approx(expected)
     assert hull.stability("Li2O", -4.4).e_above_hull == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="no energy of the element Na"):
+    with pytest.raises(ValueError, match="no phase of mine has Na"):
         hull.stability("Na2O", -4.0)
+    table = {"Li": -1.9, "Li2O": -4.5}
+    with pytest.raises(ValueError, match="no energy of the element O, which Li2O needs"):
+        ReferenceHull(map(parse_composition, table), table.values(), energy_column="energy", name="mine")
 
 
 @pytest.mark.parametrize("energy", [math.nan, math.inf])
@@ -81,7 +102,7 @@ def test_energy_that_is_no_number_is_refused(energy):
 
 def test_table_of_a_user(tmp_path):
     file = tmp_path / "mine.csv"
-    file.write_text("formula;formation_energy\nNaN;-0.3\nNaCl;-2.0\n")  # sodium nitride is no missing value
+    file.write_text("\ufeffFormula;Formation_energy\nNaN;-0.3\nNaCl;-2.0\n")  # sodium nitride is no missing value
     hull = load_reference(file)
     assert hull.stability("NaN").decomposition == {"NaN": 1.0}
     assert read_energies(file, "formation_energy") == [("NaN", -0.3), ("NaCl", -2.0)]
@@ -90,8 +111,12 @@ def test_table_of_a_user(tmp_path):
     file.write_text("formula,formation_energy\nNaCl,-2\nXx,1\n")
     with pytest.raises(ValueError, match=r"mine.csv, row 2: .*Xx"):
         load_reference(file)
-    with pytest.raises(ValueError, match="embedded references: matbench_mp_e_form"):
+    with pytest.raises(ValueError, match="nothing does not exist.*embedded references: matbench_mp_e_form"):
         load_reference("nothing")
+    for content, reason in (("", "mine.csv is no table"), ("formula,energy\n", "mine.csv has no rows")):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=reason):
+            load_reference(file)
     other = tmp_path / "other.csv"
     other.write_text("formula,gap\nNaCl,8\n")
     with pytest.raises(ValueError, match="has the columns formula, gap"):

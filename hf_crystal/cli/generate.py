@@ -83,6 +83,7 @@ def _from_prototypes(
         )
     groups = asked["space_group"] and [space_group_number(group) for group in asked["space_group"]]
     index = embedded_index()
+    everything = index.candidates(composition, 1, formula=True)
     found = index.candidates(
         composition,
         num,
@@ -90,6 +91,10 @@ def _from_prototypes(
         space_groups=groups,
         keeps=lambda item: min_distance is None or atoms_are_apart(item.structure, min_distance),
     )
+    if everything and not found:
+        raise ValueError(
+            f"known prototypes of {composition} are left out by space_group {groups} or min_distance {min_distance}"
+        )
     if not found:
         raise ValueError(
             f"none of the {len(index):,} known crystals has the cell contents of {composition}; --candidates model "
@@ -151,8 +156,8 @@ def generate(
     candidates: Annotated[
         Literal["model", "prototypes"],
         typer.Option(
-            help="Crystals of the language model, or known crystals with the elements of a formula put in (any number "
-            "of formula units in the cell)."
+            help="Crystals of the language model; or known crystals, of the formula itself or with its elements put "
+            "in (any number of formula units in a cell of up to 20 atoms)."
         ),
     ] = "model",
     model: Annotated[
@@ -171,7 +176,7 @@ def generate(
     output = output or format_of_file(output_file) or "table"
     if output == "parquet" and output_file is None:
         raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
-    asked = {
+    asked: dict[str, Any] = {
         "formula_units": _formula_units(formula_units or []),
         "space_group": [int(word) if word.isdecimal() else word for word in space_group or []] or None,
         "chemical_system": chemical_system,
@@ -185,6 +190,9 @@ def generate(
         raise folder_in_use(output_dir, others)  # before anything is sampled
     quiet_transformers()
     if candidates == "prototypes":
+        sampling = {"unseen": unseen != "warn", "smact": smact, "num_beams": num_beams > 1, "guidance": guidance != 1}
+        sampling |= {"temperature": temperature != 1, "top_p": top_p != 1, "model": model != DEFAULT_GENERATOR}
+        asked |= {name: True for name, changed in sampling.items() if changed}
         results = _from_prototypes(composition, num, asked, min_distance)
     else:
         from ..loading import load_generation_pipeline

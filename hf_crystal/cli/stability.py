@@ -31,7 +31,8 @@ def stability(
 ) -> None:
     """Show the hull of known phases at compositions, and how far energies lie above it.
 
-    competing_phases is what the composition would decompose into if no phase of this formula were known.
+    competing_phases is what the composition would decompose into if no phase of this formula were known. Numbers
+    before phases are fractions of the atoms.
     """
     if bool(formulas) == (energies is not None):
         raise typer.BadParameter("give compositions, or a table with --energies", param_hint="FORMULAS")

@@ -62,7 +62,8 @@ class DecodedCrystal:
         log_likelihood: Natural logarithm of the probability of the generated part, where a model wrote it.
         canonical: The crystal on its grid, as the sequence spells it.
         warnings: What a user should know about how it was generated, such as a condition outside the trained range.
-        source: Where it comes from: "model", or "prototype" and the name of a known crystal.
+        source: Where it comes from: "model"; "prototype" and the name of a known crystal with other elements; "known"
+            and its name for a known crystal of this formula.
         score: Share of the votes of known crystals, where one of them is the source.
     """
 

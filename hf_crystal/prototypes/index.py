@@ -200,7 +200,8 @@ class PrototypeIndex:
             keeps: Which candidates are accepted.
 
         Returns:
-            Candidates, all different, most votes first; `source` is "prototype NAME", `score` the share of the votes.
+            Candidates, all different, most votes first; `source` is "prototype NAME", or "known NAME"
+            for a known crystal of the composition itself; `score` the share of the votes.
         """
         unit = parse_composition(composition)
         wanted = self.compositions(unit, max_atoms) if formula else [unit]
@@ -320,12 +321,13 @@ class PrototypeIndex:
         if self._closeness(scaled) < min(_CLOSE, _CLOSER * self._closeness(known)):
             return None
         crystal = canonicalize_record(scaled.cell, scaled.frac_coords, numbers, self.settings)
+        same = np.array_equal(numbers, known.atomic_numbers)
         return DecodedCrystal(
             crystal.to_structure(),
             None,
             crystal.to_text(),
             canonical=crystal,
-            source=f"prototype {self.names[row]}",
+            source=f"{'known' if same else 'prototype'} {self.names[row]}",
             score=score,
         )
 
