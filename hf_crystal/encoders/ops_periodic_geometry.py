@@ -318,7 +318,7 @@ def table_layout(positions: torch.Tensor, cell: torch.Tensor, atoms: PackedAtoms
     columns = torch.arange(pair_key.shape[1], device=cell.device)[:, None].expand(-1, grid.shape[0]).flatten()
     in_reach = (squared <= radius * radius) & pair_mask[:, columns]
     squared = squared.masked_fill(~in_reach, PADDING_SQUARED_DISTANCE)
-    width = in_reach.sum(1).amax().item()
+    width = in_reach.sum(1).max().item()
     torch._check(width >= 1)
     torch._check(width <= squared.shape[1])
     nearest = squared.argsort(1)[:, :width]

@@ -30,7 +30,8 @@ def test_results_are_the_composition_and_decode_again(pipe):
     results = pipe("SrTiO3", num_return_sequences=4, seed=0)
     assert len(results) == 4
     for result in results:
-        assert list(result) == ["structure", "cif", "formula", "space_group", "sequence", "log_likelihood", "warnings"]
+        fields = ["structure", "cif", "formula", "space_group", "sequence", "log_likelihood"]
+        assert list(result) == [*fields, "score", "source", "warnings"]
         assert result["structure"].composition == Composition("SrTiO3")
         assert result["warnings"] == []
         read = Structure.from_str(result["cif"], fmt="cif", primitive=True)
