@@ -100,6 +100,8 @@ def _near_ties(scores: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, to
     """
     best = scores.amax(dim=-1, keepdim=True).clamp_min_(torch.finfo(scores.dtype).min)
     row, column = ((scores - best).amax(dim=1) > -tolerance).nonzero(as_tuple=True)
+    if torch.compiler.is_exporting():
+        torch._check(row.shape[0] < 2**31)  # sums of unbounded sizes overflow ONNX's integers
     share = (1.0 - (best[row, :, 0] - scores[row, :, column]) / tolerance).clamp_min_(0.0)
     total = torch.zeros_like(best[..., 0]).index_add_(0, row, share)
     return row, column, share / total.clamp_min_(1.0)[row]
