@@ -71,7 +71,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        return int(app(args=words, prog_name="hf-crystal", standalone_mode=False) or 0)
+        code = int(app(args=words, prog_name="hf-crystal", standalone_mode=False) or 0)
+        return _fail("interrupted", code) if code == 130 else code  # typer keeps the interruption to itself
     except _CommandLineError as error:
         return _fail(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):

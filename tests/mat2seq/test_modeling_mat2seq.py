@@ -395,10 +395,10 @@ def test_smact_filter_asks_smact(tokenizer, model, monkeypatch):
     assert asked == [("NaCl", rules), ("Na2Cl", rules)]
 
 
-def test_smact_missing_is_told_before_sampling(tokenizer, monkeypatch):
+def test_smact_missing_is_told_before_sampling(tokenizer, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "smact", None)
     with pytest.raises(ImportError, match="smact"):
-        generate_crystals(None, tokenizer, composition="NaCl", smact=True)
+        generate_crystals(model, tokenizer, composition="NaCl", smact=True)
 
 
 def test_left_padded_prompts_are_read_past_the_padding(tokenizer, model, grammar):
