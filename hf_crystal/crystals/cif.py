@@ -290,7 +290,8 @@ def _contradiction(
         confirmed = bool((given == sizes).all() and given.max() > 1)
     formula = _formula(content)
     if not formula:
-        return "", confirmed, ""
+        foreign = "\\" in first_value(content, ("_chemical_formula_sum",))  # escaped on reading
+        return "", confirmed, "CIF _chemical_formula_sum has foreign signs and was not compared" if foreign else ""
     counts: dict[int, float] = defaultdict(float)
     for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
         counts[number] += size

@@ -138,6 +138,11 @@ def test_an_atom_less_than_the_formula_of_a_large_cell_is_announced():
     assert parse_structure(text_of("\n".join(sites), decimals, (20,) * 3 + (90,) * 3)).warnings == ()
 
 
+def test_a_formula_with_foreign_digits_is_announced():
+    text = text_of("Na1 Na 0 0 0\nCl1 Cl 0.5 0.5 0.5", head="_chemical_formula_sum 'Na Cl\u0664'")
+    assert "foreign signs" in as_record(text).warnings[0]
+
+
 def test_rounded_special_positions_are_one_site():
     cell = (4.6, 4.6, 6.1, 90, 90, 120)
     head = "_space_group_name_H-M_alt 'P 63/m m c'"
