@@ -290,11 +290,16 @@ def energy_target(config: "PreTrainedConfig") -> str:
 def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> dict[str, Any]:
     """A result of the pipeline "crystal-property-prediction" with `e_above_hull` (eV/atom) and `decomposes_to`.
 
-    `decomposes_to` holds the phases of the hull at the crystal's composition, with their fractions of the atoms.
+    `decomposes_to` holds the phases of the hull at the crystal's composition, with their fractions of the atoms. Where
+    the reference cannot tell, such as for an element that it lacks, both are None and `warnings` has the reason.
     """
     if "error" in result:
         return result
-    found = hull.stability(result["formula"], result[target])
+    try:
+        found = hull.stability(result["formula"], result[target])
+    except ValueError as error:
+        doubts = [*result.get("warnings", ()), str(error)]
+        return {**result, "e_above_hull": None, "decomposes_to": None, "warnings": doubts}
     return {**result, "e_above_hull": found.e_above_hull, "decomposes_to": found.text_of(found.decomposition)}
 
 

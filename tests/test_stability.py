@@ -172,6 +172,9 @@ def test_results_of_the_pipeline_get_two_fields():
     assert found["e_above_hull"] == pytest.approx(-1.9 - hull.stability("NaCl").hull_energy)
     assert found["decomposes_to"] == "NaCl"
     assert add_stability({"error": "x"}, target, hull) == {"error": "x"}
+    unknown = add_stability({"formula": "PoO2", "formation_energy_per_atom": -1.0, "warnings": ["odd"]}, target, hull)
+    assert (unknown["e_above_hull"], unknown["decomposes_to"]) == (None, None)
+    assert unknown["warnings"] == ["odd", "PoO2: no phase of matbench_mp_e_form has Po"]
     Config.target_units = ["eV", "eV"]
     with pytest.raises(ValueError, match="one target formation_energy"):
         energy_target(Config)

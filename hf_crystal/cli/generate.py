@@ -83,7 +83,6 @@ def _from_prototypes(
         )
     groups = asked["space_group"] and [space_group_number(group) for group in asked["space_group"]]
     index = embedded_index()
-    everything = index.candidates(composition, 1, formula=True)
     found = index.candidates(
         composition,
         num,
@@ -91,7 +90,7 @@ def _from_prototypes(
         space_groups=groups,
         keeps=lambda item: min_distance is None or atoms_are_apart(item.structure, min_distance),
     )
-    if everything and not found:
+    if not found and index.candidates(composition, 1, formula=True):
         raise ValueError(
             f"known prototypes of {composition} are left out by space_group {groups} or min_distance {min_distance}"
         )
