@@ -377,8 +377,8 @@ class CrystalErrorHead(nn.Module):
     """MLP to the scales of the errors, on scaled targets, and the logit of a metal.
 
     Its inputs are a crystal's embedding and the hidden layer of the property head: with both, errors and scales had a
-    rank correlation of 0.31 on held-out crystals (formation energy), with the embedding alone of 0.26. It is fitted after training, on crystals that the encoder has not seen, and passes no
-    gradient to the encoder.
+    rank correlation of 0.31 on held-out crystals (formation energy), with the embedding alone of 0.26. It is fitted
+    after training, on crystals that the encoder has not seen, and passes no gradient to the encoder.
     """
 
     interval_factor: torch.Tensor
