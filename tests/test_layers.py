@@ -26,6 +26,7 @@ CRYSTALS = [
     "checkpoint_settings",
     "record",
     "formats",
+    "occupancy",
     "cif_symmetry",
     "cif",
     "reading",

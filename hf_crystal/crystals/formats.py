@@ -23,10 +23,12 @@ __all__ = [
     "MAX_LISTED_ATOMS",
     "decode_text",
     "detect_format",
+    "number_array",
     "one_line",
     "parse_extxyz",
     "parse_json_text",
     "parse_poscar",
+    "shortened",
     "split_frames",
 ]
 
@@ -303,3 +305,30 @@ def parse_json_text(text: str) -> Any:
         return json.loads(text.lstrip("\ufeff"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise CrystalInputError(f"not readable as JSON: {one_line(str(error))}") from error
+
+
+# --------------------------------------------------------------------------------------------------------- values
+
+
+def number_array(value: Any, field: str, dtype: type = np.float64) -> np.ndarray:
+    """Array of a field; ragged or non-numeric values give a reason that names the field."""
+    try:
+        array = np.asarray(value)
+        if array.dtype == bool:
+            raise TypeError("true and false are no numbers")
+        array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CrystalInputError(f"{field} is not an array of numbers: {shortened(value)}") from error
+    if dtype is np.int64:
+        # beyond 2^31 the conversion to integers itself overflows
+        if not (np.abs(array) < 2**31).all() or (array != np.round(array)).any():
+            raise CrystalInputError(f"{field} holds values that are not whole numbers: {shortened(value)}")
+        return array.astype(np.int64)
+    return array
+
+
+def shortened(value: Any, limit: int = 80) -> str:
+    """`repr` of a value for a message, cut at `limit` characters."""
+    # a huge array is never turned into text as a whole
+    text = f"array of shape {value.shape}" if isinstance(value, np.ndarray) and value.size > 9 else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
