@@ -30,6 +30,7 @@ CRYSTALS = [
     "cif_symmetry",
     "cif",
     "reading",
+    "orderings",
 ]
 MAT2SEQ = [
     "space_group_tables",

@@ -34,16 +34,20 @@ if TYPE_CHECKING:
 
 OnError = Literal["report", "skip", "raise"]
 Unseen = Literal["warn", "refuse"]
+Disorder = Literal["mix", "orderings", "refuse"]
 Finish = Callable[[dict[str, Any]], dict[str, Any]] | None
 
 
-def columns_of(model: "PropertyModel", stability: bool = False) -> tuple[list[str], dict[str, str]]:
+def columns_of(
+    model: "PropertyModel", stability: bool = False, disorder: Disorder = "mix"
+) -> tuple[list[str], dict[str, str]]:
     """Names of the output fields, and the Arrow types of those that are not text."""
     targets = model.config.target_names
-    values = [column for name in targets for column in (name, f"{name}_unit")]
-    types = {"num_atoms": "int64", **dict.fromkeys((*targets, "e_above_hull"), "double")}
+    spreads = [f"{name}_spread" for name in targets] if disorder == "orderings" else []
+    values = [column for name in targets for column in (name, f"{name}_unit")] + spreads
+    types = {"num_atoms": "int64", **dict.fromkeys((*targets, *spreads, "e_above_hull"), "double")}
     values += ["e_above_hull", "decomposes_to"] if stability else []
-    return ["source", "formula", "num_atoms", *values, "warnings", "error"], types
+    return ["source", "formula", "num_atoms", *values, "disorder", "warnings", "error"], types
 
 
 def predict_rows(
@@ -55,7 +59,7 @@ def predict_rows(
         pipe: a `CrystalPropertyPipeline`.
         crystals: names and crystals.
         finish: adds fields to each result.
-        **options: `batch_size`, `max_batch_atoms`, `num_workers` and `unseen` of the pipeline.
+        **options: `batch_size`, `max_batch_atoms`, `num_workers`, `unseen` and `disorder` of the pipeline.
 
     Yields:
         `source` (the name) and what the pipeline gives.
@@ -150,7 +154,14 @@ class Shard:
         """Crystals of this shard."""
         return len(range(self.shard_index, count_crystals(self.sources), self.num_shards))
 
-    def begin(self, model: str, on_error: OnError, stability: str | None = None, unseen: Unseen = "warn") -> None:
+    def begin(
+        self,
+        model: str,
+        on_error: OnError,
+        stability: str | None = None,
+        unseen: Unseen = "warn",
+        disorder: Disorder = "mix",
+    ) -> None:
         """Make the folder, or check that an earlier run was told the same.
 
         Raises:
@@ -167,6 +178,7 @@ class Shard:
             "stability": stability,
             "files of the model": _model_digest(model),
             "unseen": unseen,
+            "disorder": disorder,
         }
         file = self.folder / "_settings.json"
         if file.is_file():
@@ -189,7 +201,7 @@ class Shard:
             pipe: a `CrystalPropertyPipeline`.
             tally: decides about unreadable crystals and counts those of this run.
             finish: adds the fields of stability to each result.
-            **options: `batch_size`, `max_batch_atoms`, `num_workers` and `unseen` of the pipeline.
+            **options: `batch_size`, `max_batch_atoms`, `num_workers`, `unseen` and `disorder` of the pipeline.
 
         Raises:
             ValueError: the sources hold fewer crystals than were counted at the start.
@@ -201,7 +213,7 @@ class Shard:
         first = self.shard_index + done * self.num_shards
         crystals = islice(read_crystals(self.sources), first, None, self.num_shards)
         rows = track(predict_rows(pipe, crystals, finish, **options), total, "crystal", done)
-        columns, types = columns_of(pipe.model, finish is not None)
+        columns, types = columns_of(pipe.model, finish is not None, options.get("disorder", "mix"))
         while done < total:
             expected = min(self.rows_per_file, total - done)
             before = tally.read

@@ -443,7 +443,11 @@ _BLOCK = 256  # atoms whose neighbors are looked for together
 
 
 def geometry_warnings(
-    numbers: np.ndarray, positions: np.ndarray, cells: np.ndarray, radius: float | None = None
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cells: np.ndarray,
+    radius: float | None = None,
+    totals: np.ndarray | None = None,
 ) -> list[list[str]]:
     """What is implausible about the geometry of each crystal of a batch.
 
@@ -452,6 +456,8 @@ def geometry_warnings(
         positions (`np.ndarray` of shape `(B, N, 3)`): Å.
         cells (`np.ndarray` of shape `(B, 3, 3)`): lattice vectors in rows, Å, not singular.
         radius: Å; an atom without neighbor or image of its own within it is named. None: not looked for.
+        totals (`np.ndarray` of shape `(B, N)`, *optional*): occupancies of the sites; partly occupied ones may be
+            close, as they exclude each other.
 
     Returns:
         Per crystal its warnings, mostly none.
@@ -461,8 +467,10 @@ def geometry_warnings(
     frac = positions.astype(np.float64) @ inverses
     counts = np.count_nonzero(numbers, axis=1)
     radii = _NEAREST * COVALENT_RADII[numbers]
+    if totals is not None:
+        radii[totals < 1 - 1e-3] = 0.0
     found: list[list[str]] = [[] for _ in counts]
-    volumes = np.abs(np.linalg.det(cells)) / counts
+    volumes = np.abs(np.linalg.det(cells)) / (counts if totals is None else totals.sum(axis=1))
     for row in np.flatnonzero((volumes < _SMALLEST_VOLUME) | (volumes > _LARGEST_VOLUME)):
         found[row].append(
             f"volume per atom is {volumes[row]:.3g} Å³; crystals at ambient pressure have {_SMALLEST_VOLUME:g} to "
