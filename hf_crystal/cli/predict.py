@@ -12,7 +12,7 @@ import typer
 from ..checkpoints import DEFAULT_MODEL
 from .progress import quiet_transformers, track
 from .screening import Disorder, OnError, Shard, Tally, Unseen, columns_of, predict_rows
-from .sources import count_crystals, find_sources, read_crystals
+from .sources import FILES_HELP, count_crystals, find_sources, read_crystals
 from .writers import Format, format_of_file, open_writer
 
 EXAMPLE = (
@@ -25,9 +25,7 @@ EXAMPLE = (
 def predict(
     files: Annotated[
         list[str],
-        typer.Argument(
-            help="CIF, POSCAR, extended XYZ, JSON or parquet files, globs, folders; - reads one from stdin."
-        ),
+        typer.Argument(help=FILES_HELP),
     ],
     model: Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")] = DEFAULT_MODEL,
     output: Annotated[

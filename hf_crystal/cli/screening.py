@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .._partial import partial_path
 from .progress import track
 from .sources import count_crystals, read_crystals
-from .writers import FileFormat, Writer, open_writer
+from .writers import FileFormat, Writer, announce_written, open_writer
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_crystal_property import CrystalPropertyPipeline
@@ -165,10 +165,18 @@ class Shard:
         """Make the folder, or check that an earlier run was told the same.
 
         Raises:
-            ValueError: standard input among the sources, or another run's settings differ.
+            ValueError: standard input among the sources, another number of shards in the folder, or another run's
+                settings differ.
         """
         if "-" in self.sources:
             raise ValueError("standard input (-) cannot be read a second time; --output-dir takes files")
+        parts = f"-of-{self.num_shards:05d}"
+        found = (path.parent.name for path in self.output_dir.glob("shard-*-of-*/_settings.json"))
+        if other := next((name for name in found if not name.endswith(parts)), None):
+            raise ValueError(
+                f"{self.output_dir} holds {other}, and --num-shards {self.num_shards} would add the same crystals "
+                f"again: repeat --num-shards {int(other.rpartition('-')[2])}, or give another --output-dir"
+            )
         settings = {
             "model": model,
             "output": self.output,
@@ -217,13 +225,14 @@ class Shard:
         while done < total:
             expected = min(self.rows_per_file, total - done)
             before = tally.read
-            with open_writer(self.output, self.part(number), columns, types) as writer:
+            with open_writer(self.output, self.part(number), columns, types, announce=False) as writer:
                 tally.write(islice(rows, expected), writer)
                 if tally.read - before != expected:
                     raise ValueError(f"the sources changed while they were read: {total} crystals were counted")
             done += expected
             number += 1
         _write_atomically(self.folder / "_SUCCESS", {"crystals": total, "files": number})
+        announce_written(f"{self.folder} ({total} crystals, {number} file{'s' * (number != 1)})")
 
 
 def _digest(sources: Sequence[str]) -> str:

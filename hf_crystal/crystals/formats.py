@@ -5,13 +5,18 @@ Each reader takes text and returns a `CrystalRecord` that has not been checked f
 of the text is a `CrystalInputError`. CIF has a file of its own, `cif`.
 """
 
+import bz2
 import codecs
+import gzip
 import json
+import lzma
 import re
 import shlex
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from transformers.utils import logging
@@ -20,14 +25,17 @@ from .record import CrystalInputError, CrystalRecord, atomic_number_of
 
 __all__ = [
     "CIF_MARKS",
+    "COMPRESSION_ERRORS",
     "MAX_LISTED_ATOMS",
     "decode_text",
     "detect_format",
     "number_array",
     "one_line",
+    "open_unpacked",
     "parse_extxyz",
     "parse_json_text",
     "parse_poscar",
+    "plain_name",
     "shortened",
     "split_frames",
 ]
@@ -58,6 +66,34 @@ def decode_text(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")
+
+
+# what reading a damaged compressed file may raise
+COMPRESSION_ERRORS = (EOFError, OSError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+_UNPACKERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
+
+
+def plain_name(name: str) -> str:
+    """File name in lower case, without the ending of a compression."""
+    return re.sub(r"\.(gz|bz2|xz|zip)$", "", name.lower())
+
+
+def open_unpacked(stream: IO[bytes]) -> IO[bytes]:
+    """Content of a file, unpacked where its first bytes are those of gzip, bzip2, xz or a zip archive of one file.
+
+    Raises:
+        ValueError: an archive of several files.
+    """
+    start = stream.read(6)
+    stream.seek(0)
+    if start.startswith(b"PK\3\4"):
+        archive = zipfile.ZipFile(stream)
+        members = [name for name in archive.namelist() if not name.endswith("/")]
+        if len(members) != 1:
+            raise ValueError(f"holds {len(members)} files {members[:5]}; an archive of one file is expected")
+        return archive.open(members[0])
+    unpack: Any = next((opener for magic, opener in _UNPACKERS if start.startswith(magic)), None)
+    return stream if unpack is None else unpack(stream)
 
 
 def _floats(words: list[str]) -> list[float] | None:

@@ -5,8 +5,8 @@ Dictionaries, JSON, POSCAR and extended XYZ need numpy only; gemmi is imported f
 own objects.
 """
 
+import io
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,17 @@ from transformers.utils import logging
 
 from .cif import cif_blocks, parse_cif, record_from_pymatgen
 from .formats import (
+    COMPRESSION_ERRORS,
     MAX_LISTED_ATOMS,
     decode_text,
     detect_format,
     number_array,
+    one_line,
+    open_unpacked,
     parse_extxyz,
     parse_json_text,
     parse_poscar,
+    plain_name,
     shortened,
     split_frames,
 )
@@ -56,9 +60,9 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 _MAX_DEPTH = 4  # a row that holds JSON text that holds a crystal
 
 ACCEPTED_FORMS = (
-    "pymatgen Structure, ASE Atoms, a path to a CIF, POSCAR/CONTCAR/.vasp, extended XYZ or pymatgen/JARVIS JSON file, "
-    "the text of one, or a record dict with cell (or lattice), frac_coords (or positions) and atomic_numbers (or "
-    "species)"
+    "pymatgen Structure, ASE Atoms, a path to a CIF, POSCAR/CONTCAR/.vasp, extended XYZ or JSON file (pymatgen, "
+    "JARVIS, OPTIMADE), the text of one, or a record dict with cell (or lattice), frac_coords (or positions) and "
+    "atomic_numbers (or species)"
 )
 
 
@@ -96,7 +100,8 @@ _FRACTIONAL_KEYS = ("frac_coords", "fractional_coords", "scaled_positions")
 _CARTESIAN_KEYS = ("positions", "cart_coords", "cartesian_coords")
 _NUMBER_KEYS = ("atomic_numbers", "numbers")
 _SYMBOL_KEYS = ("elements", "species", "symbols")
-_NESTED_KEYS = ("atoms", "structure", "cif", "poscar", "crystal")  # a row of a table that holds a crystal
+# a row of a table, or an entry of a database, that holds a crystal
+_NESTED_KEYS = ("atoms", "structure", "cif", "poscar", "crystal", "attributes")
 _NAME_KEYS = ("material_id", "jid", "id", "name", "file")
 
 
@@ -178,9 +183,30 @@ def _record_from_sites(data: Mapping[str, Any]) -> CrystalRecord:
     return record_of_sites(np.array(points, dtype=np.float64), cell, species)
 
 
+def _record_from_optimade(data: Mapping[str, Any]) -> CrystalRecord:
+    """Read the attributes of an OPTIMADE `structures` entry."""
+    kinds: dict[Any, dict[str, float]] = {}
+    for kind in data.get("species") or ():
+        shares = zip(kind.get("chemical_symbols", ()), kind.get("concentration", ()), strict=False)
+        kinds[kind.get("name")] = {symbol: float(share) for symbol, share in shares if symbol != "vacancy"}
+    cell = _cell_of(data["lattice_vectors"], "lattice_vectors")
+    names = data.get("species_at_sites") or ()
+    points = _points(data.get("cartesian_site_positions"), "cartesian_site_positions")
+    if len(points) != len(names) or not len(names):
+        raise CrystalInputError(f"cartesian_site_positions holds {len(points)} atoms, species_at_sites {len(names)}")
+    warnings: tuple[str, ...] = ()
+    if data.get("nperiodic_dimensions", 3) != 3:
+        warnings = ("OPTIMADE entry that is not periodic in all directions is read as a periodic crystal.",)
+        logger.warning_once(warnings[0])
+    record = record_of_sites(_fractional(points, cell), cell, [kinds.get(name, {name: 1.0}) for name in names])
+    return replace(record, warnings=(*record.warnings, *warnings))
+
+
 def _record_from_dict(data: Mapping[str, Any], depth: int = 0) -> CrystalRecord:
     if "sites" in data and "lattice" in data:
         return _record_from_sites(data)
+    if data.get("lattice_vectors") is not None:
+        return _record_from_optimade(data)
     cell_key = _first_key(data, _CELL_KEYS)
     if cell_key is None:
         nested = _first_key(data, _NESTED_KEYS)
@@ -274,7 +300,7 @@ def _record_from_json(data: Any, depth: int = 0) -> CrystalRecord:
 
 
 def _format_of_name(path: Path) -> str | None:
-    name = path.name.lower().removesuffix(".gz")
+    name = plain_name(path.name)
     suffix = Path(name).suffix
     if suffix in (".cif", ".mcif"):
         return "cif"
@@ -304,26 +330,21 @@ def _read_file(path: Path) -> str:
             raise CrystalInputError(f"more than {MAX_FILE_BYTES} bytes; no more are read", name=path.name)
     except OSError as error:
         raise CrystalInputError(f"the file cannot be read: {error}", name=path.name) from error
-    if data[:2] == b"\x1f\x8b":
-        data = _unpack(data, path.name)
-    return decode_text(data)
+    return decode_text(_unpack(data, path.name))
 
 
 def _unpack(data: bytes, name: str) -> bytes:
-    """Content of a gzip file of one or several members, which has to be whole."""
-    unpacked = b""
-    while data[:2] == b"\x1f\x8b":
-        unpacker = zlib.decompressobj(wbits=31)
-        try:
-            unpacked += unpacker.decompress(data, MAX_FILE_BYTES + 1 - len(unpacked))
-        except zlib.error as error:
-            raise CrystalInputError(f"the gzip file cannot be read: {error}", name=name) from error
-        if unpacker.unconsumed_tail or len(unpacked) > MAX_FILE_BYTES:
-            raise CrystalInputError(f"unpacks to more than {MAX_FILE_BYTES} bytes", name=name)
-        if not unpacker.eof:
-            raise CrystalInputError("the gzip file ends too early: it is truncated", name=name)
-        data = unpacker.unused_data
-    return unpacked
+    """Content of a file, which has to be whole where it is compressed."""
+    try:
+        with open_unpacked(io.BytesIO(data)) as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
+    except EOFError as error:
+        raise CrystalInputError("the compressed file ends too early: it is truncated", name=name) from error
+    except (*COMPRESSION_ERRORS, ValueError) as error:
+        raise CrystalInputError(f"the compressed file cannot be read: {one_line(str(error))}", name=name) from error
+    if len(content) > MAX_FILE_BYTES:
+        raise CrystalInputError(f"unpacks to more than {MAX_FILE_BYTES} bytes", name=name)
+    return content
 
 
 def _record_from_path(path: Path) -> CrystalRecord:
@@ -419,6 +440,8 @@ def parse_structure(obj: CrystalLike) -> CrystalRecord:
         return record_from_pymatgen(obj)
     if hasattr(obj, "cell") and hasattr(obj, "positions") and hasattr(obj, "pbc"):
         return _record_from_ase(obj)
+    if hasattr(obj, "structure"):  # entries and documents of the Materials Project
+        return parse_structure(obj.structure)
     raise CrystalInputError(f"received {type(obj).__name__}; accepted: {ACCEPTED_FORMS}")
 
 

@@ -39,6 +39,11 @@ class CrystalCollator:
     label_names: Sequence[str] | None = None
     return_tensors: str = "pt"
 
+    @property
+    def tokenizer(self) -> CrystalFeatureExtractor:
+        """The feature extractor under the name by which `Trainer` saves it beside the model."""
+        return self.feature_extractor
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Pad the crystals of the rows and gather their labels.
 
