@@ -55,6 +55,8 @@ class CrystalformerConfig(PreTrainedConfig):
         head_hidden_size (`int`): hidden width of the property head.
         target_names (`list[str]`): predicted properties, one output each.
         target_units (`list[str]`): their units.
+        gap_target (`str`, *optional*): the one of `target_names` that is a band gap: in evaluation it is never below 0.
+            Another name than theirs does nothing.
         loss_function (`str`): `"l1"`, `"mse"` or `"smooth_l1"`, on scaled targets.
         trained_elements (`dict[str, int]`, *optional*): elements of the training data, with the number of crystals
             that hold each; written by training. Without it nothing is known to be unseen.
@@ -93,6 +95,7 @@ class CrystalformerConfig(PreTrainedConfig):
     else:
         target_names: list[str] | None = None
         target_units: list[str] | None = None
+    gap_target: str | None = None
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
     trained_elements: dict[str, int] | None = None
     trained_pairs: dict[str, str] | None = None
@@ -149,6 +152,11 @@ class CrystalformerConfig(PreTrainedConfig):
             raise ValueError(f"num_radial_basis={self.num_radial_basis} must be 0 (simplified model) or positive.")
         if self.num_elements > 118:
             raise ValueError(f"num_elements={self.num_elements}: there are 118 elements.")
+
+    @property
+    def gap_index(self) -> int | None:
+        """Place of `gap_target` among the targets."""
+        return self.target_names.index(self.gap_target) if self.gap_target in self.target_names else None
 
     @property
     def largest_real_sigma(self) -> float:

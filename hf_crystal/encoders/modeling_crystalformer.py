@@ -74,7 +74,8 @@ class CrystalPropertyOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*): mean loss over known labels, on scaled targets.
-        logits (`torch.FloatTensor` of shape `(B, targets)`): predictions in `config.target_units`.
+        logits (`torch.FloatTensor` of shape `(B, targets)`): predictions in `config.target_units`; in evaluation the
+            gap (`config.gap_target`) is not below 0.
         hidden_states, attentions: as in [`CrystalEncoderOutput`].
         pooler_output (`torch.FloatTensor` of shape `(B, C)`): embedding of each crystal.
     """
@@ -779,11 +780,18 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         loss = None if labels is None else self._loss(scaled, labels)
         return CrystalPropertyOutput(
             loss=loss,
-            logits=self.head.to_physical(scaled),
+            logits=self._physical(scaled),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             pooler_output=encoded.pooler_output,
         )
+
+    def _physical(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Predictions in physical units; in training a gap may be negative, for it would have no gradient at 0."""
+        values, gap = self.head.to_physical(scaled), self.config.gap_index
+        if gap is None or self.training:
+            return values
+        return torch.cat([values[:, :gap], values[:, gap : gap + 1].clamp_min(0), values[:, gap + 1 :]], dim=1)
 
     def _loss(self, scaled: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if labels.dim() == 1 and scaled.shape[1] == 1:
