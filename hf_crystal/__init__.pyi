@@ -2,6 +2,7 @@ from . import evaluation as evaluation
 from .checkpoints import embedded_checkpoint as embedded_checkpoint
 from .crystals.reading import CrystalInputError as CrystalInputError
 from .data import CrystalCollator as CrystalCollator
+from .data import load as load
 from .data import load_crystal_dataset as load_crystal_dataset
 from .embeddings import embed as embed
 from .encoders.configuration_crystalformer import CrystalformerConfig as CrystalformerConfig

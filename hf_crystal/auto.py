@@ -6,10 +6,13 @@ imported the module that holds the Auto class, so nothing heavy happens on `impo
 
 import functools
 import importlib
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 from ._import_hooks import when_imported
-from .checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, checkpoint_folder
+from .checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, checkpoint_folder, folder_of_name
 
 # configuration file ("folder.file") and class; its model type is an attribute of the class
 CONFIGS = (
@@ -119,6 +122,106 @@ def _register_pipeline(task: str, file: str, name: str, auto_name: str, checkpoi
     )
 
 
+def take_names(owner: Any) -> None:
+    """Let `from_pretrained` of a class take names of embedded checkpoints, as the command line does."""
+    inherited = owner.from_pretrained.__func__
+    if getattr(inherited, "takes_names", False):
+        return
+
+    @functools.wraps(inherited)
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return inherited(cls, *_folders(args), **_folders(kwargs))
+
+    from_pretrained.takes_names = True  # type: ignore[attr-defined]
+    owner.from_pretrained = classmethod(from_pretrained)
+
+
+def _folders(given: Any) -> Any:
+    """Arguments with the folder of an embedded checkpoint in place of its name."""
+    if isinstance(given, tuple):
+        return (folder_of_name(given[0]), *given[1:]) if given else given
+    name = "pretrained_model_name_or_path"
+    return {**given, name: folder_of_name(given[name])} if name in given else given
+
+
+def _auto_takes_names(module: str, name: str) -> None:
+    take_names(_load(module, name))
+
+
+def _field(location: Any, file: str, name: str) -> Any:
+    """Field of a JSON file of a local folder; None where there is none."""
+    path = Path(location, file) if isinstance(location, (str, os.PathLike)) else None
+    return json.loads(path.read_text(encoding="utf-8")).get(name) if path is not None and path.is_file() else None
+
+
+def _holds_generator(location: Any) -> bool:
+    """Whether a local folder holds a Llama over crystal sequences, by its tokenizer."""
+    is_ours = _field(location, "tokenizer_config.json", "tokenizer_class") == "Mat2SeqTokenizer"
+    return is_ours and _field(location, "config.json", "model_type") == "llama"
+
+
+def _causal_lm_knows_generators() -> None:
+    """Let `AutoModelForCausalLM` load a generator with its grammar; `LlamaConfig` stays stock Llama's."""
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    stock = AutoModelForCausalLM.from_pretrained.__func__
+
+    @functools.wraps(stock)
+    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _folders(args), _folders(kwargs)
+        if not _holds_generator(args[0] if args else kwargs.get("pretrained_model_name_or_path")):
+            return stock(cls, *args, **kwargs)
+        return _load(_module("loading"), "AutoModelForCrystalGeneration").from_pretrained(*args, **kwargs)
+
+    AutoModelForCausalLM.from_pretrained = classmethod(from_pretrained)
+
+
+def _task_of(location: Any) -> str | None:
+    """The task of a folder of this package."""
+    if _holds_generator(location):
+        return "crystal-generation"
+    types = {_load(config_module(name), name).model_type for _, name in CONFIGS}
+    return "crystal-property-prediction" if _field(location, "config.json", "model_type") in types else None
+
+
+def _pipeline_takes_names() -> None:
+    """Let `pipeline` take names of embedded checkpoints, know their task, and prefer this package's classes."""
+    import transformers.pipelines
+
+    stock = transformers.pipelines.pipeline
+
+    @functools.wraps(stock)
+    def pipeline(task: str | None = None, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        model = folder_of_name(model)
+        task = task or _task_of(model)
+        own = next((_load(_module(file), name) for known, file, name, *_ in PIPELINES if known == task), None)
+        # a repository that names its own pipeline file would ask for trust_remote_code
+        if own is not None and len(args) < 14 and kwargs.get("pipeline_class") is None:
+            kwargs["pipeline_class"] = own
+        return stock(task, model, *args, **kwargs)
+
+    transformers.pipelines.pipeline = pipeline
+
+
+def _take_names_and_save_code(file: str, name: str) -> None:
+    """Prepare a class of this package whose folders are to load where the package is not installed."""
+    owner = _load(_module(file), name)
+    take_names(owner)
+    stock = owner.save_pretrained
+    if getattr(stock, "saves_code", False):
+        return
+
+    @functools.wraps(stock)
+    def save_pretrained(self: Any, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        written = stock(self, save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            _load(f"{__package__}.hub.properties", "write_code")(Path(save_directory), getattr(self, "config", None))
+        return written
+
+    save_pretrained.saves_code = True  # type: ignore[attr-defined]
+    owner.save_pretrained = save_pretrained
+
+
 def _register_tokenizer() -> None:
     _load(_module("mat2seq.tokenization_mat2seq"), "register_mat2seq_tokenizer")()
 
@@ -136,6 +239,20 @@ def register_auto_classes() -> None:
             auto_module, needed, functools.partial(_register_class, auto_module, auto_name, config_name, file, name)
         )
     when_imported(f"{auto}.tokenization_auto", [_module("mat2seq.tokenization_mat2seq")], _register_tokenizer)
+    names = {"configuration_auto": "AutoConfig", "feature_extraction_auto": "AutoFeatureExtractor"}
+    names |= {"tokenization_auto": "AutoTokenizer"}
+    for file, name in names.items():
+        when_imported(f"{auto}.{file}", (), functools.partial(_auto_takes_names, f"{auto}.{file}", name))
+    for name in ("AutoModel", "AutoModelForSequenceClassification"):
+        when_imported(f"{auto}.modeling_auto", (), functools.partial(_auto_takes_names, f"{auto}.modeling_auto", name))
+    when_imported(f"{auto}.modeling_auto", (), _causal_lm_knows_generators)
+    for file, name in dict.fromkeys((file, name) for *_, file, name in CLASSES):
+        when_imported(_module(file), (), functools.partial(_take_names_and_save_code, file, name))
+    own = [*CONFIGS, ("mat2seq.modeling_mat2seq", "Mat2SeqForCausalLM")]
+    own += [("mat2seq.tokenization_mat2seq", "Mat2SeqTokenizer")]
+    for file, name in own:
+        when_imported(_module(file), (), functools.partial(_auto_takes_names, _module(file), name))
+    when_imported("transformers.pipelines", (), _pipeline_takes_names)
     for task, file, name, auto_name, checkpoint in PIPELINES:
         needed = [_module(file), f"{__package__}.loading"]
         register = functools.partial(_register_pipeline, task, file, name, auto_name, checkpoint)

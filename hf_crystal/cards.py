@@ -141,6 +141,7 @@ def _front_matter(
 
     data = ModelCardData(
         license=description["license"],
+        base_model=description.get("base_model"),
         library_name="transformers",
         tags=["crystal", "materials-science", "chemistry", *tags, *description["tags"]],
         model_name=description["title"],
@@ -148,6 +149,16 @@ def _front_matter(
         pipeline_tag="text-generation" if _is_generator(model) else None,
     )
     return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _of_base_model(metrics: Mapping[str, Any] | None) -> dict[str, str]:
+    """Repository and license of the checkpoint that a training started from, as its record names it."""
+    recipe = (metrics or {}).get("recipe") or {}
+    name = str((recipe.get("model") or {}).get("pretrained") or "")
+    if (shipped := shipped_hub_config(name) if name and "/" not in name else None) is not None:
+        base = read_hub_config(shipped)
+        return {"base_model": base["repo"], "license": base["license"]}
+    return {"base_model": name} if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else {}  # a folder is recorded by its name
 
 
 def _elements_seen(config: Any) -> str:
@@ -262,6 +273,10 @@ def render_model_card(
         ValueError: a slot of the template cannot be filled, or the metrics lack a figure.
     """
     description = read_hub_config(hub_config)
+    base = _of_base_model(metrics)
+    if hub_config is not None and description["license"] != DEFAULT_HUB_CONFIG["license"]:
+        base.pop("license", None)
+    description |= base
     template, tags, values = _generator_values(model, metrics) if _is_generator(model) else _property_values(model)
     template = description["template"] or template
     path = shipped_folder("model_cards") / f"{template}.md"

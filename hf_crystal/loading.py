@@ -19,8 +19,8 @@ from transformers import LlamaConfig, PreTrainedConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from .auto import property_classes
-from .checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, checkpoint_folder, embedded_checkpoints, embedded_generators
+from .auto import property_classes, take_names
+from .checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators, folder_of_name
 from .encoders.feature_extraction_crystal import CrystalFeatureExtractor
 from .encoders.modeling_crystalformer import CrystalformerForPropertyPrediction
 from .mat2seq.modeling_mat2seq import Mat2SeqForCausalLM
@@ -57,6 +57,8 @@ class AutoModelForCrystalGeneration(_BaseAutoModelClass):
 for _config_class, _model_class in _PROPERTY_CLASSES:
     AutoModelForCrystalPropertyPrediction.register(_config_class, _model_class, exist_ok=True)
 AutoModelForCrystalGeneration.register(LlamaConfig, Mat2SeqForCausalLM, exist_ok=True)
+for _auto_class in (AutoModelForCrystalPropertyPrediction, AutoModelForCrystalGeneration):
+    take_names(_auto_class)
 
 
 def resolve_model(name: ModelName) -> str:
@@ -75,12 +77,12 @@ def resolve_model(name: ModelName) -> str:
     folder = Path(name)
     if (folder / "config.json").is_file():
         return name
-    embedded = [*embedded_checkpoints(), *embedded_generators()]
-    if name in embedded:
-        return str(checkpoint_folder(name))
+    if (found := folder_of_name(name)) != name:
+        return str(found)
     if folder.is_dir():
         raise ValueError(f"model folder {name} has no config.json")
     if not _REPOSITORY.fullmatch(name):
+        embedded = [*embedded_checkpoints(), *embedded_generators()]
         raise ValueError(
             f"model not found: {name}; accepted are a folder, a repository of the Hub (owner/name) or an embedded "
             f"checkpoint: {', '.join(embedded) or 'none in this installation'}"

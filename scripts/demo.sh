@@ -8,4 +8,7 @@ source scripts/setup_env.sh
 setup_env
 .venv/bin/hf-crystal predict examples/*.cif "$@"
 echo
-exec .venv/bin/hf-crystal generate --composition SrTiO3 --num 4 --seed 0 --output-dir output
+.venv/bin/hf-crystal generate --composition SrTiO3 --num 4 --seed 0 --output-dir output
+echo >&2
+echo "Next: $PWD/.venv/bin/hf-crystal predict my.cif" >&2
+echo "After 'source $PWD/.venv/bin/activate' the command is hf-crystal." >&2

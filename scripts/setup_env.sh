@@ -2,6 +2,23 @@
 # Usage: setup_env [EXTRA]        EXTRA = an extra of pyproject.toml, such as dev
 # PYTHON names the interpreter for a new .venv (default python3; 3.11 or later).
 
+# pip install with one line for each step, as the first time takes minutes; on a terminal they overwrite each other
+_pip_install() {
+    local line count=0 end=$'\n' start=""
+    if [ -t 2 ]; then start=$'\r\033[K' end=""; fi
+    .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt "$@" |
+        while IFS= read -r line; do
+            case "$line" in
+                Collecting* | *Downloading* | *"Using cached"* | Installing*)
+                    count=$((count + 1))
+                    read -r line <<< "$line"
+                    printf '%ssetup: step %d, %ds: %.60s%s' "$start" "$count" "$SECONDS" "$line" "$end" >&2
+                    ;;
+            esac
+        done
+    printf '%s' "$start" >&2
+}
+
 setup_env() {
     local extra="${1:-}" python="${PYTHON:-python3}" state stamp
     if [ ! -x .venv/bin/python ]; then
@@ -18,9 +35,9 @@ setup_env() {
     if [ "$(cat "$stamp" 2>/dev/null)" = "$state" ]; then
         return 0
     fi
-    echo "setup: installing the packages of constraints.txt" >&2
+    echo "setup: installing the packages of constraints.txt (some minutes the first time)" >&2
     # torch first, by its pin: a later resolution must not pick another build
-    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
-    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".${extra:+[$extra]}"
+    _pip_install torch
+    _pip_install -e ".${extra:+[$extra]}"
     echo "$state" > "$stamp"
 }

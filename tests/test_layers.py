@@ -26,9 +26,11 @@ CRYSTALS = [
     "checkpoint_settings",
     "record",
     "formats",
+    "occupancy",
     "cif_symmetry",
     "cif",
     "reading",
+    "orderings",
 ]
 MAT2SEQ = [
     "space_group_tables",

@@ -1,6 +1,8 @@
 """Checkpoints that travel inside the package, so that the pipelines run offline on a fresh machine."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 # what the pipelines, the commands and the web page use where no model is named
 DEFAULT_MODEL, DEFAULT_GENERATOR = "crystalformer-mp", "mat2seq-mp20"
@@ -39,3 +41,11 @@ def embedded_checkpoint(name: str = DEFAULT_MODEL) -> Path:
     if name not in available:
         raise ValueError(f"embedded checkpoint {name!r} not found; available: {available}")
     return checkpoint_folder(name)
+
+
+def folder_of_name(name: Any) -> Any:
+    """Folder of an embedded checkpoint where `name` is one and no model folder of that name is here; else `name`."""
+    if not isinstance(name, (str, os.PathLike)) or Path(name, "config.json").is_file():
+        return name
+    known = os.fspath(name) in (*embedded_checkpoints(), *embedded_generators())
+    return str(checkpoint_folder(os.fspath(name))) if known else name

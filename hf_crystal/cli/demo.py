@@ -1,5 +1,8 @@
 """`hf-crystal demo`: the web page on this machine."""
 
+import contextlib
+import errno
+import socket
 import sys
 from typing import Annotated
 
@@ -18,9 +21,28 @@ def demo(
     """Serve the web page: predict, generate, look inside. Needs no network; stop with Ctrl+C."""
     if not 1 <= port <= 65535:
         raise typer.BadParameter(f"{port} is not in 1 … 65535", param_hint="--port")
+    _check_address(host, port)
     from ..app.page import build_page, launch_page
 
     quiet_transformers()
     page = build_page()
     print(f"hf-crystal: the page is at http://{host}:{port} (stop with Ctrl+C)", file=sys.stderr)
     launch_page(page, server_name=host, server_port=port, inbrowser=open_browser, quiet=True)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before the models are loaded; `ValueError` with a way out."""
+    try:
+        with contextlib.closing(_listening(host, port)):
+            return
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise ValueError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    with contextlib.closing(_listening(host, 0)) as free:
+        other = free.getsockname()[1]
+    raise ValueError(f"port {port} of {host} is in use; choose another: hf-crystal demo --port {other}")
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)

@@ -9,7 +9,7 @@ import typer
 
 from ..checkpoints import DEFAULT_MODEL
 from .progress import quiet_transformers, track
-from .sources import count_crystals, find_sources, read_crystals
+from .sources import FILES_HELP, count_crystals, find_sources, read_crystals
 from .writers import Format, format_of_file, open_writer
 
 EXAMPLE = "Example: hf-crystal embed examples --output-file table.parquet"
@@ -51,9 +51,7 @@ def _columns(model: Any, *, by_atom: bool, nearest: bool, spread: bool) -> tuple
 def embed(
     files: Annotated[
         list[str],
-        typer.Argument(
-            help="CIF, POSCAR, extended XYZ, JSON or parquet files, globs, folders; - reads one from stdin."
-        ),
+        typer.Argument(help=FILES_HELP),
     ],
     model: Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")] = DEFAULT_MODEL,
     level: Annotated[

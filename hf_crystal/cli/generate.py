@@ -10,13 +10,15 @@ from ..checkpoints import DEFAULT_GENERATOR
 from .progress import counter, quiet_transformers
 from .screening import Unseen
 from .structure_files import StructureFormat, crystal_files, folder_in_use, write_structures
-from .writers import Format, format_of_file, open_writer
+from .writers import Format, announce_written, format_of_file, open_writer
 
 EXAMPLE = (
     "Example: hf-crystal generate SrTiO3 --num 4 --output-dir output\n\n"
+    "With predictions: hf-crystal generate SrTiO3 --num 4 --output json | hf-crystal predict -\n\n"
     "Of a formula, from known crystals of other elements: hf-crystal generate TiO2 --candidates prototypes --num 5"
 )
 _COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "source", "file"]
+_MORE_COLUMNS = ["sequence", "warnings", "cif"]  # of every form but the table
 _TYPES = {"num_atoms": "int64", "volume": "double", "log_likelihood": "double", "score": "double"}
 
 
@@ -225,11 +227,13 @@ def generate(
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)
     files = [None] * len(results) if output_dir is None else write_structures(output_dir, results, form)
     with open_writer(
-        output, output_file, _COLUMNS if output == "table" else [*_COLUMNS, "sequence", "warnings"], _TYPES
+        output, output_file, _COLUMNS if output == "table" else [*_COLUMNS, *_MORE_COLUMNS], _TYPES
     ) as writer:
         for file, result in zip(files, results, strict=True):
             names = ("formula", "space_group", "log_likelihood", "score", "source")
             row: dict[str, Any] = {name: result[name] for name in names}
             row |= {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
             row["file"] = file
-            writer.write(row if output == "table" else row | {key: result[key] for key in ("sequence", "warnings")})
+            writer.write(row if output == "table" else row | {key: result[key] for key in _MORE_COLUMNS})
+    if output_dir is not None:
+        announce_written(f"{output_dir} ({len(files)} {form} file{'s' * (len(files) != 1)})")

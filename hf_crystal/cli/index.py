@@ -44,7 +44,7 @@ def _columns(
         return {}, None
     import pyarrow.parquet
 
-    from .sources import NAME_COLUMNS
+    from ..data.sources import NAME_COLUMNS
 
     if len(sources) != 1 or not sources[0].endswith(".parquet"):
         raise ValueError("--split and --energy-column need one parquet table")

@@ -11,8 +11,8 @@ import typer
 
 from ..checkpoints import DEFAULT_MODEL
 from .progress import quiet_transformers, track
-from .screening import OnError, Shard, Tally, Unseen, columns_of, predict_rows
-from .sources import count_crystals, find_sources, read_crystals
+from .screening import Disorder, OnError, Shard, Tally, Unseen, columns_of, predict_rows
+from .sources import FILES_HELP, count_crystals, find_sources, read_crystals
 from .writers import Format, format_of_file, open_writer
 
 EXAMPLE = (
@@ -25,9 +25,7 @@ EXAMPLE = (
 def predict(
     files: Annotated[
         list[str],
-        typer.Argument(
-            help="CIF, POSCAR, extended XYZ, JSON or parquet files, globs, folders; - reads one from stdin."
-        ),
+        typer.Argument(help=FILES_HELP),
     ],
     model: Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")] = DEFAULT_MODEL,
     output: Annotated[
@@ -50,6 +48,10 @@ def predict(
     unseen: Annotated[
         Unseen, typer.Option(help="Elements, or two elements together, that no training crystal has: warn or refuse.")
     ] = "warn",
+    disorder: Annotated[
+        Disorder,
+        typer.Option(help="Partly occupied sites: mixtures of elements, the mean over ordered crystals, or no value."),
+    ] = "mix",
     device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
     stability: Annotated[
         bool, typer.Option("--stability", help="Add the energy above the hull of known phases, and the phases there.")
@@ -69,7 +71,7 @@ def predict(
     chosen = _choose_format(output, output_file, output_dir)
     sources = find_sources(files)
     options: dict[str, Any] = {"batch_size": batch_size, "max_batch_atoms": max_batch_atoms, "num_workers": workers}
-    options["unseen"] = unseen
+    options |= {"unseen": unseen, "disorder": disorder}
     tally = Tally(on_error)
     known_phases = _reference(model, reference) if stability else None
     if output_dir is None:
@@ -78,13 +80,13 @@ def predict(
         finish = _finish(pipe.model, known_phases)
         crystals = itertools.islice(read_crystals(sources), shard_index, None, num_shards)
         rows = track(predict_rows(pipe, crystals, finish, **options), total, "crystal")
-        with open_writer(chosen, output_file, *columns_of(pipe.model, known_phases is not None)) as writer:
+        with open_writer(chosen, output_file, *columns_of(pipe.model, known_phases is not None, disorder)) as writer:
             tally.write(rows, writer)
     else:
         if chosen == "table":
             raise typer.BadParameter("table is for one screen; --output-dir takes files", param_hint="--output")
         shard = Shard(sources, output_dir, num_shards, shard_index, rows_per_file, chosen)
-        shard.begin(model, on_error, known_phases, unseen)
+        shard.begin(model, on_error, known_phases, unseen, disorder)
         if shard.is_complete:
             print(f"hf-crystal: complete already: {shard.folder}", file=sys.stderr)
             return

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .._partial import partial_path
 from .progress import track
 from .sources import count_crystals, read_crystals
-from .writers import FileFormat, Writer, open_writer
+from .writers import FileFormat, Writer, announce_written, open_writer
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_crystal_property import CrystalPropertyPipeline
@@ -34,19 +34,27 @@ if TYPE_CHECKING:
 
 OnError = Literal["report", "skip", "raise"]
 Unseen = Literal["warn", "refuse"]
+Disorder = Literal["mix", "orderings", "refuse"]
 Finish = Callable[[dict[str, Any]], dict[str, Any]] | None
 
 
-def columns_of(model: "PropertyModel", stability: bool = False) -> tuple[list[str], dict[str, str]]:
+def columns_of(
+    model: "PropertyModel", stability: bool = False, disorder: Disorder = "mix"
+) -> tuple[list[str], dict[str, str]]:
     """Names of the output fields, and the Arrow types of those that are not text."""
     targets = model.config.target_names
+    spreads = [f"{name}_spread" for name in targets] if disorder == "orderings" else []
     errors = ("standard_error", "low", "high") if model.config.error_head_size else ()
     values = [column for name in targets for column in (name, *(f"{name}_{field}" for field in ("unit", *errors)))]
-    types = {"num_atoms": "int64", **dict.fromkeys((*targets, "e_above_hull", "metal_probability"), "double")}
+    values += spreads
+    types = {
+        "num_atoms": "int64",
+        **dict.fromkeys((*targets, *spreads, "e_above_hull", "metal_probability"), "double"),
+    }
     types |= {"is_metal": "bool", **{f"{name}_{field}": "double" for name in targets for field in errors}}
     values += ["metal_probability", "is_metal"] if errors and model.config.gap_index is not None else []
     values += ["e_above_hull", "decomposes_to"] if stability else []
-    return ["source", "formula", "num_atoms", *values, "warnings", "error"], types
+    return ["source", "formula", "num_atoms", *values, "disorder", "warnings", "error"], types
 
 
 def predict_rows(
@@ -58,7 +66,7 @@ def predict_rows(
         pipe: a `CrystalPropertyPipeline`.
         crystals: names and crystals.
         finish: adds fields to each result.
-        **options: `batch_size`, `max_batch_atoms`, `num_workers` and `unseen` of the pipeline.
+        **options: `batch_size`, `max_batch_atoms`, `num_workers`, `unseen` and `disorder` of the pipeline.
 
     Yields:
         `source` (the name) and what the pipeline gives.
@@ -153,14 +161,29 @@ class Shard:
         """Crystals of this shard."""
         return len(range(self.shard_index, count_crystals(self.sources), self.num_shards))
 
-    def begin(self, model: str, on_error: OnError, stability: str | None = None, unseen: Unseen = "warn") -> None:
+    def begin(
+        self,
+        model: str,
+        on_error: OnError,
+        stability: str | None = None,
+        unseen: Unseen = "warn",
+        disorder: Disorder = "mix",
+    ) -> None:
         """Make the folder, or check that an earlier run was told the same.
 
         Raises:
-            ValueError: standard input among the sources, or another run's settings differ.
+            ValueError: standard input among the sources, another number of shards in the folder, or another run's
+                settings differ.
         """
         if "-" in self.sources:
             raise ValueError("standard input (-) cannot be read a second time; --output-dir takes files")
+        parts = f"-of-{self.num_shards:05d}"
+        found = (path.parent.name for path in self.output_dir.glob("shard-*-of-*/_settings.json"))
+        if other := next((name for name in found if not name.endswith(parts)), None):
+            raise ValueError(
+                f"{self.output_dir} holds {other}, and --num-shards {self.num_shards} would add the same crystals "
+                f"again: repeat --num-shards {int(other.rpartition('-')[2])}, or give another --output-dir"
+            )
         settings = {
             "model": model,
             "output": self.output,
@@ -170,6 +193,7 @@ class Shard:
             "stability": stability,
             "files of the model": _model_digest(model),
             "unseen": unseen,
+            "disorder": disorder,
         }
         file = self.folder / "_settings.json"
         if file.is_file():
@@ -192,7 +216,7 @@ class Shard:
             pipe: a `CrystalPropertyPipeline`.
             tally: decides about unreadable crystals and counts those of this run.
             finish: adds the fields of stability to each result.
-            **options: `batch_size`, `max_batch_atoms`, `num_workers` and `unseen` of the pipeline.
+            **options: `batch_size`, `max_batch_atoms`, `num_workers`, `unseen` and `disorder` of the pipeline.
 
         Raises:
             ValueError: the sources hold fewer crystals than were counted at the start.
@@ -204,17 +228,18 @@ class Shard:
         first = self.shard_index + done * self.num_shards
         crystals = islice(read_crystals(self.sources), first, None, self.num_shards)
         rows = track(predict_rows(pipe, crystals, finish, **options), total, "crystal", done)
-        columns, types = columns_of(pipe.model, finish is not None)
+        columns, types = columns_of(pipe.model, finish is not None, options.get("disorder", "mix"))
         while done < total:
             expected = min(self.rows_per_file, total - done)
             before = tally.read
-            with open_writer(self.output, self.part(number), columns, types) as writer:
+            with open_writer(self.output, self.part(number), columns, types, announce=False) as writer:
                 tally.write(islice(rows, expected), writer)
                 if tally.read - before != expected:
                     raise ValueError(f"the sources changed while they were read: {total} crystals were counted")
             done += expected
             number += 1
         _write_atomically(self.folder / "_SUCCESS", {"crystals": total, "files": number})
+        announce_written(f"{self.folder} ({total} crystals, {number} file{'s' * (number != 1)})")
 
 
 def _digest(sources: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal, Protocol, TextIO, get_args
 
 from .._partial import partial_path
 
+_NARROWEST_CELL = 8
 _WIDEST_CELL = 80  # of a table to look at; the other formats hold everything
 FileFormat = Literal["csv", "json", "jsonl", "parquet"]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
@@ -41,11 +43,11 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     text = "" if value is None else str(value)
-    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
+    return _cut_end(text, _WIDEST_CELL)
 
 
 class _Table:
-    """Aligned columns; keeps all rows until the end to know the widths."""
+    """Aligned columns, cut to the width of a terminal; keeps all rows until the end to know the widths."""
 
     def __init__(self, stream: TextIO, columns: Sequence[str]):
         self.stream = stream
@@ -65,13 +67,53 @@ class _Table:
     def finish(self) -> None:
         """Print all rows, now that the widths are known."""
         # a column that nothing fills (no errors, no units) is left out
-        used = [index for index in range(len(self.columns)) if any(row[index] for row in self.rows)]
-        lines = [[self.columns[index] for index in used], *([row[index] for index in used] for row in self.rows)]
-        widths = [max(len(line[place]) for line in lines) for place in range(len(used))]
-        lines.insert(1, ["-" * width for width in widths])
-        for line in lines:
-            text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            self.stream.write(text.rstrip() + "\n")
+        columns = {
+            name: cells for name, *cells in zip(self.columns, *self.rows, strict=True) if any(cells) or not self.rows
+        }
+        # a column of one unit is a word under the name of its value
+        units = {
+            name: next(iter({*columns[f"{name}_unit"]} - {""}))
+            for name in columns
+            if len({*columns.get(f"{name}_unit", ())} - {""}) == 1
+        }
+        shown = {
+            name: cells for name, cells in columns.items() if name.removesuffix("_unit") not in units or name in units
+        }
+        head = [[name, *([units.get(name, "")] if units else [])] for name in shown]
+        widths = [max(map(len, [*names, *cells])) for names, cells in zip(head, shown.values(), strict=True)]
+        if self.stream.isatty():
+            widths = _fitting(
+                widths, [_is_text(cells) for cells in shown.values()], shutil.get_terminal_size().columns
+            )
+        # of a path the end matters
+        cutters = [_cut_start if name in ("source", "file") else _cut_end for name in shown]
+        table = [*zip(*head, strict=True), tuple("-" * width for width in widths), *zip(*shown.values(), strict=True)]
+        for line in table:
+            cells = (cut(cell, width).ljust(width) for cut, cell, width in zip(cutters, line, widths, strict=True))
+            self.stream.write("  ".join(cells).rstrip() + "\n")
+
+
+def _is_text(cells: Sequence[str]) -> bool:
+    return not all(cell.lstrip("-").replace(".", "", 1).isdigit() for cell in cells if cell)
+
+
+def _fitting(widths: Sequence[int], may_shrink: Sequence[bool], total: int) -> list[int]:
+    """Widths whose sum with two spaces between them fits, where columns of text can be cut so far."""
+    fitting = list(widths)
+    while sum(fitting) + 2 * (len(fitting) - 1) > total:
+        widest = max(((width, place) for place, width in enumerate(fitting) if may_shrink[place]), default=(0, 0))
+        if widest[0] <= _NARROWEST_CELL:
+            break
+        fitting[widest[1]] -= 1
+    return fitting
+
+
+def _cut_end(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _cut_start(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 class _Csv:
@@ -121,6 +163,23 @@ class _JsonLines:
         """Do nothing: all rows are written."""
 
 
+class _Counting:
+    """Hands rows on and counts them."""
+
+    def __init__(self, writer: Writer):
+        self.writer = writer
+        self.count = 0
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Hand one row on."""
+        self.writer.write(row)
+        self.count += 1
+
+    def finish(self) -> None:
+        """Finish the other writer."""
+        self.writer.finish()
+
+
 class _Parquet:
     """A parquet file in row groups of 10,000."""
 
@@ -154,6 +213,11 @@ class _Parquet:
         self.writer.close()
 
 
+def announce_written(what: str) -> None:
+    """The last line of a command that writes files."""
+    print(f"hf-crystal: written: {what}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def open_writer(
     output: Format,
@@ -161,6 +225,7 @@ def open_writer(
     columns: Sequence[str],
     types: dict[str, Any],
     notes: dict[str, str] | None = None,
+    announce: bool = True,
 ) -> Iterator[Writer]:
     """A writer for rows with `columns`; a file appears under its name only when all rows are in it.
 
@@ -174,6 +239,7 @@ def open_writer(
         columns: names and order of the fields.
         types: Arrow types, or their names, of the columns that are not text, for parquet.
         notes: metadata of the file, for parquet.
+        announce: whether a line on standard error says what was written.
 
     Raises:
         ValueError: parquet without a file, or the folder of the file does not exist.
@@ -200,9 +266,12 @@ def open_writer(
             else:
                 stream = stack.enter_context(partial.open("w", encoding="utf-8", newline=""))
                 writer = _text_writer(output, stream, columns)
-            yield writer
-            writer.finish()
+            counting = _Counting(writer)
+            yield counting
+            counting.finish()
         os.replace(partial, path)
+        if announce:
+            announce_written(f"{path} ({counting.count} row{'s' * (counting.count != 1)})")
     finally:
         partial.unlink(missing_ok=True)
 

@@ -23,6 +23,7 @@ from .cif_symmetry import (
     symmetry_candidates,
 )
 from .formats import CIF_MARKS, one_line
+from .occupancy import record_of_species
 from .record import (
     CHEMICAL_SYMBOLS,
     MAX_COORDINATE,
@@ -58,8 +59,8 @@ def parse_cif(text: str) -> CrystalRecord:
         `CrystalRecord` of the full cell as the file describes it, unchecked.
 
     Raises:
-        CrystalInputError: nothing readable, disorder, unknown elements, symmetry that cannot be understood, content
-            that contradicts itself, or more than `MAX_EXPANDED_SITES` sites times operations.
+        CrystalInputError: nothing readable, unknown elements or occupancies, symmetry that cannot be understood,
+            content that contradicts itself, or more than `MAX_EXPANDED_SITES` sites times operations.
         ImportError: gemmi is not installed.
     """
     blocks = [(block.name, _content(block)) for block in _read_blocks(text)]
@@ -175,8 +176,8 @@ def _cell(content: CifContent) -> np.ndarray:
     return cell_from_parameters(*parameters)
 
 
-def _site_columns(content: CifContent) -> tuple[list[str], np.ndarray]:
-    """Labels and fractional coordinates `(n, 3)` of the listed sites, each fully occupied."""
+def _site_columns(content: CifContent) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Labels, fractional coordinates `(n, 3)` and occupancies `(n,)` of the listed sites."""
     columns = [content.get(f"_atom_site_fract_{axis}", []) for axis in "xyz"]
     sites = len(columns[0])
     if not sites or all(value in UNSET for value in columns[0]):
@@ -197,17 +198,20 @@ def _site_columns(content: CifContent) -> tuple[list[str], np.ndarray]:
                     f"CIF _atom_site_fract_{'xyz'[axis]} of site {one_line(labels[place], 20)} is "
                     f"{one_line(value, 40)!r}, not a number"
                 )
-    for place, value in enumerate(content.get("_atom_site_occupancy", [])):
+    occupancies = np.ones(sites)
+    for place, value in enumerate(content.get("_atom_site_occupancy", [])[:sites]):
         label = one_line(labels[place], 20)
         if value == "?":
-            raise CrystalInputError(f"CIF _atom_site_occupancy of site {label} is unknown ('?'); it must be 1")
-        if value != "." and not abs(cif_number(value) - 1) <= 1e-3:  # '.' is the default, 1
+            raise CrystalInputError(f"CIF _atom_site_occupancy of site {label} is unknown ('?'); 0 to 1 is accepted")
+        if value == ".":  # the default, 1
+            continue
+        occupancies[place] = cif_number(value)
+        if not -1e-9 <= occupancies[place] <= 1.02:
             raise CrystalInputError(
-                f"disordered: site {place} has partial occupancy ({label}: {one_line(value, 20)}); only ordered "
-                "crystals are accepted. Choose one ordering first (for example with pymatgen's "
-                "OrderDisorderedStructureTransformation)"
+                f"CIF _atom_site_occupancy of site {label} is {one_line(value, 20)}; 0 (empty) to 1 is accepted"
             )
-    return labels, points
+    rounded = np.abs(occupancies - 1) <= 1e-3
+    return labels, points, np.where(rounded, 1.0, occupancies.clip(0.0, 1.0))
 
 
 def _formula(content: CifContent) -> dict[int, float]:
@@ -275,7 +279,7 @@ def _numbers(content: CifContent, labels: list[str], formula: dict[int, float]) 
 
 
 def _contradiction(
-    content: CifContent, numbers: np.ndarray, orbits: list[np.ndarray], order: int
+    content: CifContent, numbers: np.ndarray, occupancies: np.ndarray, orbits: list[np.ndarray], order: int
 ) -> tuple[str, bool, str]:
     """What in the file contradicts the atoms, whether anything confirmed their number, and a small disagreement."""
     sizes = np.array([len(orbit) for orbit in orbits])
@@ -293,14 +297,14 @@ def _contradiction(
         foreign = "\\" in first_value(content, ("_chemical_formula_sum",))  # escaped on reading
         return "", confirmed, "CIF _chemical_formula_sum has foreign signs and was not compared" if foreign else ""
     counts: dict[int, float] = defaultdict(float)
-    for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
+    for number, size in zip(numbers.tolist(), (sizes * occupancies).tolist(), strict=True):
         counts[number] += size
     units = cif_number(first_value(content, ("_cell_formula_units_z",)))
     # of one formula unit or, as pymatgen writes it, of the whole cell; without Z only the ratio is known
     scales = (units, 1.0) if units > 0 else (sum(counts.values()) / sum(formula.values()),)
-    # rounded numbers of atoms are 2 % off, whole ones not at all
-    off = [max(abs(formula.get(n, 0) * scale - counts.get(n, 0)) / counts.get(n, 1e-9) for n in {*counts, *formula})
-           for scale in scales]  # fmt: skip
+    # rounded numbers of atoms are 2 % off, or half of their last digit; whole ones not at all
+    off = [max(max(abs(formula.get(n, 0) - counts.get(n, 0) / scale) - _half_digit(formula.get(n, 0)), 0.0)
+               * scale / counts.get(n, 1e-9) for n in {*counts, *formula}) for scale in scales]  # fmt: skip
     rounded = any(count % 1 for count in formula.values())
     factor = f", Z = {units:g}" if units > 0 else ""
     message = f"_chemical_formula_sum is {_words(formula)}{factor}, but {_words(counts)} was read"
@@ -309,12 +313,17 @@ def _contradiction(
     return "", confirmed or units > 0, "" if rounded or min(off) < 1e-6 else f"CIF {message}"
 
 
+def _half_digit(count: float) -> float:
+    """Half of the last digit of a number that is not whole: 0.005 of 0.07."""
+    return 0.5000001 * 10.0 ** -len(f"{count:g}".partition(".")[2]) if count % 1 else 0.0
+
+
 def _words(counts: dict[int, float]) -> str:
     return " ".join(f"{CHEMICAL_SYMBOLS[number]}{counts[number]:g}" for number in sorted(counts))
 
 
 def _record_of(content: CifContent) -> CrystalRecord:
-    labels, points = _site_columns(content)
+    labels, points, occupancies = _site_columns(content)
     cell = _cell(content)
     modulated = cif_number(first_value(content, ("_cell_modulation_dimension",))) > 0
     if modulated or any("_ssg_" in name or name.startswith("_cell_wave_vector") for name in content):
@@ -330,8 +339,8 @@ def _record_of(content: CifContent) -> CrystalRecord:
                 f"operations); at most {MAX_EXPANDED_SITES} are read from a CIF. Give a pymatgen Structure, an ASE "
                 "Atoms or a record instead"
             )
-        orbits = expand_sites(points, operations, cell)
-        contradiction, confirmed, note = _contradiction(content, numbers, orbits, order)
+        orbits = expand_sites(points, operations, cell, occupancies < 1)
+        contradiction, confirmed, note = _contradiction(content, numbers, occupancies, orbits, order)
         if doubt and not confirmed:
             contradiction = contradiction or f"{doubt}, and nothing in the file says which is meant"
         reason = reason or contradiction
@@ -346,40 +355,39 @@ def _record_of(content: CifContent) -> CrystalRecord:
             "the symbol (':1', ':2', ':H', ':R'), as a Hall symbol, or list the operations"
         )
     orbits, note = results[0]
-    frac = np.concatenate(orbits)
-    if len(np.unique(np.round(frac % 1, 4) % 1, axis=0)) != len(frac):
-        raise CrystalInputError("disordered: atoms share a site; ordered crystals are accepted")
     repeats = [len(orbit) for orbit in orbits]
-    return CrystalRecord(np.repeat(numbers, repeats), frac, cell, warnings=(note,) if note else ())
+    record = CrystalRecord(np.repeat(numbers, repeats), np.concatenate(orbits), cell, warnings=(note,) if note else ())
+    if (occupancies < 1).any():
+        # disorder groups exclude each other in part; what they share is in the occupancies, so that all are kept
+        occupied = np.repeat(occupancies, repeats)
+        record = record_of_species(record.atomic_numbers, occupied, record.frac_coords, cell, record.warnings)
+    frac = record.frac_coords
+    if len(np.unique(np.round(frac % 1, 4) % 1, axis=0)) != len(frac):
+        raise CrystalInputError("disordered: atoms share a site, and together they are more than one")
+    return record
 
 
 def record_from_pymatgen(structure: Any) -> CrystalRecord:
-    """Record of a pymatgen `Structure` or `IStructure`, with a reason for disorder and dummy species.
+    """Record of a pymatgen `Structure` or `IStructure`; partial occupancies are read, dummy species are named.
 
     Raises:
-        CrystalInputError: partial occupancy, several species on a site, dummy species, hydrogens without positions.
+        CrystalInputError: occupancies above 1, dummy species, hydrogens without positions.
     """
     if "implicit_hydrogens" in structure.site_properties:
         raise CrystalInputError("hydrogens are given only as counts (implicit hydrogens); every atom needs a position")
-    numbers = np.empty(len(structure), dtype=np.int64)
+    numbers, occupancies, rows = [], [], []
     for place, site in enumerate(structure):
-        species = list(site.species.items())
-        if len(species) != 1 or abs(species[0][1] - 1.0) > 1e-3:
-            described = ", ".join(f"{specie}: {occupancy:g}" for specie, occupancy in species) or "empty"
-            raise CrystalInputError(
-                f"disordered: site {place} has partial occupancy ({described}); only ordered crystals are accepted. "
-                "Choose one ordering first (for example with pymatgen's OrderDisorderedStructureTransformation)"
-            )
-        symbol = getattr(species[0][0], "symbol", None)
-        element = getattr(species[0][0], "element", species[0][0])
-        name = str(getattr(element, "symbol", symbol))
-        if name in ("D", "T"):
-            hydrogen_isotope_warning(name)
-            numbers[place] = 1
-        else:
-            numbers[place] = atomic_number_of(name)
-    return CrystalRecord(
-        numbers,
-        np.array(structure.frac_coords, dtype=np.float64).reshape(-1, 3),
-        np.array(structure.lattice.matrix, dtype=np.float64),
-    )
+        for specie, occupancy in site.species.items():
+            element = getattr(specie, "element", specie)
+            name = str(getattr(element, "symbol", getattr(specie, "symbol", None)))
+            if name in ("D", "T"):
+                hydrogen_isotope_warning(name)
+                name = "H"
+            numbers.append(atomic_number_of(name))
+            occupancies.append(occupancy)
+            rows.append(place)
+    frac = np.array(structure.frac_coords, dtype=np.float64).reshape(-1, 3)
+    cell = np.array(structure.lattice.matrix, dtype=np.float64)
+    if rows == list(range(len(structure))) and all(abs(occupancy - 1.0) <= 1e-3 for occupancy in occupancies):
+        return CrystalRecord(np.array(numbers, dtype=np.int64), frac, cell)
+    return record_of_species(np.array(numbers), np.array(occupancies, dtype=np.float64), frac[rows], cell)

@@ -28,6 +28,7 @@ __all__ = [
 _MAX_OPERATIONS, _MAX_OPERATION_LENGTH = 384, 120  # no setting in use has more; `x,y,z` takes 5 characters
 # images of a site nearer than this (Å) are one atom on a special position whose coordinates were rounded
 _SPECIAL_POSITION = 0.25
+_SPLIT_POSITION = 0.05  # the same for partly occupied sites, which are often split around a special position
 _CELL_MISMATCH = 0.05  # of a squared length: cells are relaxed or printed with few digits
 
 # data names in lower case with `_` for `.`
@@ -249,15 +250,17 @@ def _fits(operations: Operations, cell: np.ndarray) -> bool:
     return bool((abs(moved - metric) <= _CELL_MISMATCH * np.outer(lengths, lengths)).all())
 
 
-def expand_sites(points: np.ndarray, operations: Operations, cell: np.ndarray) -> list[np.ndarray]:
+def expand_sites(
+    points: np.ndarray, operations: Operations, cell: np.ndarray, is_partial: np.ndarray
+) -> list[np.ndarray]:
     """Distinct images `(m, 3)` of each site; a site near a special position is put on it first."""
     rotations, shifts = operations
     orbits = []
-    for point in points:
+    for point, tolerance in zip(points, np.where(is_partial, _SPLIT_POSITION, _SPECIAL_POSITION), strict=True):
         images = rotations @ point + shifts
         away = images - point
         away -= np.round(away)
-        same = np.einsum("ai,ij,aj->a", away, cell @ cell.T, away) < _SPECIAL_POSITION**2
+        same = np.einsum("ai,ij,aj->a", away, cell @ cell.T, away) < tolerance**2
         if same.sum() > 1:
             moved = away[same].mean(axis=0)
             if np.abs(moved).max() > 1e-12:

@@ -15,6 +15,7 @@ __all__ = [
     "FORMULA_RANK",
     "cell_formula",
     "formula_sum",
+    "mixture_formula",
     "parse_composition",
     "reduced_formula",
 ]
@@ -99,6 +100,17 @@ def formula_sum(atomic_numbers: Iterable[int]) -> str:
         ValueError: a number outside 1 to 118.
     """
     return " ".join(f"{symbol}{count}" for symbol, count in _counts(atomic_numbers).items())
+
+
+def mixture_formula(occupancies: Any) -> str:
+    """Formula of the cell of a disordered crystal, to 4 digits: `K1.2Na2.8Cl4`.
+
+    Args:
+        occupancies (`np.ndarray` of shape `(N, 118)`): of element Z in column Z - 1.
+    """
+    amounts = {number: float(amount) for number, amount in enumerate(occupancies.sum(axis=0), 1) if amount > 0}
+    counts = {symbol: amounts[CHEMICAL_SYMBOLS.index(symbol)] for symbol in _counts(amounts)}
+    return "".join(f"{symbol}{count:.4g}" if abs(count - 1) >= 5e-5 else symbol for symbol, count in counts.items())
 
 
 def reduced_formula(atomic_numbers: Iterable[int]) -> str:

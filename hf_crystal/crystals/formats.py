@@ -5,13 +5,18 @@ Each reader takes text and returns a `CrystalRecord` that has not been checked f
 of the text is a `CrystalInputError`. CIF has a file of its own, `cif`.
 """
 
+import bz2
 import codecs
+import gzip
 import json
+import lzma
 import re
 import shlex
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from transformers.utils import logging
@@ -20,13 +25,18 @@ from .record import CrystalInputError, CrystalRecord, atomic_number_of
 
 __all__ = [
     "CIF_MARKS",
+    "COMPRESSION_ERRORS",
     "MAX_LISTED_ATOMS",
     "decode_text",
     "detect_format",
+    "number_array",
     "one_line",
+    "open_unpacked",
     "parse_extxyz",
     "parse_json_text",
     "parse_poscar",
+    "plain_name",
+    "shortened",
     "split_frames",
 ]
 
@@ -56,6 +66,34 @@ def decode_text(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")
+
+
+# what reading a damaged compressed file may raise
+COMPRESSION_ERRORS = (EOFError, OSError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)
+_UNPACKERS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
+
+
+def plain_name(name: str) -> str:
+    """File name in lower case, without the ending of a compression."""
+    return re.sub(r"\.(gz|bz2|xz|zip)$", "", name.lower())
+
+
+def open_unpacked(stream: IO[bytes]) -> IO[bytes]:
+    """Content of a file, unpacked where its first bytes are those of gzip, bzip2, xz or a zip archive of one file.
+
+    Raises:
+        ValueError: an archive of several files.
+    """
+    start = stream.read(6)
+    stream.seek(0)
+    if start.startswith(b"PK\3\4"):
+        archive = zipfile.ZipFile(stream)
+        members = [name for name in archive.namelist() if not name.endswith("/")]
+        if len(members) != 1:
+            raise ValueError(f"holds {len(members)} files {members[:5]}; an archive of one file is expected")
+        return archive.open(members[0])
+    unpack: Any = next((opener for magic, opener in _UNPACKERS if start.startswith(magic)), None)
+    return stream if unpack is None else unpack(stream)
 
 
 def _floats(words: list[str]) -> list[float] | None:
@@ -303,3 +341,30 @@ def parse_json_text(text: str) -> Any:
         return json.loads(text.lstrip("\ufeff"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise CrystalInputError(f"not readable as JSON: {one_line(str(error))}") from error
+
+
+# --------------------------------------------------------------------------------------------------------- values
+
+
+def number_array(value: Any, field: str, dtype: type = np.float64) -> np.ndarray:
+    """Array of a field; ragged or non-numeric values give a reason that names the field."""
+    try:
+        array = np.asarray(value)
+        if array.dtype == bool:
+            raise TypeError("true and false are no numbers")
+        array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CrystalInputError(f"{field} is not an array of numbers: {shortened(value)}") from error
+    if dtype is np.int64:
+        # beyond 2^31 the conversion to integers itself overflows
+        if not (np.abs(array) < 2**31).all() or (array != np.round(array)).any():
+            raise CrystalInputError(f"{field} holds values that are not whole numbers: {shortened(value)}")
+        return array.astype(np.int64)
+    return array
+
+
+def shortened(value: Any, limit: int = 80) -> str:
+    """`repr` of a value for a message, cut at `limit` characters."""
+    # a huge array is never turned into text as a whole
+    text = f"array of shape {value.shape}" if isinstance(value, np.ndarray) and value.size > 9 else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -5,26 +5,33 @@ Dictionaries, JSON, POSCAR and extended XYZ need numpy only; gemmi is imported f
 own objects.
 """
 
+import io
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, Union
+from typing import Any, Literal, Protocol, Union
 
 import numpy as np
 from transformers.utils import logging
 
 from .cif import cif_blocks, parse_cif, record_from_pymatgen
 from .formats import (
+    COMPRESSION_ERRORS,
     MAX_LISTED_ATOMS,
     decode_text,
     detect_format,
+    number_array,
+    one_line,
+    open_unpacked,
     parse_extxyz,
     parse_json_text,
     parse_poscar,
+    plain_name,
+    shortened,
     split_frames,
 )
+from .occupancy import first_mixed_site, mixed_sites, record_of_sites, site_species, with_occupancies
 from .record import (
     CHEMICAL_SYMBOLS,
     CrystalInputError,
@@ -53,8 +60,9 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 _MAX_DEPTH = 4  # a row that holds JSON text that holds a crystal
 
 ACCEPTED_FORMS = (
-    "pymatgen Structure, ASE Atoms, a path to a CIF, POSCAR/CONTCAR/.vasp, extended XYZ or pymatgen/JARVIS JSON file, "
-    "the text of one, or a record dict with cell (or lattice), frac_coords (or positions) and atomic_numbers"
+    "pymatgen Structure, ASE Atoms, a path to a CIF, POSCAR/CONTCAR/.vasp, extended XYZ or JSON file (pymatgen, "
+    "JARVIS, OPTIMADE), the text of one, or a record dict with cell (or lattice), frac_coords (or positions) and "
+    "atomic_numbers (or species)"
 )
 
 
@@ -92,34 +100,12 @@ _FRACTIONAL_KEYS = ("frac_coords", "fractional_coords", "scaled_positions")
 _CARTESIAN_KEYS = ("positions", "cart_coords", "cartesian_coords")
 _NUMBER_KEYS = ("atomic_numbers", "numbers")
 _SYMBOL_KEYS = ("elements", "species", "symbols")
-_NESTED_KEYS = ("atoms", "structure", "cif", "poscar", "crystal")  # a row of a table that holds a crystal
+# a row of a table, or an entry of a database, that holds a crystal
+_NESTED_KEYS = ("atoms", "structure", "cif", "poscar", "crystal", "attributes")
 _NAME_KEYS = ("material_id", "jid", "id", "name", "file")
 
 
 # ----------------------------------------------------------------------------------------------------------- dicts
-
-
-def _array(value: Any, field: str, dtype: type = np.float64) -> np.ndarray:
-    """Array of a field; ragged or non-numeric values give a reason that names the field."""
-    try:
-        array = np.asarray(value)
-        if array.dtype == bool:
-            raise TypeError("true and false are no numbers")
-        array = array.astype(np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise CrystalInputError(f"{field} is not an array of numbers: {_short(value)}") from error
-    if dtype is np.int64:
-        # beyond 2^31 the conversion to integers itself overflows
-        if not (np.abs(array) < 2**31).all() or (array != np.round(array)).any():
-            raise CrystalInputError(f"{field} holds values that are not whole numbers: {_short(value)}")
-        return array.astype(np.int64)
-    return array
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    # a huge array is never turned into text as a whole
-    text = f"array of shape {value.shape}" if isinstance(value, np.ndarray) and value.size > 9 else repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _first_key(data: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
@@ -137,10 +123,10 @@ def _cell_of(value: Any, field: str) -> np.ndarray:
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise CrystalInputError(
-                f"{field} is {_short(dict(value))}; a matrix or a, b, c, alpha, beta, gamma are accepted"
+                f"{field} is {shortened(dict(value))}; a matrix or a, b, c, alpha, beta, gamma are accepted"
             ) from error
     matrix = getattr(value, "matrix", None)
-    array = _array(value if matrix is None else matrix, field)
+    array = number_array(value if matrix is None else matrix, field)
     if array.size != 9 or array.shape not in ((9,), (3, 3)):
         raise CrystalInputError(
             f"{field} has shape {array.shape}; accepted are (3, 3) with vectors in rows and (9,), Å"
@@ -150,7 +136,7 @@ def _cell_of(value: Any, field: str) -> np.ndarray:
 
 def _points(value: Any, field: str) -> np.ndarray:
     """Coordinates of shape (N, 3) from (N, 3) or a flat list of 3N numbers."""
-    array = _array(value, field)
+    array = number_array(value, field)
     if array.ndim == 1 and array.size % 3 == 0:
         return array.reshape(-1, 3)
     if array.ndim != 2 or array.shape[1] != 3:
@@ -164,64 +150,75 @@ def _truth(value: Any) -> bool:
         return value.strip().lower() in ("true", "t", "1", "yes")
     if isinstance(value, bool | int | float | np.bool_ | np.number):
         return bool(value)
-    raise CrystalInputError(f"cartesian is {_short(value)}; true or false is accepted")
+    raise CrystalInputError(f"cartesian is {shortened(value)}; true or false is accepted")
 
 
 def _numbers_of(data: Mapping[str, Any]) -> np.ndarray:
     key = _first_key(data, _NUMBER_KEYS)
     if key is not None:
-        return _array(data[key], key, np.int64).reshape(-1)
+        return number_array(data[key], key, np.int64).reshape(-1)
     key = _first_key(data, _SYMBOL_KEYS)
     if key is None:
-        raise CrystalInputError(f"no atomic_numbers; keys received: {_short(sorted(map(str, data)))}")
+        raise CrystalInputError(f"no atomic_numbers; keys received: {shortened(sorted(map(str, data)))}")
     if not isinstance(data[key], list | tuple | np.ndarray) or getattr(data[key], "ndim", 1) != 1:
-        raise CrystalInputError(f"{key} is {_short(data[key])}; a list of symbols is expected")
+        raise CrystalInputError(f"{key} is {shortened(data[key])}; a list of symbols is expected")
     return np.array([atomic_number_of(symbol) for symbol in data[key]], dtype=np.int64)
-
-
-def _symbol_of_site(site: Any, place: int) -> Any:
-    """Element of one site of pymatgen's `as_dict`; disorder and malformed sites give a reason."""
-    species = site.get("species") if isinstance(site, Mapping) else None
-    if not isinstance(species, list) or not all(isinstance(specie, Mapping) for specie in species):
-        raise CrystalInputError(f"sites[{place}] is {_short(site)}; a dict with a list of species is expected")
-    occupancies = _array([specie.get("occu", 1) for specie in species], f"sites[{place}].species.occu")
-    if occupancies.shape != (1,) or not abs(occupancies[0] - 1.0) <= 1e-3:
-        described = ", ".join(f"{specie.get('element')}: {specie.get('occu')}" for specie in species) or "empty"
-        raise CrystalInputError(
-            f"disordered: site {place} has partial occupancy ({described}); only ordered crystals are accepted"
-        )
-    return species[0].get("element")
 
 
 def _record_from_sites(data: Mapping[str, Any]) -> CrystalRecord:
     """Read the form of pymatgen's `as_dict`, without pymatgen."""
     if not isinstance(data["sites"], list | tuple):
-        raise CrystalInputError(f"sites is {_short(data['sites'])}; a list is expected")
+        raise CrystalInputError(f"sites is {shortened(data['sites'])}; a list is expected")
     cell = _cell_of(data["lattice"], "lattice")
-    numbers, points = [], []
+    species, points = [], []
     for place, site in enumerate(data["sites"]):
-        numbers.append(atomic_number_of(_symbol_of_site(site, place)))
+        species.append(site_species(site, place))
         field = "abc" if site.get("abc") is not None else "xyz"
         point = _points(site.get(field), f"sites[{place}].{field}")
         if point.shape != (1, 3):
-            raise CrystalInputError(f"sites[{place}].{field} is {_short(site.get(field))}; 3 numbers are expected")
+            raise CrystalInputError(f"sites[{place}].{field} is {shortened(site.get(field))}; 3 numbers are expected")
         points.append(point[0] if field == "abc" else _fractional(point, cell)[0])
-    return CrystalRecord(np.array(numbers, dtype=np.int64), np.array(points, dtype=np.float64).reshape(-1, 3), cell)
+    if not species:
+        raise CrystalInputError("0 atoms; at least one is needed")
+    return record_of_sites(np.array(points, dtype=np.float64), cell, species)
+
+
+def _record_from_optimade(data: Mapping[str, Any]) -> CrystalRecord:
+    """Read the attributes of an OPTIMADE `structures` entry."""
+    kinds: dict[Any, dict[str, float]] = {}
+    for kind in data.get("species") or ():
+        shares = zip(kind.get("chemical_symbols", ()), kind.get("concentration", ()), strict=False)
+        kinds[kind.get("name")] = {symbol: float(share) for symbol, share in shares if symbol != "vacancy"}
+    cell = _cell_of(data["lattice_vectors"], "lattice_vectors")
+    names = data.get("species_at_sites") or ()
+    points = _points(data.get("cartesian_site_positions"), "cartesian_site_positions")
+    if len(points) != len(names) or not len(names):
+        raise CrystalInputError(f"cartesian_site_positions holds {len(points)} atoms, species_at_sites {len(names)}")
+    warnings: tuple[str, ...] = ()
+    if data.get("nperiodic_dimensions", 3) != 3:
+        warnings = ("OPTIMADE entry that is not periodic in all directions is read as a periodic crystal.",)
+        logger.warning_once(warnings[0])
+    record = record_of_sites(_fractional(points, cell), cell, [kinds.get(name, {name: 1.0}) for name in names])
+    return replace(record, warnings=(*record.warnings, *warnings))
 
 
 def _record_from_dict(data: Mapping[str, Any], depth: int = 0) -> CrystalRecord:
     if "sites" in data and "lattice" in data:
         return _record_from_sites(data)
+    if data.get("lattice_vectors") is not None:
+        return _record_from_optimade(data)
     cell_key = _first_key(data, _CELL_KEYS)
     if cell_key is None:
         nested = _first_key(data, _NESTED_KEYS)
         if nested is not None:
             return _parse_nested(data[nested], depth)
         raise CrystalInputError(
-            f"no cell; keys received: {_short(sorted(map(str, data)))}; accepted: {ACCEPTED_FORMS}"
+            f"no cell; keys received: {shortened(sorted(map(str, data)))}; accepted: {ACCEPTED_FORMS}"
         )
     cell = _cell_of(data[cell_key], cell_key)
-    numbers = _numbers_of(data)
+    key = None if _first_key(data, _NUMBER_KEYS) else _first_key(data, _SYMBOL_KEYS)
+    sites = mixed_sites(data[key], key) if key else []
+    numbers = np.zeros(len(sites), dtype=np.int64) if sites else _numbers_of(data)
     key = _first_key(data, _FRACTIONAL_KEYS)
     cartesian = False
     if key is None:
@@ -230,12 +227,16 @@ def _record_from_dict(data: Mapping[str, Any], depth: int = 0) -> CrystalRecord:
     if key is None and data.get("coords") is not None:  # JARVIS
         key, cartesian = "coords", _truth(data.get("cartesian", False))
     if key is None:
-        raise CrystalInputError(f"no frac_coords and no positions; keys received: {_short(sorted(map(str, data)))}")
+        raise CrystalInputError(f"no frac_coords and no positions; keys received: {shortened(sorted(map(str, data)))}")
     points = _points(data[key], key)
     if len(points) != len(numbers):
         raise CrystalInputError(f"{key} holds {len(points)} atoms but {len(numbers)} atomic numbers were given")
     if cartesian:
         points = _fractional(points, cell)
+    if sites:
+        return record_of_sites(points, cell, sites)
+    if data.get("occupancies") is not None:
+        return with_occupancies(CrystalRecord(numbers, points, cell), data["occupancies"])
     return CrystalRecord(numbers, points, cell)
 
 
@@ -299,7 +300,7 @@ def _record_from_json(data: Any, depth: int = 0) -> CrystalRecord:
 
 
 def _format_of_name(path: Path) -> str | None:
-    name = path.name.lower().removesuffix(".gz")
+    name = plain_name(path.name)
     suffix = Path(name).suffix
     if suffix in (".cif", ".mcif"):
         return "cif"
@@ -312,7 +313,7 @@ def _format_of_name(path: Path) -> str | None:
 
 def _read_file(path: Path) -> str:
     if "\0" in str(path):
-        raise CrystalInputError(f"not a file name: {_short(str(path))}")
+        raise CrystalInputError(f"not a file name: {shortened(str(path))}")
     try:
         if not path.exists():
             raise CrystalInputError(f"no such file: {path}", name=path.name)
@@ -329,26 +330,21 @@ def _read_file(path: Path) -> str:
             raise CrystalInputError(f"more than {MAX_FILE_BYTES} bytes; no more are read", name=path.name)
     except OSError as error:
         raise CrystalInputError(f"the file cannot be read: {error}", name=path.name) from error
-    if data[:2] == b"\x1f\x8b":
-        data = _unpack(data, path.name)
-    return decode_text(data)
+    return decode_text(_unpack(data, path.name))
 
 
 def _unpack(data: bytes, name: str) -> bytes:
-    """Content of a gzip file of one or several members, which has to be whole."""
-    unpacked = b""
-    while data[:2] == b"\x1f\x8b":
-        unpacker = zlib.decompressobj(wbits=31)
-        try:
-            unpacked += unpacker.decompress(data, MAX_FILE_BYTES + 1 - len(unpacked))
-        except zlib.error as error:
-            raise CrystalInputError(f"the gzip file cannot be read: {error}", name=name) from error
-        if unpacker.unconsumed_tail or len(unpacked) > MAX_FILE_BYTES:
-            raise CrystalInputError(f"unpacks to more than {MAX_FILE_BYTES} bytes", name=name)
-        if not unpacker.eof:
-            raise CrystalInputError("the gzip file ends too early: it is truncated", name=name)
-        data = unpacker.unused_data
-    return unpacked
+    """Content of a file, which has to be whole where it is compressed."""
+    try:
+        with open_unpacked(io.BytesIO(data)) as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
+    except EOFError as error:
+        raise CrystalInputError("the compressed file ends too early: it is truncated", name=name) from error
+    except (*COMPRESSION_ERRORS, ValueError) as error:
+        raise CrystalInputError(f"the compressed file cannot be read: {one_line(str(error))}", name=name) from error
+    if len(content) > MAX_FILE_BYTES:
+        raise CrystalInputError(f"unpacks to more than {MAX_FILE_BYTES} bytes", name=name)
+    return content
 
 
 def _record_from_path(path: Path) -> CrystalRecord:
@@ -401,6 +397,11 @@ def _record_from_ase(atoms: Any) -> CrystalRecord:
         logger.warning_once(warnings[0])
     numbers = np.array(atoms.numbers, dtype=np.int64)
     positions = np.array(atoms.positions, dtype=np.float64).reshape(-1, 3)
+    # ASE reads the main element of each site of a CIF, and keeps the others aside
+    occupied, kinds = getattr(atoms, "info", {}).get("occupancy"), getattr(atoms, "arrays", {}).get("spacegroup_kinds")
+    if isinstance(occupied, Mapping) and kinds is not None:
+        sites = [dict(occupied[str(kind)]) for kind in kinds.tolist()]
+        return replace(record_of_sites(_fractional(positions, cell), cell, sites), warnings=warnings)
     return CrystalRecord(numbers, _fractional(positions, cell), cell, warnings=warnings)
 
 
@@ -439,6 +440,8 @@ def parse_structure(obj: CrystalLike) -> CrystalRecord:
         return record_from_pymatgen(obj)
     if hasattr(obj, "cell") and hasattr(obj, "positions") and hasattr(obj, "pbc"):
         return _record_from_ase(obj)
+    if hasattr(obj, "structure"):  # entries and documents of the Materials Project
+        return parse_structure(obj.structure)
     raise CrystalInputError(f"received {type(obj).__name__}; accepted: {ACCEPTED_FORMS}")
 
 
@@ -459,6 +462,7 @@ def as_record(
     max_atoms: int | None = None,
     check_distances: bool = True,
     nested: bool = False,
+    disorder: Literal["refuse", "mix"] = "refuse",
 ) -> CrystalRecord:
     """Turn any accepted form of a crystal into a checked plain record.
 
@@ -473,6 +477,7 @@ def as_record(
         check_distances: whether to look for overlapping atoms.
         nested: whether the crystal comes out of a document (a table's cell, a request), where text is content and
             never the name of a file.
+        disorder: `"mix"` accepts partly occupied sites, for callers that read `occupancies`.
 
     Returns:
         `CrystalRecord` with `atomic_numbers (N,)`, `frac_coords (N, 3)`, `cell (3, 3)`; order as given.
@@ -485,6 +490,8 @@ def as_record(
         # absurd numbers overflow on the way to the check that names them
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             record = _parse_nested(obj, 0) if nested and isinstance(obj, str | bytes) else parse_structure(obj)
+            if disorder == "refuse" and record.occupancies is not None:
+                raise CrystalInputError(f"disordered: {first_mixed_site(record)}")
             return check_record(
                 record,
                 max_atomic_number=max_atomic_number,
@@ -533,7 +540,7 @@ def as_columns(structure: CrystalLike, *, nested: bool = False) -> dict[str, Any
 
 
 def record_to_structure(record: CrystalLike) -> Any:
-    """Build the pymatgen `Structure` of a crystal; atoms in the same order, coordinates not wrapped.
+    """Build the pymatgen `Structure` of a crystal, ordered or not; order as given, coordinates not wrapped.
 
     Args:
         record: any of `ACCEPTED_FORMS`, a `CrystalRecord` or a record dict in particular.
@@ -549,6 +556,8 @@ def record_to_structure(record: CrystalLike) -> Any:
         from pymatgen.core import Lattice, Structure
     except ImportError as error:
         raise ImportError("record_to_structure needs pymatgen: pip install pymatgen") from error
-    checked = as_record(record)
-    symbols = [CHEMICAL_SYMBOLS[number] for number in checked.atomic_numbers]
+    checked = as_record(record, disorder="mix")
+    symbols: list[Any] = [CHEMICAL_SYMBOLS[number] for number in checked.atomic_numbers]
+    if checked.occupancies is not None:
+        symbols = [{CHEMICAL_SYMBOLS[z + 1]: site[z] for z in np.flatnonzero(site)} for site in checked.occupancies]
     return Structure(Lattice(checked.cell), symbols, checked.frac_coords)

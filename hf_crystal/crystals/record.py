@@ -15,17 +15,19 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .elements import CHEMICAL_SYMBOLS, cell_formula, reduced_formula
+from .elements import CHEMICAL_SYMBOLS, cell_formula, mixture_formula, reduced_formula
 
 __all__ = [
     "CHEMICAL_SYMBOLS",
     "COVALENT_RADII",
     "CRYSTAL_COLUMNS",
     "MAX_COORDINATE",
+    "NUM_SPECIES",
     "CrystalInputError",
     "CrystalRecord",
     "ImpossibleCellError",
     "atomic_number_of",
+    "candidate_pairs",
     "cell_from_parameters",
     "check_record",
     "close_pair",
@@ -33,6 +35,7 @@ __all__ = [
     "geometry_warnings",
     "hydrogen_isotope_warning",
     "printable",
+    "reach_of",
 ]
 
 logger = logging.get_logger(__name__)
@@ -40,6 +43,7 @@ logger = logging.get_logger(__name__)
 # Å for the cell, multiples of it for fractional coordinates; beyond, float64 no longer resolves distances
 MAX_COORDINATE = 1e6
 _FEW_ATOMS = 32
+NUM_SPECIES = len(CHEMICAL_SYMBOLS) - 1  # columns of `CrystalRecord.occupancies`
 # a crystal in a table: 9 floats, vectors in rows, Å; 3n floats; n integers
 CRYSTAL_COLUMNS = ("lattice", "frac_coords", "atomic_numbers")
 
@@ -92,7 +96,7 @@ class ImpossibleCellError(CrystalInputError):
 
 @dataclass(frozen=True, eq=False)
 class CrystalRecord:
-    """One ordered crystal as plain arrays; fields can also be read as `record["cell"]`, and `dict(record)` works.
+    """One crystal as plain arrays; fields can also be read as `record["cell"]`, and `dict(record)` works.
 
     Attributes:
         atomic_numbers (`np.ndarray` of shape `(N,)`, int64): 1 to 118, in the order given.
@@ -100,6 +104,9 @@ class CrystalRecord:
         cell (`np.ndarray` of shape `(3, 3)`, float64): lattice vectors in rows, Å.
         name (`str`, *optional*): file name or id, for messages only.
         warnings (`tuple[str, ...]`): what was doubtful in the text or object that was read.
+        occupancies (`np.ndarray` of shape `(N, 118)`, *optional*): of a disordered crystal, how much of each element
+            (column Z - 1) a site holds; a row sums to at most 1, the rest is vacancy. `atomic_numbers` then names the
+            element that a site holds most of. None: each site is filled with the atom of its number.
     """
 
     atomic_numbers: np.ndarray
@@ -107,6 +114,7 @@ class CrystalRecord:
     cell: np.ndarray
     name: str | None = None
     warnings: tuple[str, ...] = ()
+    occupancies: np.ndarray | None = None
 
     @property
     def positions(self) -> np.ndarray:
@@ -120,8 +128,8 @@ class CrystalRecord:
 
     @property
     def formula(self) -> str:
-        """Reduced formula: `SrTiO3`."""
-        return formula_of(self.atomic_numbers)
+        """Reduced formula, `SrTiO3`; of a disordered crystal that of the cell, `K1.2Na2.8Cl4`."""
+        return formula_of(self.atomic_numbers) if self.occupancies is None else mixture_formula(self.occupancies)
 
     @property
     def volume(self) -> float:
@@ -130,10 +138,10 @@ class CrystalRecord:
 
     def keys(self) -> tuple[str, ...]:
         """Names of the array fields, so that `dict(record)` gives a record dict."""
-        return ("atomic_numbers", "frac_coords", "cell")
+        return ("atomic_numbers", "frac_coords", "cell", *(() if self.occupancies is None else ("occupancies",)))
 
     def __getitem__(self, key: str) -> np.ndarray:
-        if key in ("atomic_numbers", "frac_coords", "cell", "positions"):
+        if key in (*self.keys(), "positions"):
             return getattr(self, key)
         raise KeyError(key)
 
@@ -212,7 +220,7 @@ def cell_from_parameters(a: float, b: float, c: float, alpha: float, beta: float
     )
 
 
-def _reach(cell: np.ndarray, distance: float) -> np.ndarray:
+def reach_of(cell: np.ndarray, distance: float) -> np.ndarray:
     """Largest fractional difference, per lattice direction, of two points nearer than `distance`; shape `(3,)`."""
     return distance * np.linalg.norm(np.linalg.inv(cell), axis=0)
 
@@ -236,7 +244,7 @@ def _all_pairs(num_atoms: int) -> tuple[np.ndarray, np.ndarray]:
     return np.triu_indices(num_atoms, 1)
 
 
-def _candidate_pairs(frac: np.ndarray, width: float, axis: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def candidate_pairs(frac: np.ndarray, width: float, axis: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs (i, j), i before j in sorted order, whose fractional coordinate on `axis` differs by at most `width`.
 
     Sorting along one axis keeps the work near-linear for big cells, where all pairs would not fit in memory; of few
@@ -284,11 +292,11 @@ def close_pair(
     radii = None if np.ndim(min_distance) == 0 else np.asarray(min_distance)
     widest = 0 if radii is None else int(np.argmax(radii))
     largest = float(min_distance) if radii is None else 2.0 * float(radii[widest])
-    reach = _reach(cell, largest)
+    reach = reach_of(cell, largest)
     if reach.max() >= 0.5:  # rare: a very skewed description of an ordinary lattice
         reduced = _pairwise_reduced(cell)
         frac_coords, cell = frac_coords @ cell @ np.linalg.inv(reduced), reduced
-        reach = _reach(cell, largest)
+        reach = reach_of(cell, largest)
     extent = np.floor(reach + 0.5).astype(int).tolist()
     images = np.array(list(itertools.product(*(range(-n, n + 1) for n in extent))))
     best, excess = None, 0.0  # distance less what is accepted
@@ -300,7 +308,7 @@ def close_pair(
     if len(frac_coords) < 2:
         return best
     axis = int(np.argmin(reach))
-    for first, second in _candidate_pairs(frac_coords, float(reach[axis]), axis):
+    for first, second in candidate_pairs(frac_coords, float(reach[axis]), axis):
         if not len(first):
             continue
         difference = frac_coords[second] - frac_coords[first]
@@ -320,6 +328,10 @@ def _check_shapes(record: CrystalRecord) -> None:
     if numbers.ndim != 1 or frac.ndim != 2 or frac.shape != (len(numbers), 3):
         raise CrystalInputError(
             f"atomic_numbers has shape {numbers.shape} and the coordinates {frac.shape}; accepted are (N,) and (N, 3)"
+        )
+    if record.occupancies is not None and record.occupancies.shape != (len(numbers), NUM_SPECIES):
+        raise CrystalInputError(
+            f"occupancies have shape {record.occupancies.shape}; accepted is {(len(numbers), NUM_SPECIES)}"
         )
     if cell.shape != (3, 3):
         raise CrystalInputError(f"cell has shape {cell.shape}; accepted is (3, 3) with lattice vectors in rows, Å")
@@ -372,12 +384,24 @@ def check_record(
     if max_atoms is not None and len(numbers) > max_atoms:
         raise CrystalInputError(f"{len(numbers)} atoms in the cell; max_atoms = {max_atoms} are accepted")
     _check_numbers(frac, cell)
+    if record.occupancies is not None and max_atomic_number < NUM_SPECIES:
+        heaviest = np.flatnonzero(record.occupancies.any(axis=0)).max() + 1
+        numbers = np.where(record.occupancies[:, heaviest - 1] > 0, heaviest, numbers)  # rarely the main element
     out_of_range = (numbers < 1) | (numbers > max_atomic_number)
     if out_of_range.any():
         site = int(np.argmax(out_of_range))
         raise CrystalInputError(
             f"atomic number {int(numbers[site])} at atom {site}; accepted are 1 to {max_atomic_number}"
         )
+    if record.occupancies is not None:
+        amounts = record.occupancies
+        wrong = ~((amounts >= 0).all(axis=1) & (amounts.sum(axis=1) <= 1 + 1e-6))  # NaN fails, too
+        if wrong.any():
+            site = int(np.argmax(wrong))
+            raise CrystalInputError(
+                f"occupancies of site {site} sum to {amounts[site].sum():.4g}, the lowest is "
+                f"{amounts[site].min():.4g}; accepted are 0 to 1, and sums up to 1"
+            )
     lengths = np.linalg.norm(cell, axis=1)
     volume = float(abs(np.linalg.det(cell)))
     if lengths.min() < 1e-8 or volume < min_volume_per_atom * len(numbers) or volume < 1e-9 * lengths.prod():
@@ -419,7 +443,11 @@ _BLOCK = 256  # atoms whose neighbors are looked for together
 
 
 def geometry_warnings(
-    numbers: np.ndarray, positions: np.ndarray, cells: np.ndarray, radius: float | None = None
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cells: np.ndarray,
+    radius: float | None = None,
+    totals: np.ndarray | None = None,
 ) -> list[list[str]]:
     """What is implausible about the geometry of each crystal of a batch.
 
@@ -428,6 +456,8 @@ def geometry_warnings(
         positions (`np.ndarray` of shape `(B, N, 3)`): Å.
         cells (`np.ndarray` of shape `(B, 3, 3)`): lattice vectors in rows, Å, not singular.
         radius: Å; an atom without neighbor or image of its own within it is named. None: not looked for.
+        totals (`np.ndarray` of shape `(B, N)`, *optional*): occupancies of the sites; partly occupied ones may be
+            close, as they exclude each other.
 
     Returns:
         Per crystal its warnings, mostly none.
@@ -437,8 +467,10 @@ def geometry_warnings(
     frac = positions.astype(np.float64) @ inverses
     counts = np.count_nonzero(numbers, axis=1)
     radii = _NEAREST * COVALENT_RADII[numbers]
+    if totals is not None:
+        radii[totals < 1 - 1e-3] = 0.0
     found: list[list[str]] = [[] for _ in counts]
-    volumes = np.abs(np.linalg.det(cells)) / counts
+    volumes = np.abs(np.linalg.det(cells)) / (counts if totals is None else totals.sum(axis=1))
     for row in np.flatnonzero((volumes < _SMALLEST_VOLUME) | (volumes > _LARGEST_VOLUME)):
         found[row].append(
             f"volume per atom is {volumes[row]:.3g} Å³; crystals at ambient pressure have {_SMALLEST_VOLUME:g} to "

@@ -9,6 +9,7 @@ from .jarvis import load_jarvis as load_jarvis
 from .loading import load_crystal_dataset as load_crystal_dataset
 from .materials_project import load_materials_project as load_materials_project
 from .oqmd import load_oqmd as load_oqmd
+from .sources import load as load
 from .tables import CrystalDatasetDict as CrystalDatasetDict
 
 OFFICIAL_SOURCES: tuple[str, ...]

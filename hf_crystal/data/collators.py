@@ -12,7 +12,8 @@ from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtract
 __all__ = ["CrystalCollator"]
 
 # columns that Trainer leaves of a table with remove_unused_columns=True, its default
-_ARGUMENTS_OF_THE_MODEL = {"atomic_numbers", "positions", "cell", "attention_mask", "labels", "label", "label_ids"}
+_ARGUMENTS_OF_THE_MODEL = {"atomic_numbers", "positions", "cell", "attention_mask", "occupancies"}
+_ARGUMENTS_OF_THE_MODEL |= {"labels", "label", "label_ids"}
 
 
 @dataclass
@@ -38,6 +39,11 @@ class CrystalCollator:
     label_names: Sequence[str] | None = None
     return_tensors: str = "pt"
 
+    @property
+    def tokenizer(self) -> CrystalFeatureExtractor:
+        """The feature extractor under the name by which `Trainer` saves it beside the model."""
+        return self.feature_extractor
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Pad the crystals of the rows and gather their labels.
 
@@ -45,8 +51,9 @@ class CrystalCollator:
             rows: rows of a table.
 
         Returns:
-            dict with `atomic_numbers (B, N)`, `positions (B, N, 3)`, `cell (B, 3, 3)`, `attention_mask (B, N)` and,
-            with `label_names`, `labels (B, T)` in the type of `positions`; None and NaN become NaN.
+            dict with `atomic_numbers (B, N)`, `positions (B, N, 3)`, `cell (B, 3, 3)`, `attention_mask (B, N)`,
+            `occupancies (B, N, 118)` where a row is disordered, and with `label_names` `labels (B, T)` in the type of
+            `positions`; None and NaN become NaN.
 
         Raises:
             CrystalInputError: a row that holds no usable crystal; it names the row's id where it has one.

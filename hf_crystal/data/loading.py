@@ -18,13 +18,12 @@ from .plain_tables import finish_tables, stream_tables
 from .sources import (
     STRUCTURE_COLUMN,
     find_label_table,
-    find_structure_column,
-    iter_blocks,
-    iter_csv,
+    form_of,
     iter_folder,
-    iter_frames,
-    iter_json,
+    iter_parquet,
+    iter_rows,
     structure_files,
+    take_crystal,
 )
 from .tables import CrystalDatasetDict
 
@@ -37,14 +36,8 @@ _HUB_NAME = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?$")
 
 
 def _parquet_rows(files: list[Path], structure_column: str | None) -> Iterator[Row]:
-    import pyarrow.parquet as pq
-
     for path in files:
-        with pq.ParquetFile(path) as table:
-            column = find_structure_column(table.schema_arrow.names, structure_column, path.name)
-            for batch in table.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    yield {**row, STRUCTURE_COLUMN: row.pop(column)}
+        yield from iter_parquet(path, structure_column)
 
 
 def _split_of_file(path: Path, root: Path) -> str:
@@ -83,8 +76,8 @@ def _load_parquet(path: Path, files: list[Path], options: dict[str, Any], argume
 def _hub_rows(tables: Any, structure_column: str | None, name: str) -> Iterator[Row]:
     for split, table in tables.items():
         for row in table:
-            column = find_structure_column(list(row), structure_column, name)
-            yield {"split": str(split), **row, STRUCTURE_COLUMN: row.pop(column)}
+            crystal = take_crystal(row, structure_column, name)
+            yield {"split": str(split), **row, STRUCTURE_COLUMN: crystal}
 
 
 def _load_hub(name: str, revision: str | None, options: dict[str, Any], arguments: dict[str, Any]) -> Any:
@@ -148,20 +141,9 @@ def _load_path(path: Path, options: dict[str, Any], arguments: dict[str, Any]) -
             arguments = {**arguments, "split_column": "split"}
         watched = [*files, *([labels] if labels else [])]
         return tables_from_source(partial(iter_folder, path, labels), watched, options, **arguments)
-    name = path.name.lower().removesuffix(".gz").removesuffix(".zip")
-    if name.endswith(".parquet"):
+    if form_of(path) == "parquet":
         return _load_parquet(path, [path], options, arguments)
-    if name.endswith((".csv", ".tsv")):
-        return tables_from_source(partial(iter_csv, path, column), [path], options, **arguments)
-    if name.endswith((".json", ".jsonl")):
-        return tables_from_source(partial(iter_json, path, column), [path], options, **arguments)
-    if name.endswith((".xyz", ".extxyz", ".cif", ".mcif")):
-        rows = iter_frames if name.endswith("xyz") else iter_blocks
-        return tables_from_source(partial(rows, path), [path], options, **arguments)
-    raise ValueError(
-        f"{path.name}: expected is a table (parquet, CSV, JSON, XYZ, CIF) or a folder; "
-        "for single crystals use as_record"
-    )
+    return tables_from_source(partial(iter_rows, path, column), [path], options, **arguments)
 
 
 def load_crystal_dataset(
@@ -181,9 +163,10 @@ def load_crystal_dataset(
 
     Accepted: a parquet file or folder (plain columns `lattice`, `frac_coords`, `atomic_numbers`, or a column of CIF
     text or dicts); a folder of CIF, POSCAR, extended XYZ or JSON files with an optional CSV of labels; a CSV with a
-    column of CIF text or file names; a JSON list, JSON lines or matbench JSON with pymatgen or JARVIS crystals
-    (`.gz` and `.zip` too); an extended XYZ file of many frames; a folder written by `save_to_disk`; the name of a
-    dataset on the Hub.
+    column of CIF text or file names; a JSON list, JSON lines or matbench JSON with pymatgen or JARVIS crystals,
+    responses of OPTIMADE and of the Materials Project; a database or trajectory of ASE; a CIF or extended XYZ file of
+    many crystals (text files also as `.gz`, `.bz2`, `.xz` or `.zip`); a folder written by `save_to_disk`; the name of
+    a dataset on the Hub.
 
     Rows are converted one at a time to Arrow files, found again by fingerprint on the next call, and memory-mapped.
 

@@ -1,42 +1,68 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Row readers: folders of structure files, CSV and JSON tables, one row at a time."""
+"""Row readers: structure files and folders of them, tables, databases, one row at a time; `load`, the door to all."""
 
 import codecs
 import csv
-import gzip
 import io
 import json
 import re
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import chain
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from hf_crystal.crystals.formats import parse_json_text, split_frames
-from hf_crystal.crystals.reading import crystals_in
-from hf_crystal.crystals.record import CrystalInputError
+from hf_crystal.crystals.formats import (
+    COMPRESSION_ERRORS,
+    open_unpacked,
+    parse_json_text,
+    plain_name,
+    split_frames,
+)
+from hf_crystal.crystals.reading import as_record, crystals_in
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS, CrystalInputError, CrystalRecord, printable
+from hf_crystal.typing import CrystalLike
 
 __all__ = [
+    "NAME_COLUMNS",
     "STRUCTURE_COLUMN",
-    "find_structure_column",
+    "STRUCTURE_SUFFIXES",
+    "TABLE_SUFFIXES",
+    "count_crystals",
+    "form_of",
     "iter_blocks",
+    "iter_crystals",
     "iter_csv",
     "iter_folder",
     "iter_frames",
     "iter_json",
+    "iter_parquet",
+    "iter_rows",
+    "load",
+    "open_parquet",
     "structure_files",
+    "take_crystal",
 ]
 
 # every reader puts the crystal here, in a form that `as_record` accepts
 STRUCTURE_COLUMN = "__structure__"
+NAME_COLUMNS = ("material_id", "jid", "id", "name")
 
-_STRUCTURE_SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".xyz", ".extxyz", ".json")
-_LIKELY_COLUMNS = ("structure", "cif", "atoms", "poscar", "crystal", "file", "filename", "path")
+Form = Literal["structure", "csv", "json", "parquet", "ase"]
+STRUCTURE_SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json")
+_FORMS: dict[str, Form] = {
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".json", ".jsonl"), "json"),
+    ".parquet": "parquet",
+    **dict.fromkeys((".db", ".traj"), "ase"),
+}
+TABLE_SUFFIXES = (".jsonl", ".parquet", ".db", ".traj")  # a CSV in a folder may hold labels only
+_MAGIC: tuple[tuple[bytes, Form], ...] = ((b"PAR1", "parquet"), (b"SQLite format 3", "ase"), (b"- of Ulm", "ase"))
+_LIKELY_COLUMNS = ("structure", "cif", "atoms", "poscar", "crystal", "attributes", "file", "filename", "path")
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "id", "material_id", "jid", "name")
 _READ_CHARS = 1 << 20
+_HEAD_CHARS = 1 << 12
 _COMMENT_WORD = re.compile(r"([\w-]+)=([^\s\"'{\[]+)(?:\s|$)")  # plain words only: quoted ones are arrays
 _NO_LABEL = {"lattice", "properties", "pbc", "id"}
 # a CIF of a big cell in a CSV field exceeds the default of 128 KiB
@@ -45,45 +71,59 @@ _CSV_FIELD_LIMIT = 1 << 26
 
 @contextmanager
 def _open_text(path: Path) -> Iterator[IO[str]]:
-    """Open a text file, unpacking `.gz` and single-member `.zip` on the fly.
+    """Open a text file, unpacking compressed ones on the fly.
 
     Raises:
         ValueError: a fault of the file that comes out while it is read, with the name of the file.
     """
     try:
         with ExitStack() as files:
-            stream: Any = files.enter_context(open(path, "rb"))
-            if path.suffix == ".gz":
-                stream = files.enter_context(gzip.open(stream))
-            elif path.suffix == ".zip":
-                archive = files.enter_context(zipfile.ZipFile(stream))
-                members = [name for name in archive.namelist() if not name.endswith("/")]
-                if len(members) != 1:
-                    raise ValueError(f"holds {len(members)} files {members[:5]}; one table is expected")
-                stream = files.enter_context(archive.open(members[0]))
+            stream: Any = files.enter_context(open_unpacked(files.enter_context(open(path, "rb"))))
             stream = io.BufferedReader(stream)
             wide = stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # "Unicode text" of Excel
             # signs beyond UTF-8 are in names and comments, where a mark is enough
             yield io.TextIOWrapper(stream, "utf-16" if wide else "utf-8-sig", errors="replace", newline="")
     except CrystalInputError as error:
         raise ValueError(f"{path.name}: {error.reason}") from error
-    except (ValueError, EOFError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, csv.Error, RuntimeError) as error:
+    except (ValueError, csv.Error, *COMPRESSION_ERRORS) as error:
         known = str(error).startswith(path.name)
         raise ValueError(str(error) if known else f"{path.name} cannot be read: {error}") from error
+
+
+def form_of(path: Path) -> Form:
+    """What kind of file this is, by its name, else by how it begins; pipes are structures, as they are read once."""
+    name = plain_name(path.name)
+    if (form := _FORMS.get(Path(name).suffix)) is not None:
+        return form
+    if name.endswith(STRUCTURE_SUFFIXES) or not path.is_file():
+        return "structure"
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    if (form := next((form for magic, form in _MAGIC if start.startswith(magic)), None)) is not None:
+        return form
+    try:
+        with _open_text(path) as text:
+            head = text.read(_HEAD_CHARS)
+    except ValueError:
+        return "structure"  # its reader gives the reason
+    if head.lstrip()[:1] in ("{", "["):
+        return "json"
+    header = head.partition("\n")[0]
+    return "csv" if _crystal_columns(next(csv.reader([header], delimiter=_delimiter(header)), [])) else "structure"
 
 
 # ---------------------------------------------------------------------------------------------------------- folder
 
 
-def structure_files(folder: Path) -> list[Path]:
-    """Structure files of a folder and its sub-folders, sorted by path."""
+def structure_files(folder: Path, *others: str) -> list[Path]:
+    """Structure files of a folder and its sub-folders, and files with `others` as endings, sorted by path."""
     return sorted(
         path
         for path in folder.rglob("*")
         if path.is_file()
         and not path.name.startswith(".")
         and (
-            path.name.lower().removesuffix(".gz").endswith(_STRUCTURE_SUFFIXES)
+            plain_name(path.name).endswith((*STRUCTURE_SUFFIXES, *others))
             or any(word in path.name.upper() for word in ("POSCAR", "CONTCAR"))
         )
     )
@@ -130,8 +170,8 @@ def iter_folder(folder: Path, labels: Path | None) -> Iterator[dict[str, Any]]:
     unused = set(table)
     for path in structure_files(folder):
         relative = path.relative_to(folder)
-        stem = path.name.removesuffix(".gz")
-        stem = stem if Path(stem).suffix.lower() not in _STRUCTURE_SUFFIXES else Path(stem).stem
+        stem = path.name[: len(plain_name(path.name))]
+        stem = stem if Path(stem).suffix.lower() not in STRUCTURE_SUFFIXES else Path(stem).stem
         keys = (str(relative), path.name, stem)
         key = next((key for key in keys if key in table), None)
         unused.discard(key or "")
@@ -168,35 +208,59 @@ def iter_blocks(path: Path) -> Iterator[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------ CSV, JSON
 
 
-def find_structure_column(columns: list[str], structure_column: str | None, source: str) -> str:
-    """The column that holds crystals.
-
-    Raises:
-        ValueError: none of the usual names is there.
-    """
+def _crystal_columns(columns: Iterable[str], structure_column: str | None = None) -> list[str]:
+    """The column with crystals, or the columns of the package's own tables; empty where there are none."""
+    names = list(columns)
     if structure_column is not None:
-        if structure_column not in columns:
-            raise ValueError(f"{source} has no column {structure_column!r}; it has {', '.join(columns)}")
-        return structure_column
-    found = next((name for name in _LIKELY_COLUMNS if name in columns), None)
-    if found is None:
-        raise ValueError(f"{source} has columns {', '.join(columns)}; pass structure_column=<the one with crystals>")
+        return [structure_column] if structure_column in names else []
+    if set(names).issuperset(CRYSTAL_COLUMNS):
+        return list(CRYSTAL_COLUMNS)
+    by_word = {name.strip().lower(): name for name in reversed(names)}
+    return [by_word[word] for word in _LIKELY_COLUMNS if word in by_word][:1]
+
+
+def _find_crystal_columns(columns: Iterable[str], structure_column: str | None, source: str) -> list[str]:
+    """As `_crystal_columns`; `ValueError` where there are none."""
+    columns = list(columns)
+    found = _crystal_columns(columns, structure_column)
+    if structure_column is not None and not found:
+        raise ValueError(f"{source} has no column {structure_column!r}; it has {', '.join(columns)}")
+    if not found:
+        raise ValueError(
+            f"{source} has columns {', '.join(columns[:12])}; crystals are expected in one named "
+            f"{', '.join(_LIKELY_COLUMNS)} (or pass structure_column=), or in {', '.join(CRYSTAL_COLUMNS)}"
+        )
     return found
 
 
+def take_crystal(row: dict[str, Any], structure_column: str | None, source: str) -> Any:
+    """The crystal of a row, whose columns are taken out; `ValueError` where there is none."""
+    return _take(row, _find_crystal_columns(row, structure_column, source))
+
+
+def _take(row: dict[str, Any], columns: list[str]) -> Any:
+    taken = {name: row.pop(name) for name in columns}
+    return taken if len(columns) > 1 else taken[columns[0]]
+
+
+def _delimiter(header: str) -> str:
+    """Excel writes semicolons or tabs where the comma is the decimal sign."""
+    return max(",;\t", key=header.count)
+
+
 def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any]]:
-    """Rows of a CSV with a column of CIF text, POSCAR text or file names (relative to the CSV)."""
+    """Rows of a CSV with a column of CIF text, POSCAR text or file names (relative to the CSV), or plain columns."""
     csv.field_size_limit(_CSV_FIELD_LIMIT)
     with _open_text(path) as stream:
         header = stream.readline()
-        # Excel writes semicolons or tabs where the comma is the decimal sign
-        delimiter = max(",;\t", key=header.count)
-        reader = csv.DictReader(chain([header], stream), delimiter=delimiter)
-        column = find_structure_column(list(reader.fieldnames or []), structure_column, path.name)
+        reader = csv.DictReader(chain([header], stream), delimiter=_delimiter(header))
+        columns = _find_crystal_columns(reader.fieldnames or [], structure_column, path.name)
         for row in reader:
-            crystal: Any = row.pop(column)
+            crystal: Any = _take(row, columns)
             row.pop(None, None)  # cells beyond the header
-            if crystal and "\n" not in crystal and len(crystal) < 1024 and crystal.lstrip()[:1] not in "{[":
+            if isinstance(crystal, dict):  # lists as text, in the spelling of JSON or of numpy
+                crystal = {name: re.sub(r"[\[\],]", " ", text or "").split() for name, text in crystal.items()}
+            elif crystal and "\n" not in crystal and len(crystal) < 1024 and crystal.lstrip()[:1] not in "{[":
                 name = Path(crystal.strip())
                 # a table names files beside or below itself and no others
                 crystal = crystal if name.is_absolute() or ".." in name.parts else path.parent / name
@@ -274,9 +338,16 @@ def _iter_object(stream: IO[str]) -> Iterator[Any]:
             rest = stream.readline()
         return
     whole = first if first is not None else parse_json_text(line + rest + stream.read())
+    yield from document_entries(whole)
+
+
+def document_entries(whole: Mapping[str, Any]) -> Iterator[Any]:
+    """Entries of a JSON object: a column table, the response of a web service, entries by id, or the object itself."""
     if "columns" in whole and "data" in whole:  # pandas "split" orientation, used by matbench
         for index, values in zip(whole.get("index") or range(len(whole["data"])), whole["data"], strict=False):
             yield {"id": str(index), **dict(zip(whole["columns"], values, strict=False))}
+    elif isinstance(whole.get("data"), list):  # OPTIMADE, Materials Project
+        yield from whole["data"]
     elif whole and all(isinstance(entry, dict) for entry in whole.values()) and not _is_crystal(whole):
         for key, entry in whole.items():
             yield {"id": key, **entry}
@@ -284,8 +355,8 @@ def _iter_object(stream: IO[str]) -> Iterator[Any]:
         yield whole
 
 
-def _is_crystal(entry: dict[str, Any]) -> bool:
-    return bool({"sites", "lattice", "cell", "lattice_mat"} & set(entry))
+def _is_crystal(entry: Mapping[str, Any]) -> bool:
+    return bool({"sites", "lattice", "cell", "lattice_mat", "lattice_vectors"} & set(entry))
 
 
 def _entry_row(entry: Any, structure_column: str | None, name: str) -> dict[str, Any]:
@@ -296,5 +367,210 @@ def _entry_row(entry: Any, structure_column: str | None, name: str) -> dict[str,
     if structure_column is None and _is_crystal(entry):
         scalars = {key: value for key, value in entry.items() if isinstance(value, str | int | float)}
         return {**scalars, STRUCTURE_COLUMN: entry}
-    column = find_structure_column(list(entry), structure_column, name)
-    return {**{key: value for key, value in entry.items() if key != column}, STRUCTURE_COLUMN: entry[column]}
+    row = dict(entry)
+    crystal = take_crystal(row, structure_column, name)
+    return {**row, STRUCTURE_COLUMN: crystal}
+
+
+# ---------------------------------------------------------------------------------------------------- parquet, ASE
+
+
+def open_parquet(path: Path, structure_column: str | None = None) -> tuple[Any, list[str]]:
+    """A parquet file and its columns that hold crystals; `ValueError` where there are none."""
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        table = ParquetFile(path)
+    except ArrowInvalid as error:
+        raise ValueError(f"{path} is not a parquet file: {error}") from error
+    return table, _find_crystal_columns(table.schema_arrow.names, structure_column, str(path))
+
+
+def iter_parquet(
+    path: Path, structure_column: str | None = None, others: tuple[str, ...] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet file; of a damaged part the reason in place of each crystal.
+
+    Args:
+        path: the file.
+        structure_column: column with the crystal, where its name is not one of the usual.
+        others: further columns to read, where they are there; all by default.
+    """
+    table, columns = open_parquet(path, structure_column)
+    with table:
+        names = table.schema_arrow.names
+        wanted = [name for name in names if others is None or name in columns or name in others]
+        number = end = 0
+        for group in range(table.num_row_groups):
+            end += table.metadata.row_group(group).num_rows
+            reason = "the file holds fewer rows than it counts"
+            try:
+                for batch in table.iter_batches(batch_size=1024, row_groups=[group], columns=wanted):
+                    for row in batch.to_pylist():
+                        number += 1
+                        crystal = _take(row, columns)
+                        yield {**row, STRUCTURE_COLUMN: crystal}
+            except (ValueError, OSError) as error:
+                reason = f"this part of the parquet file cannot be read: {error}"
+            while number < end:
+                number += 1
+                yield {STRUCTURE_COLUMN: CrystalInputError(reason)}
+
+
+def iter_ase(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a database of ASE with their key-value pairs, or frames of a trajectory.
+
+    Raises:
+        ImportError: ASE is not installed.
+        ValueError: the file is neither.
+    """
+    import sqlite3
+
+    try:
+        import ase.db
+        from ase.io import iread
+        from ase.io.formats import UnknownFileTypeError
+    except ImportError as error:
+        raise ImportError(f"{path.name} is a file of ASE, which is not installed: pip install ase") from error
+    with path.open("rb") as stream:
+        is_database = stream.read(16).startswith(b"SQLite")
+    try:
+        if is_database:
+            with ase.db.connect(str(path), type="db") as database:
+                for row in database.select():
+                    yield {"id": f"{path.name}:{row.id}", **row.key_value_pairs, STRUCTURE_COLUMN: row.toatoms()}
+        else:
+            for place, atoms in enumerate(iread(str(path), ":", format="traj")):
+                yield {"id": f"{path.name}:{place}", STRUCTURE_COLUMN: atoms}
+    except (UnknownFileTypeError, sqlite3.Error, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path.name} cannot be read as a file of ASE: {error}") from error
+
+
+# -------------------------------------------------------------------------------------------------- all of them
+
+
+def iter_rows(path: Path, structure_column: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a file of any form, with all their columns; the crystal is under `STRUCTURE_COLUMN`.
+
+    Raises:
+        ValueError: a fault of the file as a whole.
+    """
+    form = form_of(path)
+    if form == "csv":
+        return iter_csv(path, structure_column)
+    if form == "json":
+        return iter_json(path, structure_column)
+    if form == "parquet":
+        return iter_parquet(path, structure_column)
+    if form == "ase":
+        return iter_ase(path)
+    return iter_frames(path) if plain_name(path.name).endswith("xyz") else iter_blocks(path)
+
+
+def count_crystals(path: Path) -> int:
+    """How many crystals a file of any form holds.
+
+    Raises:
+        ValueError: a table that cannot be read.
+    """
+    form = form_of(path)
+    if form == "parquet":
+        return int(open_parquet(path)[0].metadata.num_rows)
+    return sum(1 for _ in (crystals_in(path) if form == "structure" else iter_rows(path)))
+
+
+def iter_crystals(path: Path, source: str | None = None) -> Iterator[tuple[str, CrystalLike]]:
+    """Crystals of a file of any form, each with a name; of a damaged table the reason in place of the rest.
+
+    Args:
+        path: the file.
+        source: the file's name in names of crystals, by default its path.
+
+    Yields:
+        Name and crystal: `source` of a file of one crystal; with the name of the block or the place of the frame of
+        several; the id of a row, or file and number.
+    """
+    form = form_of(path)
+    source = str(path) if source is None else source
+    if form == "structure":
+        for part, crystal in crystals_in(path):
+            yield printable(f"{source}:{part}" if part else source), crystal
+        return
+    try:
+        rows = iter_parquet(path, others=NAME_COLUMNS) if form == "parquet" else iter_rows(path)
+        first = list(islice(rows, 2))
+        alone = form == "json" and len(first) < 2
+        for number, row in enumerate(chain(first, rows)):
+            crystal = row[STRUCTURE_COLUMN]
+            name = _name_in(row)
+            if name is None:
+                name = source if alone else crystal if isinstance(crystal, Path) else f"{Path(source).name}:{number}"
+            # text in a cell is never the name of a file
+            yield printable(str(name)), {"crystal": crystal} if isinstance(crystal, str) else crystal
+    except (ValueError, OSError) as error:
+        yield printable(source), CrystalInputError(str(error))
+
+
+def load(source: Any, *, on_error: Literal["raise", "return"] = "raise") -> Any:
+    """Read one crystal or many.
+
+    Files, text ones also as .gz, .bz2, .xz or .zip: CIF, POSCAR, extended XYZ, JSON (pymatgen, JARVIS, responses of
+    OPTIMADE and of the Materials Project), tables (CSV, JSON lines, parquet), databases and trajectories of ASE;
+    folders of such files at any depth. Objects: `Structure` and `IStructure` of pymatgen, `ComputedStructureEntry` and
+    other objects with a `structure`, `Atoms` of ASE, records, dictionaries, text of a structure file; lists and
+    iterators of any of these.
+
+    Args:
+        source: a file, folder or object.
+        on_error: `"raise"`, or `"return"` to have the error in place of each crystal that cannot be read; pipelines
+            take it as it is.
+
+    Returns:
+        A `CrystalRecord` where the file or object is one crystal; a list of them for a file of several, a table, a
+        database, a folder, a list. `record_to_structure` makes a pymatgen `Structure` of a record.
+
+    Raises:
+        CrystalInputError: a crystal that cannot be read, with its reason and place.
+        ValueError: there is no such file, or a folder without crystals.
+    """
+    if on_error not in ("raise", "return"):
+        raise ValueError(f"on_error is {on_error!r}; accepted are 'raise' and 'return'")
+    named, many = _named_crystals(source)
+    found: list[Any] = []
+    for place, (name, crystal) in enumerate(named):
+        try:
+            record = as_record(crystal, index=place if many else None, name=name)
+            found.append(record if record.name or not name else replace(record, name=name))
+        except CrystalInputError as error:
+            if on_error == "raise":
+                raise
+            found.append(error)
+    return found if many or len(found) != 1 else found[0]
+
+
+def _named_crystals(source: Any) -> tuple[Iterator[tuple[str | None, Any]], bool]:
+    """Names and crystals of what `load` takes, and whether they are many whatever their number."""
+    if isinstance(source, str) and ("\n" in source or source.lstrip()[:1] in ("{", "[")):
+        source = parse_json_text(source) if source.lstrip()[:1] in ("{", "[") else source.encode()
+    if isinstance(source, Mapping) and not isinstance(source, CrystalRecord):
+        entries = list(document_entries(source))
+        source = entries if entries != [source] else source
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.is_dir():
+            files = structure_files(path, *TABLE_SUFFIXES)
+            if not files:
+                raise ValueError(f"no crystal files in folder {path}")
+            return chain.from_iterable(map(iter_crystals, files)), True
+        return iter_crystals(path), form_of(path) not in ("structure", "json")
+    if isinstance(source, list | tuple | Iterator):
+        return ((_name_in(crystal), crystal) for crystal in source), True
+    return iter([(_name_in(source), source)]), False
+
+
+def _name_in(entry: Any) -> str | None:
+    """Name of a row or document."""
+    if not isinstance(entry, Mapping) or isinstance(entry, CrystalRecord):
+        return None
+    return next((str(entry[key]) for key in NAME_COLUMNS if entry.get(key) not in (None, "")), None)

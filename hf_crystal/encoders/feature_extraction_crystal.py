@@ -8,12 +8,17 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 import numpy as np
 from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.utils import logging
 
+from ..crystals.occupancy import as_composition
 from ..crystals.reading import CrystalLike, as_record
 from ..crystals.record import CRYSTAL_COLUMNS, MAX_COORDINATE, CrystalInputError, CrystalRecord
 
+logger = logging.get_logger(__name__)
+
 __all__ = ["CrystalBatch", "CrystalError", "CrystalFeatureExtractor"]
 
+MIXED = "its sites are read as mixtures of their elements, weighted by occupancy"
 # pair differences that fit in memory at once: 2 million rows of 3 doubles are 48 MB
 _MAX_BATCH_PAIRS = 2_000_000
 
@@ -73,7 +78,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
 
     Accepts one crystal or a list of: pymatgen `Structure`, ASE `Atoms`, path to a CIF / POSCAR / extended XYZ / JSON
     file, the text of one, or a record dict. Atom order and coordinates stay as given; nothing is wrapped or sorted.
-    Records, POSCAR, XYZ and JSON need numpy only.
+    Records, POSCAR, XYZ and JSON need numpy only. Disordered crystals give `occupancies` beside the other tensors.
 
     Args:
         max_atomic_number (`int`): largest atomic number accepted; must not exceed the model's `num_elements`.
@@ -151,10 +156,14 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             min_distance=self.min_distance,
             min_volume_per_atom=self.min_volume_per_atom,
             max_atoms=self.max_atoms if self.cell_choice == "as_given" else None,
+            disorder="mix",
         )
+        if record.occupancies is not None:
+            logger.warning_once(f"{record.name or record.formula} is disordered: {MIXED}.")
         if self.cell_choice == "as_given":
             return record
-        return as_record(_primitive(record, self.symprec, index), index=index, max_atoms=self.max_atoms)
+        primitive = _primitive(record, self.symprec, index)
+        return as_record(primitive, index=index, max_atoms=self.max_atoms, disorder="mix")
 
     def extract(self, structure: CrystalLike) -> dict[str, np.ndarray]:
         """Arrays of one crystal without batch axis.
@@ -164,7 +173,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
 
         Returns:
             dict with `atomic_numbers (N,)` int64, `positions (N, 3)` Å and `cell (3, 3)` Å in `float_dtype`, and
-            `attention_mask (N,)` int64.
+            `attention_mask (N,)` int64; of a disordered crystal `occupancies (N, 118)`, element Z in column Z - 1.
 
         Raises:
             CrystalInputError: with `reason` and `name`.
@@ -173,12 +182,13 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
 
     def _arrays(self, record: CrystalRecord) -> dict[str, np.ndarray]:
         dtype = np.dtype(self.float_dtype)
-        return {
+        arrays = {
             "atomic_numbers": record.atomic_numbers,
             "positions": record.positions.astype(dtype),
             "cell": record.cell.astype(dtype),
             "attention_mask": np.ones(record.num_atoms, dtype=np.int64),
         }
+        return arrays if record.occupancies is None else {**arrays, "occupancies": record.occupancies.astype(dtype)}
 
     def extract_all(self, structures: Sequence[Any]) -> list[dict[str, Any]]:
         """`extract` for several crystals: plain-column records are read all at once, ten times faster.
@@ -236,8 +246,9 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
 
         Returns:
             `CrystalBatch`, a `BatchFeature` of `atomic_numbers (B, N)` int64 (0 = padding), `positions (B, N, 3)` Å,
-            `cell (B, 3, 3)` Å with lattice vectors in rows, `attention_mask (B, N)` int64. Attributes beside the
-            tensors: `errors`, a list of `CrystalError(index, name, reason)`, and `kept`, the indices in the batch.
+            `cell (B, 3, 3)` Å with lattice vectors in rows, `attention_mask (B, N)` int64; `occupancies (B, N, 118)`
+            where a crystal is disordered. Attributes beside the tensors: `errors`, a list of `CrystalError(index,
+            name, reason)`, and `kept`, the indices in the batch.
 
         Raises:
             CrystalInputError: with `on_error="raise"`, for the first bad crystal.
@@ -251,6 +262,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         arrays = self._read_rows(items) if self.cell_choice == "as_given" else None
         errors: list[CrystalError] = []
         kept = list(range(len(items)))
+        mixed: list[np.ndarray | None] = []
         if arrays is None:
             records, kept = [], []
             for index, item in enumerate(items):
@@ -262,7 +274,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
                         raise
                     errors.append(CrystalError(index, error.name, error.reason))
             arrays = _flatten(records)
-        batch = self._pad(*arrays, pad_to_multiple_of or self.pad_to_multiple_of)
+            mixed = [record.occupancies for record in records]
+        batch = self._pad(*arrays, pad_to_multiple_of or self.pad_to_multiple_of, mixed)
         features = CrystalBatch(batch, tensor_type=return_tensors, errors=errors, kept=kept)
         return (features, errors) if on_error == "return" else features
 
@@ -270,7 +283,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         """Pad what `extract` gave for several crystals to one batch.
 
         Args:
-            items: dicts with `atomic_numbers (N,)`, `positions (N, 3)` and `cell (3, 3)`.
+            items: dicts with `atomic_numbers (N,)`, `positions (N, 3)`, `cell (3, 3)`, and `occupancies (N, 118)` of
+                disordered ones.
             return_tensors: `"pt"`, `"np"` or None (numpy).
 
         Returns:
@@ -280,7 +294,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         numbers = np.concatenate([np.asarray(item["atomic_numbers"]) for item in items])
         positions = np.concatenate([np.asarray(item["positions"]) for item in items])
         cells = np.stack([np.asarray(item["cell"]) for item in items])
-        batch = self._scatter(counts, numbers, positions, cells, self.pad_to_multiple_of)
+        mixed = [item.get("occupancies") for item in items]
+        batch = self._scatter(counts, numbers, positions, cells, self.pad_to_multiple_of, mixed)
         return BatchFeature(batch, tensor_type=return_tensors)
 
     # ------------------------------------------------------------------------------------------------- internals
@@ -292,6 +307,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         """
         columns = set(CRYSTAL_COLUMNS)
         if not all(isinstance(item, Mapping) and item.keys() >= columns for item in items):
+            return None
+        if any(item.get("occupancies") is not None for item in items):
             return None
         try:
             counts = np.array([len(item["atomic_numbers"]) for item in items], dtype=np.int64)
@@ -344,14 +361,27 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         return not ((squared < self.min_distance**2) & mask[:, second]).any()
 
     def _pad(
-        self, counts: np.ndarray, numbers: np.ndarray, frac: np.ndarray, cells: np.ndarray, multiple: int | None
+        self,
+        counts: np.ndarray,
+        numbers: np.ndarray,
+        frac: np.ndarray,
+        cells: np.ndarray,
+        multiple: int | None,
+        mixed: Sequence[np.ndarray | None] = (),
     ) -> dict[str, np.ndarray]:
         """Padded arrays from flat fractional ones; Cartesian coordinates are formed in float64."""
-        return self._scatter(counts, numbers, _cartesian(counts, frac, cells), cells, multiple)
+        return self._scatter(counts, numbers, _cartesian(counts, frac, cells), cells, multiple, mixed)
 
     def _scatter(
-        self, counts: np.ndarray, numbers: np.ndarray, positions: np.ndarray, cells: np.ndarray, multiple: int | None
+        self,
+        counts: np.ndarray,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        cells: np.ndarray,
+        multiple: int | None,
+        mixed: Sequence[np.ndarray | None] = (),
     ) -> dict[str, np.ndarray]:
+        """Padded arrays from flat ones; `mixed` has the occupancies of each crystal, None of ordered ones."""
         size = int(counts.max()) if len(counts) else 0
         if multiple:
             size = -(-size // multiple) * multiple
@@ -361,12 +391,18 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         padded_positions = np.zeros((*mask.shape, 3), dtype=dtype)
         padded_numbers[mask] = numbers
         padded_positions[mask] = positions
-        return {
+        batch = {
             "atomic_numbers": padded_numbers,
             "positions": padded_positions,
             "cell": cells.astype(dtype),
             "attention_mask": mask.astype(np.int64),
         }
+        if any(own is not None for own in mixed):
+            parts = np.split(numbers, np.cumsum(counts)[:-1])
+            compositions = [as_composition(part, own) for part, own in zip(parts, mixed, strict=True)]
+            batch["occupancies"] = np.zeros((*mask.shape, compositions[0].shape[1]), dtype=dtype)
+            batch["occupancies"][mask] = np.concatenate(compositions)
+        return batch
 
 
 def _cartesian(counts: np.ndarray, frac: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -394,7 +430,12 @@ def _primitive(record: CrystalRecord, symprec: float, index: int | None) -> Crys
         import moyopy
     except ImportError as error:
         raise ImportError("cell_choice='primitive' needs moyopy: pip install moyopy") from error
-    cell = moyopy.Cell(record.cell.tolist(), record.frac_coords.tolist(), record.atomic_numbers.tolist())
+    # moyopy compares numbers only: of a disordered crystal those of its different kinds of sites
+    kinds, numbers = None, record.atomic_numbers
+    if record.occupancies is not None:
+        kinds, numbers = np.unique(np.round(record.occupancies, 6), axis=0, return_inverse=True)
+        numbers = numbers + 1
+    cell = moyopy.Cell(record.cell.tolist(), record.frac_coords.tolist(), numbers.tolist())
     try:
         found = moyopy.MoyoDataset(cell, symprec=symprec).prim_std_cell
     except (RuntimeError, ValueError) as error:
@@ -404,4 +445,8 @@ def _primitive(record: CrystalRecord, symprec: float, index: int | None) -> Crys
             name=record.name or record.formula,
         ) from error
     numbers = np.array(found.numbers, dtype=np.int64)
-    return CrystalRecord(numbers, np.array(found.positions), np.array(found.basis), record.name, record.warnings)
+    places, basis = np.array(found.positions), np.array(found.basis)
+    if kinds is None:
+        return CrystalRecord(numbers, places, basis, record.name, record.warnings)
+    mixed = kinds[numbers - 1]
+    return CrystalRecord(mixed.argmax(axis=1) + 1, places, basis, record.name, record.warnings, mixed)

@@ -54,6 +54,10 @@ class CrystalGeometry:
         atoms (`PackedAtoms`): where packed atoms live in the padded batch.
         positions (`torch.Tensor` of shape `(T, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
         atomic_numbers (`torch.Tensor` of shape `(T,)`): elements.
+        composition (`torch.Tensor` of shape `(T, 118)`, *optional*): occupancy of each element, column Z - 1, at each
+            site, where some crystal of the batch is disordered.
+        occupancy, log_occupancy (`torch.Tensor` of shape `(T,)`, *optional*): of whole sites; an empty one is far
+            below rounding, not -inf, so that its own row stays finite.
         images (`list[ImageBlock]`): periodic images of all atoms (real-space blocks).
         kernels (module, *optional*): `hf_crystal.kernels.encoder`, where the Triton kernels run.
         edges (`hf_crystal.kernels.edges.SortedEdges`, *optional*): the same images as one list, instead of `images`,
@@ -68,6 +72,9 @@ class CrystalGeometry:
     positions: torch.Tensor
     cell: torch.Tensor
     atomic_numbers: torch.Tensor
+    composition: torch.Tensor | None = None
+    occupancy: torch.Tensor | None = None
+    log_occupancy: torch.Tensor | None = None
     images: list[ImageBlock] = field(default_factory=list)
     kernels: Any = None
     edges: Any = None
@@ -84,6 +91,7 @@ def build_geometry(
     positions: torch.Tensor,
     cell: torch.Tensor,
     attention_mask: torch.Tensor,
+    occupancies: torch.Tensor | None = None,
 ) -> CrystalGeometry:
     """Images, radial basis and reciprocal vectors of a padded batch.
 
@@ -92,6 +100,7 @@ def build_geometry(
         atomic_numbers (`torch.Tensor` of shape `(B, N)`): elements.
         positions (`torch.Tensor` of shape `(B, N, 3)`), cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
         attention_mask (`torch.Tensor` of shape `(B, N)`): nonzero for atoms.
+        occupancies (`torch.Tensor` of shape `(B, N, 118)`, *optional*): of each element, column Z - 1.
     """
     atoms = pack_atoms(attention_mask)
     empty = [] if torch.compiler.is_exporting() else (atoms.sizes == 0).nonzero()[:, 0].tolist()
@@ -99,8 +108,14 @@ def build_geometry(
         raise ValueError(f"attention_mask has no atom for the crystals at batch positions {empty}; at least one each.")
     packed = positions[atoms.crystal, atoms.slot]
     geometry = CrystalGeometry(atoms, packed, cell, atomic_numbers[atoms.crystal, atoms.slot])
+    if occupancies is not None:
+        geometry.composition = occupancies[atoms.crystal, atoms.slot].to(packed.dtype)
+        geometry.occupancy = geometry.composition.sum(-1)
+        geometry.log_occupancy = geometry.occupancy.clamp_min(torch.finfo(packed.dtype).tiny).log()
     if config.attention_kernel == "triton":
-        geometry.kernels = _triton_kernels(config, packed, cell)
+        geometry.kernels = _triton_kernels(
+            config, packed, cell, "disordered crystals" if occupancies is not None else None
+        )
     if geometry.kernels is not None:
         radius = float(config.cutoff_sigmas) * config.largest_real_sigma
         geometry.edges = geometry.kernels.batch_edges(packed, cell, atoms, radius)
@@ -128,14 +143,17 @@ def build_geometry(
     return geometry
 
 
-def _triton_kernels(config: CrystalformerConfig, positions: torch.Tensor, cell: torch.Tensor) -> Any:
+def _triton_kernels(
+    config: CrystalformerConfig, positions: torch.Tensor, cell: torch.Tensor, foreign: str | None
+) -> Any:
     """The module of the Triton kernels; none, with one line in the log for each reason, where they cannot run."""
     try:  # an exported model does not carry them
         from hf_crystal.kernels import encoder
     except ImportError:
         obstacle: str | None = "the kernels are part of the package hf_crystal, which is not installed"
     else:
-        obstacle = config.kernel_obstacle or encoder.device_obstacle(positions, cell)
+        obstacle = foreign and f"the kernels do not have {foreign}"
+        obstacle = obstacle or config.kernel_obstacle or encoder.device_obstacle(positions, cell)
         if obstacle is None:
             return encoder
     logger.warning_once(f"attention_kernel='triton' falls back to the eager operations: {obstacle}.")

@@ -56,7 +56,8 @@ class CrystalEncoderOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, N, C)`): state of every atom; zero for padding.
-        pooler_output (`torch.FloatTensor` of shape `(B, C)`): mean over the atoms of each crystal.
+        pooler_output (`torch.FloatTensor` of shape `(B, C)`): mean over the atoms of each crystal, weighted by
+            occupancy where it is given.
         hidden_states (`tuple`, *optional*): embeddings and the output of each block, each `(B, N, C)`.
         attentions (`tuple`, *optional*): attention weights summed over images, per block `(B, H, N, N)`.
     """
@@ -224,6 +225,7 @@ class CrystalformerAttention(nn.Module):
                 edge_mask,
                 images.radial,
                 radial_weight,
+                geometry.log_occupancy,
             )
             outputs.append(self._with_angles(result, edge_mask, images))
             if output_attentions:
@@ -291,6 +293,8 @@ class CrystalformerAttention(nn.Module):
         log_weights = reciprocal_log_weights(
             geometry.positions, geometry.cell, geometry.atoms, variance, pair_key, *geometry.waves
         )
+        if geometry.log_occupancy is not None:
+            log_weights = log_weights + geometry.log_occupancy[pair_key][..., None]
         output, weights = reciprocal_attention(
             query[:, heads], key[:, heads], value[:, heads], log_weights, pair_key, pair_mask
         )
@@ -484,12 +488,18 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         self.embeddings = cast(nn.Embedding, value)
 
     def _geometry(
-        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor
+        self,
+        atomic_numbers: torch.Tensor,
+        positions: torch.Tensor,
+        cell: torch.Tensor,
+        attention_mask: torch.Tensor,
+        occupancies: torch.Tensor | None = None,
     ) -> CrystalGeometry:
         """Geometry in the wider of float32, the input's and the weights' precision."""
         dtype = torch.promote_types(torch.promote_types(positions.dtype, torch.float32), self.embeddings.weight.dtype)
         with torch.autocast(positions.device.type, enabled=False):
-            return build_geometry(self.config, atomic_numbers, positions.to(dtype), cell.to(dtype), attention_mask)
+            positions, cell = positions.to(dtype), cell.to(dtype)
+            return build_geometry(self.config, atomic_numbers, positions, cell, attention_mask, occupancies)
 
     @torch.compiler.disable  # reads values, to give an error instead of a device assertion
     def _check_inputs(
@@ -513,13 +523,44 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
             )
 
     def _start(
-        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, mask: torch.Tensor | None
+        self,
+        atomic_numbers: torch.Tensor,
+        positions: torch.Tensor,
+        cell: torch.Tensor,
+        mask: torch.Tensor | None,
+        occupancies: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, CrystalGeometry]:
         """Embeddings of packed atoms `(T, C)` and the batch's geometry."""
         attention_mask = atomic_numbers.ne(0) if mask is None else mask
         self._check_inputs(atomic_numbers, positions, cell, attention_mask)
-        geometry = self._geometry(atomic_numbers, positions, cell, attention_mask)
-        return self.embeddings(geometry.atomic_numbers - 1), geometry
+        if occupancies is not None:
+            self._check_occupancies(occupancies, attention_mask)
+        geometry = self._geometry(atomic_numbers, positions, cell, attention_mask, occupancies)
+        if geometry.composition is None or geometry.occupancy is None:
+            return self.embeddings(geometry.atomic_numbers - 1), geometry
+        # the mean over the elements of a site: an element alone, how little there is of it, keeps its embedding
+        weight = self.embeddings.weight
+        shares = (
+            geometry.composition / geometry.occupancy.clamp_min(torch.finfo(geometry.occupancy.dtype).tiny)[:, None]
+        )
+        return shares[:, : weight.shape[0]].to(weight.dtype) @ weight, geometry
+
+    @torch.compiler.disable  # reads values
+    def _check_occupancies(self, occupancies: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        expected = (*attention_mask.shape, 118)
+        if tuple(occupancies.shape) != expected:
+            raise ValueError(f"occupancies have shape {tuple(occupancies.shape)}; expected {expected}.")
+        if torch.compiler.is_exporting():
+            return
+        foreign = (occupancies[..., self.config.num_elements :] != 0).any(-1) & attention_mask.bool()
+        sums = occupancies.sum(-1)
+        wrong = foreign | ~((occupancies >= 0).all(-1) & (sums <= 1 + 1e-5)) & attention_mask.bool()
+        if wrong.any():
+            crystal, site = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"occupancies[{crystal}, {site}] sum to {float(sums[crystal, site]):.4g}; accepted are 0 to 1 for "
+                f"elements 1 to {self.config.num_elements}, and sums up to 1."
+            )
 
     @torch.no_grad()
     def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: torch.Tensor) -> None:
@@ -530,14 +571,17 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         calibrated already.
 
         Args:
-            batch (`Mapping`): `atomic_numbers`, `positions`, `cell`, `attention_mask`; other entries are ignored.
+            batch (`Mapping`): `atomic_numbers`, `positions`, `cell`, `attention_mask`, `occupancies`; other entries
+                are ignored.
                 They may be given as keywords instead.
         """
         given = {**(batch or {}), **inputs}
         was_training = self.training
         self.eval()
         hidden_states, geometry = self._start(
-            given["atomic_numbers"], given["positions"], given["cell"], given.get("attention_mask")
+            *(given[name] for name in ("atomic_numbers", "positions", "cell")),
+            given.get("attention_mask"),
+            given.get("occupancies"),
         )
         for layer in cast(list[CrystalformerLayer], self.layers):
             layer.attention.calibrate(hidden_states)
@@ -553,6 +597,7 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        occupancies: torch.Tensor | None = None,
         **kwargs: object,
     ) -> CrystalEncoderOutput:
         """Encodes a padded batch.
@@ -563,10 +608,14 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
             cell (`torch.FloatTensor` of shape `(B, 3, 3)`): lattice vectors as rows, Å.
             attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): nonzero for atoms.
             output_hidden_states, output_attentions (`bool`, *optional*): return them too.
+            occupancies (`torch.FloatTensor` of shape `(B, N, 118)`, *optional*): of disordered crystals, how much of
+                element Z a site holds in column Z - 1; the rest of 1 is vacancy. A site then has the mean of its
+                elements' embeddings, and its weight as a key and in the mean over the crystal is its occupancy.
             **kwargs: ignored.
 
         Raises:
-            ValueError: shapes that do not fit, an element the model does not know, a crystal without atoms.
+            ValueError: occupancies outside 0 to 1, shapes that do not fit, an element the model does not know, a
+                crystal without atoms.
         """
         del kwargs
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -576,14 +625,18 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
                 "Training a model whose Gaussian widths are not calibrated: they stay constant. Call "
                 "model.calibrate(batch) on the first training batch (CrystalTrainer does)."
             )
-        hidden_states, geometry = self._start(atomic_numbers, positions, cell, attention_mask)
+        hidden_states, geometry = self._start(atomic_numbers, positions, cell, attention_mask, occupancies)
         states, attentions = [hidden_states], []
         for layer in self.layers:
             hidden_states, weights = layer(hidden_states, geometry, bool(wants_attentions))
             states.append(hidden_states)
             attentions.append(weights)
         padded = unpack_atoms(hidden_states, geometry.atoms)
-        pooled = padded.sum(dim=1) / geometry.atoms.sizes[:, None].to(padded.dtype)
+        if geometry.occupancy is None:
+            pooled = padded.sum(dim=1) / geometry.atoms.sizes[:, None].to(padded.dtype)
+        else:
+            share = unpack_atoms(geometry.occupancy, geometry.atoms).to(padded.dtype)[..., None]
+            pooled = (padded * share).sum(dim=1) / share.sum(dim=1)
         return CrystalEncoderOutput(
             last_hidden_state=padded,
             pooler_output=pooled,
@@ -747,13 +800,14 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        occupancies: torch.Tensor | None = None,
         **kwargs: object,
     ) -> CrystalPropertyOutput:
         """Predicts properties, and the loss where labels are given.
 
         Args:
-            atomic_numbers, positions, cell, attention_mask, output_hidden_states, output_attentions: as in
-                [`CrystalformerModel.forward`].
+            atomic_numbers, positions, cell, attention_mask, output_hidden_states, output_attentions, occupancies: as
+                in [`CrystalformerModel.forward`].
             labels (`torch.FloatTensor` of shape `(B, targets)` or `(B,)` for one target, *optional*): physical
                 units, NaN where unknown; the loss is the mean over known labels.
             **kwargs: ignored.
@@ -769,6 +823,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
             attention_mask=attention_mask,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            occupancies=occupancies,
             return_dict=True,
         )
         scaled = self.head(encoded.pooler_output)

@@ -162,9 +162,14 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
     layer_class = CrystalFramerLayer
 
     def _geometry(
-        self, atomic_numbers: torch.Tensor, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor
+        self,
+        atomic_numbers: torch.Tensor,
+        positions: torch.Tensor,
+        cell: torch.Tensor,
+        attention_mask: torch.Tensor,
+        occupancies: torch.Tensor | None = None,
     ) -> CrystalGeometry:
-        geometry = super()._geometry(atomic_numbers, positions, cell, attention_mask)
+        geometry = super()._geometry(atomic_numbers, positions, cell, attention_mask, occupancies)
         if self.config.frame_method != "none":
             with torch.autocast(positions.device.type, enabled=False):
                 self._add_frames(geometry)
@@ -188,14 +193,19 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
                 source = geometry.atoms.crystal[layout.rows]
                 images.static_axes = spread_axes(shared, source, config.num_attention_heads)
             elif config.frame_method == "max_static" and not config.match_release:
-                images.static_axes = self._static_max_axes(layout, images.unit_vectors)
+                images.static_axes = self._static_max_axes(layout, images.unit_vectors, geometry.log_occupancy)
 
-    def _static_max_axes(self, layout: NeighborLayout, unit_vectors: torch.Tensor) -> FrameAxes:
-        """Nearest image, then the nearest off that axis (paper: weights exp(-r²))."""
+    def _static_max_axes(
+        self, layout: NeighborLayout, unit_vectors: torch.Tensor, log_occupancy: torch.Tensor | None
+    ) -> FrameAxes:
+        """Nearest image, then the nearest off that axis (paper: weights exp(-r²), here times the occupancy)."""
         squared, num_heads = layout.squared_distances, self.config.num_attention_heads
         tolerance = float(self.config.frame_tie_tolerance)
         candidates = layout.edge_mask & (squared > SELF_IMAGE_SQUARED_DISTANCE)
-        scores = (-squared).masked_fill(~candidates, -torch.inf)[..., None]
+        nearness = -squared
+        if log_occupancy is not None:
+            nearness = nearness + log_occupancy[layout.pair_key.gather(1, layout.edge_pair)]
+        scores = nearness.masked_fill(~candidates, -torch.inf)[..., None]
         if self.training:
             return axes_of_frames(max_frames(scores.expand(-1, -1, num_heads), unit_vectors, tolerance=tolerance))
         everyone = torch.arange(squared.shape[0], device=squared.device)
@@ -225,9 +235,10 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
                 bounds = (torch.floor(longest / plane_spacings(cell) + 1e-6).long() + 1).tolist()
                 atoms = geometry.atoms.crystal == crystal
                 if int(atoms.sum()) <= MAX_ATOMS_FOR_TRANSLATIONS:
-                    inner = pure_translations(
-                        geometry.positions[atoms], geometry.atomic_numbers[atoms], cell, TRANSLATION_TOLERANCE
-                    )
+                    kinds = geometry.atomic_numbers[atoms]
+                    if geometry.composition is not None:
+                        kinds = torch.unique(geometry.composition[atoms], dim=0, return_inverse=True)[1]
+                    inner = pure_translations(geometry.positions[atoms], kinds, cell, TRANSLATION_TOLERANCE)
             axes = [torch.arange(-bound, bound + 1, device=cell.device) for bound in bounds]
             grid = torch.cartesian_prod(*axes).reshape(-1, 3).to(cell.dtype) @ cell
             vectors = (grid[:, None, :] + inner[None, :, :]).reshape(-1, 3)
@@ -256,9 +267,15 @@ class CrystalFramerModel(CrystalFramerPreTrainedModel, CrystalformerModel):
         else:
             for layout in (images.layout for images in geometry.images):
                 weights = torch.exp(-0.5 * layout.squared_distances / float(config.real_scale) ** 2)
+                if geometry.occupancy is not None:
+                    weights = weights * geometry.occupancy[layout.pair_key.gather(1, layout.edge_pair)]
+                    weights = weights * geometry.occupancy[layout.rows][:, None]
                 vectors = layout.edge_vectors * (weights * layout.edge_mask).sqrt()[..., None]
                 tensors = tensors.index_add(0, atoms.crystal[layout.rows], vectors.transpose(1, 2) @ vectors)
-            tensors = tensors / atoms.sizes[:, None, None]
+            count = atoms.sizes.to(tensors.dtype)
+            if geometry.occupancy is not None:
+                count = torch.zeros_like(count).index_add(0, atoms.crystal, geometry.occupancy)
+            tensors = tensors / count[:, None, None]
         if self.training or config.match_release:
             random_signs = self.training and not config.match_release
             return axes_of_frames(eigen_frames(tensors[:, None], random_signs=random_signs))

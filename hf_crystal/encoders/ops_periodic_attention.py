@@ -235,6 +235,7 @@ def periodic_attention_reference(
     edge_mask: torch.Tensor | None = None,
     radial: torch.Tensor | RadialBasis | None = None,
     radial_weight: torch.Tensor | None = None,
+    log_occupancy: torch.Tensor | None = None,
 ) -> PeriodicAttentionOutput:
     """Real-space attention exactly as written in the paper (module docstring), one tensor per symbol.
 
@@ -247,6 +248,8 @@ def periodic_attention_reference(
         radial (`torch.Tensor` of shape `(T, M, K)` or `RadialBasis`, *optional*): b(|r|) of every image, or how to
             form it; none: beta = 0.
         radial_weight (`torch.Tensor` of shape `(H, d, K)`, *optional*): W^E of each head.
+        log_occupancy (`torch.Tensor` of shape `(atoms,)`, *optional*): added to alpha_ij of a key j, so that a site
+            counts as much as it is occupied; none: all sites are full.
     """
     if isinstance(radial, RadialBasis):
         radial = radial(layout.squared_distances)
@@ -255,6 +258,8 @@ def periodic_attention_reference(
     phi = phi.masked_fill(~(layout.edge_mask[..., None] if edge_mask is None else edge_mask), -torch.inf)
     alpha = segment_logsumexp(phi, layout.edge_pair, num_pairs)
     scores = pair_scores(query, key, layout.pair_key)
+    if log_occupancy is not None:
+        scores = scores + log_occupancy[layout.pair_key][..., None]
     attention = torch.softmax(scores + alpha, dim=1)
     image_weights = torch.exp(phi - _gather_pairs(alpha.clamp_min(torch.finfo(alpha.dtype).min), layout.edge_pair))
     output = mix_values(attention, value, layout.pair_key)
@@ -315,9 +320,12 @@ class _ImageAttention(torch.autograd.Function):
         edge_pair: torch.Tensor,
         pair_key: torch.Tensor,
         edge_mask: torch.Tensor | None,
+        log_occupancy: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Output (T, H, d), weights (T, H, M), pair weights (T, H, P) and logits (T, H, M)."""
         scores = pair_scores(query, key, pair_key).transpose(1, 2).contiguous()
+        if log_occupancy is not None:
+            scores += log_occupancy[pair_key][:, None, :]
         logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask)
         weights = torch.softmax(logits, dim=-1)
         pair_of_image = edge_pair[:, None, :].expand_as(weights)
@@ -387,7 +395,7 @@ class _ImageAttention(torch.autograd.Function):
         grad_query = _rows_of_keys(key, pair_key).mul_(grad_scores).sum(1)
         grad_key = _sum_to_keys(query[:, None] * grad_scores, pair_key, key)
         gradients = (grad_query, grad_key, grad_value, grad_variance, grad_squared, grad_radial, grad_radial_weight)
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 def periodic_attention(
@@ -399,6 +407,7 @@ def periodic_attention(
     edge_mask: torch.Tensor | None = None,
     radial: torch.Tensor | RadialBasis | None = None,
     radial_weight: torch.Tensor | None = None,
+    log_occupancy: torch.Tensor | None = None,
 ) -> PeriodicAttentionOutput:
     """Same function and arguments as `periodic_attention_reference`, as one softmax over images.
 
@@ -425,6 +434,7 @@ def periodic_attention(
         layout.edge_pair,
         layout.pair_key,
         edge_mask,
+        log_occupancy,
     )
     return PeriodicAttentionOutput(
         output, weights.transpose(1, 2), pair_weights.transpose(1, 2), logits.transpose(1, 2)
@@ -533,7 +543,7 @@ def reciprocal_attention(
 
     Args:
         query, key, value (`torch.Tensor` of shape `(T, H, d)`).
-        log_weights (`torch.Tensor` of shape `(T, P, H)`).
+        log_weights (`torch.Tensor` of shape `(T, P, H)`): with the logarithms of the keys' occupancies, if any.
         pair_key, pair_mask (`torch.Tensor` of shape `(T, P)`): from `dense_pair_layout`.
 
     Returns:

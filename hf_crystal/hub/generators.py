@@ -34,6 +34,8 @@ def write_folder(model: Generator, tokenizer: "Mat2SeqTokenizer", folder: Path) 
     """
     from transformers import GenerationConfig, TokenizersBackend
 
+    from ..pipelines.pipeline_crystal_generation import CrystalGenerationPipeline
+
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     config = model.config
@@ -47,9 +49,11 @@ def write_folder(model: Generator, tokenizer: "Mat2SeqTokenizer", folder: Path) 
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
     ).save_pretrained(folder)
-    for name, text in code_files(type(model), type(tokenizer)).items():
+    for name, text in code_files(type(model), type(tokenizer), CrystalGenerationPipeline).items():
         (folder / name).write_text(text, encoding="utf-8")
-    edit_json(folder / "config.json", {"auto_map": {"AutoModelForCausalLM": reference(type(model))}})
+    task = {"impl": reference(CrystalGenerationPipeline), "pt": ["AutoModelForCausalLM"], "type": "text"}
+    changes = {"auto_map": {"AutoModelForCausalLM": reference(type(model))}}
+    edit_json(folder / "config.json", {**changes, "custom_pipelines": {"crystal-generation": task}})
     # transformers asks for a pair: the second is the one backed by tokenizer.json
     edit_json(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, reference(type(tokenizer))]}})
     special = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}

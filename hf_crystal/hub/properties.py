@@ -1,5 +1,6 @@
 """The folder of a property model: weights, configuration, feature extractor, pipeline and their code."""
 
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -33,16 +34,40 @@ PROBE_CRYSTALS: list[dict[str, Any]] = [
 
 def write_folder(model: PropertyModel, feature_extractor: "CrystalFeatureExtractor", folder: Path) -> None:
     """Weights, configuration with its `auto_map`, feature extractor, pipeline entry and code."""
-    from ..auto import CLASSES
+    feature_extractor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    write_code(folder, model.config)
+
+
+@functools.cache
+def _code_of(*classes: type) -> dict[str, str]:
+    """`code_files`, read once: a training saves many times."""
+    return code_files(*classes)
+
+
+def write_code(folder: Path, config: Any) -> None:
+    """Make a saved folder load with `trust_remote_code=True` where this package is not installed.
+
+    Args:
+        folder: holds `config.json`, `preprocessor_config.json` or both, as a model and its feature extractor write
+            them.
+        config: configuration of the model; None where only a feature extractor has been saved.
+    """
+    from ..auto import CLASSES, property_classes
+    from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
     from ..pipelines.pipeline_crystal_property import CrystalPropertyPipeline
 
-    model.save_pretrained(folder)
-    feature_extractor.save_pretrained(folder)
-    classes = (type(model), type(model.config), type(feature_extractor), CrystalPropertyPipeline)
-    for name, text in code_files(*classes).items():
+    has_code = (folder / "config.json").is_file() and "auto_map" in json.loads((folder / "config.json").read_text())
+    if (folder / "preprocessor_config.json").is_file() and (has_code or config is not None):
+        auto_map = {"AutoFeatureExtractor": reference(CrystalFeatureExtractor)}
+        edit_json(folder / "preprocessor_config.json", {"auto_map": auto_map})
+    if config is None or type(config) not in dict(property_classes()):
+        return
+    classes = (dict(property_classes())[type(config)], type(config), CrystalFeatureExtractor, CrystalPropertyPipeline)
+    for name, text in _code_of(*classes).items():
         (folder / name).write_text(text, encoding="utf-8")
-    config_name = type(model.config).__name__
-    auto_map = {"AutoConfig": reference(type(model.config))}
+    config_name = type(config).__name__
+    auto_map = {"AutoConfig": reference(type(config))}
     for auto_name, registered_config, module, name in CLASSES:
         if registered_config == config_name and auto_name != "AutoFeatureExtractor":
             auto_map[auto_name] = f"{module.rpartition('.')[2]}.{name}"
@@ -55,10 +80,6 @@ def write_folder(model: PropertyModel, feature_extractor: "CrystalFeatureExtract
     edit_json(
         folder / "config.json",
         {"auto_map": auto_map, "custom_pipelines": {"crystal-property-prediction": task}},
-    )
-    edit_json(
-        folder / "preprocessor_config.json",
-        {"auto_map": {"AutoFeatureExtractor": reference(type(feature_extractor))}},
     )
 
 

@@ -10,25 +10,41 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import chain, islice
 from typing import Any, TypeGuard
 
+import numpy as np
+import torch
 from torch.utils.data import Dataset
 from transformers import Pipeline
 
 from ..crystals.checkpoint_settings import TrainingDomain
-from ..crystals.elements import reduced_formula
-from ..crystals.reading import CrystalLike
-from ..crystals.record import geometry_warnings
+from ..crystals.elements import mixture_formula, reduced_formula
+from ..crystals.orderings import orderings
+from ..crystals.reading import CrystalLike, as_record
+from ..crystals.record import CrystalInputError, geometry_warnings
 
 __all__ = ["CrystalPropertyPipeline"]
 
 # fields of a result besides the targets
-_RESERVED_FIELDS = ("formula", "num_atoms", "embedding", "warnings", "error", "metal_probability", "is_metal")
+_RESERVED_FIELDS = (
+    "formula",
+    "num_atoms",
+    "embedding",
+    "disorder",
+    "warnings",
+    "error",
+    "metal_probability",
+    "is_metal",
+)
 # fields of each target with an error head, after its name
 _ERROR_FIELDS = ("standard_error", "low", "high")
 # outputs of the model, those of an error head optional
 _OUTPUTS = ("logits", "pooler_output", "standard_errors", "interval_widths", "metal_probability")
+_MIXED = (
+    "disordered: sites are read as mixtures of their elements, which models of ordered crystals were not trained on"
+)
 # batches that are read ahead and sorted by size together
 _BATCHES_PER_CHUNK = 16
 
@@ -38,6 +54,29 @@ def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     rest = iter(items)
     while piece := list(islice(rest, size)):
         yield piece
+
+
+def _read_crystals(extractor: Any, disorder: str, num_orderings: int, crystals: list[Any]) -> list[dict[str, Any]]:
+    """What `extract_all` gives, and of disordered crystals what `disorder` says: arrays, `orderings`, or `error`."""
+    items = extractor.extract_all(crystals)
+    for place, item in enumerate(items):
+        if "occupancies" not in item:
+            continue
+        try:
+            if disorder == "refuse":
+                as_record(crystals[place])  # its reason
+            elif disorder == "orderings":
+                formula = mixture_formula(item["occupancies"])
+                found = orderings(crystals[place], num_orderings)
+                doubt = f"disordered ({formula}): mean over {len(found)} orderings {found[0].reduced_formula} "
+                doubt += f"of {len(found[0])} atoms"
+                notes = [*item.get("warnings", ()), doubt]
+                items[place] = {"orderings": extractor.extract_all(found), "warnings": notes, "formula": formula}
+            else:
+                items[place] = {**item, "warnings": [*item.get("warnings", ()), _MIXED]}
+        except CrystalInputError as error:
+            items[place] = {"error": error.reason}
+    return items
 
 
 def _end_with_parent() -> None:
@@ -62,6 +101,23 @@ def _is_many(inputs: object) -> TypeGuard[Iterable[Any]]:
     return type(inputs).__module__.partition(".")[0] == "datasets"
 
 
+def _mean_of(outputs: list[dict[str, Any]], item: dict[str, Any]) -> dict[str, Any]:
+    """Output of a disordered crystal from those of its orderings, and the spread of these."""
+    good = [output for output in outputs if "error" not in output]
+    if not good:
+        return outputs[0]
+    values = torch.stack([output["logits"] for output in good])
+    doubts = dict.fromkeys(chain(item["warnings"], *(output["warnings"] for output in good)))
+    return {
+        "atomic_numbers": good[0]["atomic_numbers"],
+        "formula": item["formula"],
+        "disorder": "orderings",
+        **{name: torch.stack([output[name] for output in good]).mean(0) for name in _OUTPUTS if name in good[0]},
+        "spread": values.std(0, correction=0),
+        "warnings": list(doubts),
+    }
+
+
 class CrystalPropertyPipeline(Pipeline):
     """Predict properties of crystals.
 
@@ -80,6 +136,9 @@ class CrystalPropertyPipeline(Pipeline):
     - of a model with an error head per target `<target>_standard_error` (of crystals like this one, 68 % have a
       smaller error), `<target>_low` and `<target>_high` (an interval that holds 90 %), and of one with a band gap
       `metal_probability`; above 0.5 `is_metal` is true and the gap is 0, the value of least expected error;
+      of orderings all of these are means;
+    - `disorder`, of a disordered crystal only: which way was taken, `"mix"` or `"orderings"`, with the standard
+      deviation over orderings under `<target>_spread`;
     - `embedding`: the pooled vector of the encoder, with `return_embedding=True`;
     - `warnings`: list of what is doubtful, mostly empty: an element, or two elements in one crystal, that no training
       crystal has; atoms closer than half the sum of their covalent radii, an odd volume per atom, an atom without
@@ -97,6 +156,11 @@ class CrystalPropertyPipeline(Pipeline):
         unseen (`"warn"` or `"refuse"`, defaults to `"warn"`): Elements, and pairs of elements, that no training
             crystal has: the value comes with a warning, or the crystal gives `error`. Checkpoints that do not record
             what they were trained on do neither.
+        disorder (`"mix"`, `"orderings"` or `"refuse"`, defaults to `"mix"`): of crystals with partly occupied sites.
+            `"mix"` reads a site as the mixture of its elements, with a warning; `"orderings"` gives the mean over
+            ordered crystals of about the composition (`hf_crystal.disorder.orderings`; needs pymatgen); `"refuse"`
+            an `error`.
+        num_orderings (`int`, defaults to 8): how many ordered ones.
     """
 
     _load_feature_extractor: bool | None = True  # type: ignore[assignment]
@@ -125,13 +189,24 @@ class CrystalPropertyPipeline(Pipeline):
         return_embedding: bool | None = None,
         max_batch_atoms: int | None = None,
         unseen: str | None = None,
+        disorder: str | None = None,
+        num_orderings: int | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise TypeError(
                 f"unknown arguments {sorted(unknown)}; accepted are batch_size, max_batch_atoms, num_workers, "
-                "return_embedding, unseen"
+                "return_embedding, unseen, disorder, num_orderings"
             )
+        reading: dict[str, Any] = {}
+        if disorder is not None:
+            if disorder not in ("mix", "orderings", "refuse"):
+                raise ValueError(f"disorder is {disorder!r}; accepted: 'mix', 'orderings' or 'refuse'")
+            reading["disorder"] = disorder
+        if num_orderings is not None:
+            if num_orderings < 1:
+                raise ValueError(f"num_orderings must be positive, got {num_orderings}")
+            reading["num_orderings"] = num_orderings
         forward: dict[str, Any] = {}
         if max_batch_atoms is not None:
             if max_batch_atoms < 1:
@@ -142,7 +217,7 @@ class CrystalPropertyPipeline(Pipeline):
                 raise ValueError(f"unseen is {unseen!r}; accepted: 'warn' or 'refuse'")
             forward["unseen"] = unseen
         postprocess = {} if return_embedding is None else {"return_embedding": return_embedding}
-        return {}, forward, postprocess
+        return reading, forward, postprocess
 
     def __call__(self, inputs: CrystalLike | Iterable[CrystalLike], *args: object, **kwargs: Any) -> Any:
         """Predict for one crystal, a list of crystals, or an iterator or data set of crystals."""
@@ -156,9 +231,11 @@ class CrystalPropertyPipeline(Pipeline):
         # a generator is what the base class streams
         return super().__call__((crystal for crystal in inputs), *args, **kwargs)
 
-    def preprocess(self, input_: CrystalLike) -> dict[str, Any]:  # type: ignore[override]
+    def preprocess(  # type: ignore[override]
+        self, input_: CrystalLike, disorder: str = "mix", num_orderings: int = 8
+    ) -> dict[str, Any]:
         """Read one crystal: its arrays, or `{"error": reason}`."""
-        return self.feature_extractor.extract_all([input_])[0]
+        return _read_crystals(self.feature_extractor, disorder, num_orderings, [input_])[0]
 
     def _forward(self, input_tensors: Any) -> Any:  # type: ignore[override]
         outputs = self.model(**input_tensors)
@@ -169,16 +246,23 @@ class CrystalPropertyPipeline(Pipeline):
         if "error" in model_outputs:
             return {"error": model_outputs["error"]}
         numbers = model_outputs["atomic_numbers"].tolist()
-        result: dict[str, Any] = {"formula": reduced_formula(numbers), "num_atoms": len(numbers)}
-        for (name, unit), value in zip(self._targets, model_outputs["logits"].tolist(), strict=True):
+        formula = model_outputs.get("formula") or reduced_formula(numbers)
+        result: dict[str, Any] = {"formula": formula, "num_atoms": len(numbers)}
+        for place, ((name, unit), value) in enumerate(
+            zip(self._targets, model_outputs["logits"].tolist(), strict=True)
+        ):
             if not math.isfinite(value):
                 return {"error": f"{result['formula']}: the model gives {value} for {name}, which is no prediction"}
             result[name] = value
             result[f"{name}_unit"] = unit
             result |= self._error_fields(name, value, model_outputs)
+            if "spread" in model_outputs:
+                result[f"{name}_spread"] = model_outputs["spread"].tolist()[place]
         if "metal_probability" in model_outputs:
             result["metal_probability"] = float(model_outputs["metal_probability"])
             result["is_metal"] = result["metal_probability"] > 0.5
+        if "disorder" in model_outputs:
+            result["disorder"] = model_outputs["disorder"]
         result["warnings"] = list(model_outputs.get("warnings", ()))
         if return_embedding:
             result["embedding"] = model_outputs["pooler_output"].float().tolist()
@@ -205,16 +289,16 @@ class CrystalPropertyPipeline(Pipeline):
         postprocess_params: dict[str, Any],
     ) -> Iterator[dict[str, Any]]:
         """Results in the order of `inputs`; called by the base class."""
-        if preprocess_params:
-            raise TypeError(f"preprocessing takes no arguments, got {sorted(preprocess_params)}")
-        read = self._read(inputs, batch_size, num_workers)
+        read = self._read(inputs, batch_size, num_workers, **preprocess_params)
         for group in _pieces(read, _BATCHES_PER_CHUNK):
             for outputs in self._predict_chunk(list(chain(*group)), batch_size, **forward_params):
                 yield self.postprocess(outputs, **postprocess_params)
 
-    def _read(self, crystals: Iterable[Any], size: int, num_workers: int) -> Iterator[list[dict[str, Any]]]:
+    def _read(
+        self, crystals: Iterable[Any], size: int, num_workers: int, disorder: str = "mix", num_orderings: int = 8
+    ) -> Iterator[list[dict[str, Any]]]:
         """Arrays or errors of `size` crystals after the other; worker processes read up to two chunks ahead."""
-        read = self.feature_extractor.extract_all
+        read = partial(_read_crystals, self.feature_extractor, disorder, num_orderings)
         pieces = _pieces(crystals, size)
         if not num_workers:
             yield from map(read, pieces)
@@ -244,10 +328,20 @@ class CrystalPropertyPipeline(Pipeline):
         """The result of one crystal; called by the base class."""
         return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
 
-    def _predict_chunk(
+    def _predict_chunk(self, chunk: list[dict[str, Any]], batch_size: int, **options: Any) -> list[dict[str, Any]]:
+        """Outputs of a chunk of crystals in its order; the mean where a crystal stands for several ordered ones."""
+        parts = [item.get("orderings", [item]) for item in chunk]
+        outputs = iter(self._predict_all(list(chain(*parts)), batch_size, **options))
+        grouped = [list(islice(outputs, len(part))) for part in parts]
+        return [
+            _mean_of(group, item) if "orderings" in item else group[0]
+            for group, item in zip(grouped, chunk, strict=True)
+        ]
+
+    def _predict_all(
         self, chunk: list[dict[str, Any]], batch_size: int, max_batch_atoms: int = 4096, unseen: str = "warn"
     ) -> list[dict[str, Any]]:
-        """Outputs of a chunk of crystals in its order, computed in batches of similar size."""
+        """Outputs of crystals in their order, computed in batches of similar size."""
         outputs = list(chunk)  # errors stay as they are
         readable = [index for index, item in enumerate(chunk) if "error" not in item]
         # largest first: a batch that does not fit in memory fails at once, not after an hour
@@ -268,17 +362,27 @@ class CrystalPropertyPipeline(Pipeline):
                     "warnings": [*chunk[index].get("warnings", ()), *foreign[row], *doubts[row]],
                     **{name: predictions[name][row] for name in _OUTPUTS if name in predictions},
                 }
+                if "occupancies" in chunk[index]:
+                    outputs[index] |= {"formula": mixture_formula(chunk[index]["occupancies"]), "disorder": "mix"}
         return outputs
 
     def _doubts(self, inputs: Mapping[str, Any], announce: bool) -> tuple[list[list[str]], list[list[str]]]:
         """Warnings of each crystal of a batch: what no training crystal has, and what is odd about its geometry."""
         numbers, positions, cells = (inputs[name].numpy() for name in ("atomic_numbers", "positions", "cell"))
-        elements, pairs = self._domain.unseen_elements(numbers), self._domain.unseen_pairs(numbers)
+        totals = None
+        if "occupancies" in inputs:  # the minor elements of a site count, too
+            held = inputs["occupancies"].numpy()
+            totals, present = held.sum(axis=-1), held.any(axis=1) * np.arange(1, held.shape[-1] + 1)
+            everyone = np.concatenate([numbers, present], axis=1)
+        else:
+            everyone = numbers
+        elements, pairs = self._domain.unseen_elements(everyone), self._domain.unseen_pairs(everyone)
         if announce:  # for those who read the value only; Python shows each once
             for text in chain(*elements):
                 warnings.warn(text, stacklevel=2)
         foreign = [[*one, *other] for one, other in zip(elements, pairs, strict=True)]
-        return foreign, geometry_warnings(numbers, positions, cells, self.model.config.neighbor_radius)
+        radius = self.model.config.neighbor_radius
+        return foreign, geometry_warnings(numbers, positions, cells, radius, totals)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> None:
         """Save model and feature extractor; load with the same task name after `import hf_crystal`.

@@ -1,17 +1,23 @@
 """The command line: results on standard output, one line per error on standard error, exit codes."""
 
+import io
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pyarrow.parquet
 import pytest
 from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, WITH_ERROR_HEAD, save_tiny_model
 from transformers.utils import logging
 
+import hf_crystal
 from hf_crystal.cli.main import run
+from hf_crystal.cli.writers import _text_writer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -49,10 +55,49 @@ def test_predict_prints_a_table(command, model):
     code, out, err = command("predict", EXAMPLES / "NaCl.cif", EXAMPLES / "Si.cif", "--model", model)
     lines = out.splitlines()
     assert (code, err) == (0, "")
-    assert lines[0].split() == [
-        "source", "formula", "num_atoms", "formation_energy", "formation_energy_unit", "band_gap", "band_gap_unit",
-    ]  # fmt: skip
-    assert [line.split()[1:3] for line in lines[2:]] == [["NaCl", "8"], ["Si", "8"]]
+    assert lines[0].split() == ["source", "formula", "num_atoms", "formation_energy", "band_gap"]
+    assert lines[1].split() == ["eV/atom", "eV"]
+    assert [line.split()[1:3] for line in lines[3:]] == [["NaCl", "8"], ["Si", "8"]]
+
+
+def test_tables_fit_the_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "60")
+    columns = ["source", "formula", "num_atoms", "gap", "gap_unit", "warnings"]
+    for stream, width in ((Terminal(), 60), (io.StringIO(), 119)):
+        writer = _text_writer("table", stream, columns)
+        writer.write({"source": "a/long/way/to/NaCl.cif", "formula": "NaCl", "num_atoms": 8, "gap": 5.0,
+                      "gap_unit": "eV", "warnings": ["x" * 60]})  # fmt: skip
+        writer.finish()
+        lines = stream.getvalue().splitlines()
+        assert max(map(len, lines)) <= width and "5.0000" in lines[3] and "NaCl.cif" in lines[3]
+        assert ("…" in lines[3]) is stream.isatty()
+
+
+def test_version(command):
+    assert command("--version") == (0, f"hf-crystal {hf_crystal.__version__}\n", "")
+
+
+def test_a_csv_is_a_table(command, model, tmp_path):
+    texts = [(EXAMPLES / f"{name}.cif").read_text() for name in ("NaCl", "Si")]
+    pandas.DataFrame({"id": ["salt", "diamond"], "cif": texts}).to_csv(tmp_path / "my.csv", index=False)
+    code, out, err = command("predict", tmp_path / "my.csv", "--model", model, "--output", "json")
+    assert (code, err) == (0, "")
+    assert [(row["source"], row["formula"]) for row in json.loads(out)] == [("salt", "NaCl"), ("diamond", "Si")]
+    (tmp_path / "no.csv").write_text("formula,Tc\nNaCl,3\n")
+    code, out, err = command("predict", tmp_path / "no.csv", "--model", model)
+    assert code == 1 and "no.csv has columns formula, Tc; crystals are expected in" in err
+
+
+def test_demo_refuses_a_taken_port_at_once(command):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, err = command("demo", "--port", port)
+    assert (code, out) == (1, "")
+    assert re.fullmatch(rf"hf-crystal: error: port {port} of 127.0.0.1 is in use; .* demo --port \d+\n", err)
 
 
 def test_predict_writes_standard_errors_in_every_format(command, tmp_path):
@@ -100,7 +145,8 @@ def test_predict_reads_standard_input(model):
 def test_predict_writes_files(command, model, tmp_path):
     csv, parquet = tmp_path / "out.csv", tmp_path / "out.parquet"
     words = ("predict", EXAMPLES / "NaCl.cif", EXAMPLES / "GaAs.cif", "--model", model)
-    assert command(*words, "--output", "csv", "--output-file", csv)[:2] == (0, "")
+    written = f"hf-crystal: written: {csv} (2 rows)\n"
+    assert command(*words, "--output", "csv", "--output-file", csv) == (0, "", written)
     assert command(*words, "--output", "parquet", "--output-file", parquet)[:2] == (0, "")
     table = pyarrow.parquet.read_table(parquet)
     assert table["formula"].to_pylist() == ["NaCl", "GaAs"]
@@ -138,8 +184,8 @@ def test_a_failed_run_leaves_no_file(command, model, table, tmp_path):
 @pytest.mark.parametrize("ending", ["csv", "json", "jsonl", "parquet"])
 def test_the_ending_of_the_file_is_its_format(command, model, tmp_path, ending):
     words = ("predict", EXAMPLES / "Si.cif", "--model", model, "--output-file")
-    assert command(*words, tmp_path / f"ending.{ending}") == (0, "", "")
-    assert command(*words, tmp_path / "option", "--output", ending) == (0, "", "")
+    assert command(*words, tmp_path / f"ending.{ending}")[:2] == (0, "")
+    assert command(*words, tmp_path / "option", "--output", ending)[:2] == (0, "")
     assert (tmp_path / f"ending.{ending}").read_bytes() == (tmp_path / "option").read_bytes()
 
 

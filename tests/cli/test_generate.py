@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from pymatgen.core import Composition, Structure
+from tiny_models import save_tiny_model
 from transformers.utils import logging
 
 from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer, canonicalize
 from hf_crystal.cli.main import run
+from hf_crystal.data.sources import STRUCTURE_COLUMN, iter_rows
 from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 
 
@@ -42,7 +44,7 @@ def test_table_and_cif_files(command, generator, tmp_path):
     words = ("--composition", "SrTiO3", "--num", 3, "--seed", 0, "--model", generator)
     code, out, err = command(*words, "--output-dir", tmp_path / "made")
     lines = out.splitlines()
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"hf-crystal: written: {tmp_path / 'made'} (3 cif files)\n")
     assert lines[0].split() == ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "source", "file"]
     assert [line.split()[0] for line in lines[2:]] == ["SrTiO3"] * 3
     files = sorted((tmp_path / "made").iterdir())
@@ -83,9 +85,10 @@ def test_other_forms_hold_the_same_crystals(command, generator, tmp_path, form, 
     words = ("--composition", "SrTiO3", "--num", 2, "--seed", 0, "--model", generator, "--output", "json")
     tokenizer = Mat2SeqTokenizer()
     code, out, err = command(*words, "--output-dir", tmp_path, "--format", form)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"hf-crystal: written: {tmp_path} (2 {form} files)\n")
     for row in json.loads(out):
         assert row["file"].endswith(suffix)
+        assert canonicalize(row["cif"]).to_text() == canonicalize(row["file"]).to_text()
         written = tokenizer.decode_structure(tokenizer.encode(row["sequence"]))
         assert canonicalize(row["file"]).to_text() == canonicalize(written).to_text()
 
@@ -147,8 +150,22 @@ def test_composition_without_the_option(command, generator, tmp_path):
     assert expected[0] == 0
     assert command("NaCl", *words) == expected
     assert command("NaCl", "--composition", "NaCl", *words) == expected
-    assert command("NaCl", *words[:-2], "--output-file", tmp_path / "list.csv") == (0, "", "")  # the ending says csv
+    assert command("NaCl", *words[:-2], "--output-file", tmp_path / "list.csv")[:2] == (0, "")  # the ending says csv
     assert (tmp_path / "list.csv").read_text() == expected[1]
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv", "parquet"])
+def test_what_is_generated_can_be_predicted(command, generator, tmp_path, monkeypatch, form):
+    model, made, values = (tmp_path / name for name in ("model", f"made.{form}", "values.json"))
+    words = ("SrTiO3", "--space-group", 221, "--num", 2, "--seed", 0, "--model", generator, "--output-file", made)
+    assert command(*words)[0] == 0
+    with made.open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)  # as `generate … | predict -`
+        assert run(["predict", "-", "--model", str(save_tiny_model(model)), "--output-file", str(values)]) == 0
+    found = json.loads(values.read_text())
+    assert [row["formula"] for row in found] == ["SrTiO3"] * 2
+    number = "_symmetry_Int_Tables_number"
+    assert {row[STRUCTURE_COLUMN].partition(number)[2].split()[0] for row in iter_rows(made)} == {"221"}
 
 
 def test_model_that_is_no_generator(command, tmp_path):

@@ -98,6 +98,15 @@ def test_a_finished_shard_is_left_as_it_is(predict, model, table, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_another_number_of_shards_is_refused(predict, model, table, tmp_path):
+    words = (table, "--model", model, "--output-dir", tmp_path)
+    code, err = predict(*words)
+    assert code == 0 and f"written: {tmp_path / 'shard-00000-of-00001'} ({NUM_ROWS} crystals, 1 file)\n" in err
+    code, err = predict(*words, "--num-shards", 3)
+    assert code == 1 and "holds shard-00000-of-00001, and --num-shards 3 would add the same crystals again" in err
+    assert len(rows_of(tmp_path)) == NUM_ROWS
+
+
 def test_missing_files_are_made_again(predict, model, table, tmp_path, expected):
     out = tmp_path / "out"
     words = (table, "--model", model, "--output-dir", out, "--rows-per-file", 20)
@@ -119,7 +128,7 @@ def test_text_formats(predict, model, table, tmp_path, output):
 
 def test_more_shards_than_crystals(predict, model, tmp_path):
     words = (EXAMPLES / "Si.cif", "--model", model, "--output-dir", tmp_path, "--num-shards", 2, "--shard-index", 1)
-    assert predict(*words) == (0, "")
+    assert predict(*words)[0] == 0
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["_SUCCESS", "_settings.json"]
 
 
@@ -230,7 +239,7 @@ def test_workers_read_globs_in_order(predict, model, tmp_path):
     files = tmp_path / "one.csv", tmp_path / "two.csv"
     for file, workers in zip(files, (0, 2), strict=True):
         words = (EXAMPLES / "*.cif", "--model", model, "--output", "csv", "--output-file", file, "--workers", workers)
-        assert predict(*words) == (0, "")
+        assert predict(*words)[0] == 0
     assert files[0].read_text() == files[1].read_text()
     assert len(files[0].read_text().splitlines()) == 12
 
@@ -242,7 +251,7 @@ def test_another_model_under_the_same_name_is_refused(predict, tmp_path, file):
     assert predict(*words)[0] == 0
     (tmp_path / "out/shard-00000-of-00001/_SUCCESS").unlink()
     (model / "README.md").write_text("files that change no value do not matter")
-    assert predict(*words) == (0, "")
+    assert predict(*words)[0] == 0
     content = (model / file).read_bytes()
     (model / file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     code, err = predict(*words)

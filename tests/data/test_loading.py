@@ -200,7 +200,7 @@ def test_compressed_json(tmp_path, load):
     assert_has_the_crystals(load(tmp_path / "table.json.gz"))
     assert_has_the_crystals(load(tmp_path / "table.json.zip"))
     (tmp_path / "false.json.zip").write_text("no zip")
-    with pytest.raises(ValueError, match="is not a zip file"):
+    with pytest.raises(ValueError, match="false.json.zip starts with 'n'"):
         load(tmp_path / "false.json.zip")
 
 
@@ -264,7 +264,7 @@ def test_a_damaged_line_costs_itself_and_a_damaged_file_is_named(tmp_path, load)
     whole = gzip.compress("\n".join(lines).encode())
     for data in (whole[:-20], whole[:50] + bytes(30) + whole[80:], b"plain text"):
         (tmp_path / "rows.jsonl.gz").write_bytes(data)
-        with pytest.raises(ValueError, match=r"rows\.jsonl\.gz cannot be read"):
+        with pytest.raises(ValueError, match=r"rows\.jsonl\.gz (cannot be read|starts with 'p')"):
             load(tmp_path / "rows.jsonl.gz")
 
 
@@ -502,9 +502,9 @@ def test_what_does_not_exist_is_named(load):
         load("x", on_error="ignore")
 
 
-def test_a_single_structure_file_is_no_table(cif_folder, load):
-    with pytest.raises(ValueError, match="for single crystals use as_record"):
-        load((cif_folder / "iron.cif").rename(cif_folder / "iron.vasp"))
+def test_a_single_structure_file_is_a_table_of_one_row(tmp_path, load):
+    structure("iron").to(filename=str(tmp_path / "iron.vasp"), fmt="poscar")
+    assert load(tmp_path / "iron.vasp")["train"]["num_atoms"] == [2]
 
 
 @pytest.mark.parametrize("kind", ["below a file", "full", "closed"])

@@ -54,9 +54,9 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
-def named_model(request):
-    fields = MODELS[request.param]
+def build_model(name):
+    """A random model that tells the crystals apart."""
+    fields = MODELS[name]
     torch.manual_seed(0)
     if "frame_method" in fields:
         model = CrystalFramerForPropertyPrediction(CrystalFramerConfig(**SIZE, **FRAMES, **fields))
@@ -64,7 +64,12 @@ def named_model(request):
         model = CrystalformerForPropertyPrediction(CrystalformerConfig(**SIZE, **fields))
     make_discriminating(model.double())
     model.calibrate(collate(list(CRYSTALS.values())))
-    return request.param, model.eval()
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def named_model(request):
+    return request.param, build_model(request.param)
 
 
 @torch.no_grad()

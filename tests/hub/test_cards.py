@@ -115,6 +115,18 @@ def test_results_of_the_evaluation_package_are_understood():
     }  # fmt: skip
 
 
+def test_a_fine_tuned_model_names_its_base_and_inherits_the_license():
+    def header(pretrained, **description):
+        metrics = {**METRICS, "recipe": {"model": {"pretrained": str(pretrained)}}}
+        return render_model_card(tiny_model(), metrics=metrics, hub_config=description or None).split("---")[1]
+
+    embedded = header("crystalformer-mp")
+    assert "base_model: hf_crystal/crystalformer-mp\n" in embedded and "license: cc-by-4.0" in embedded
+    assert "base_model: owner/name\n" in header("owner/name") and "license: apache-2.0" in header("owner/name")
+    assert "license: mit" in header("crystalformer-mp", license="mit")
+    assert "base_model" not in header("model")
+
+
 def test_a_generator_is_asked_for_what_it_knows():
     card = render_model_card(tiny_generator()[0], hub_config={"example": "Ti 2 O 4"})
     for text in ("generate Ti2O4 --num", 'pipe("Ti2O4"', 'composition={"Ti": 2, "O": 4},', '"<bos> Ti 2 O 4 |"'):

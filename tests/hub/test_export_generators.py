@@ -29,6 +29,7 @@ def test_folder_is_complete(exported_generator):
     config = json.loads((exported_generator / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["auto_map"] == {"AutoModelForCausalLM": "modeling_mat2seq.Mat2SeqForCausalLM"}
+    assert set(config["custom_pipelines"]) == {"crystal-generation"}
     assert "commit of hf_crystal: 0123abcd" in (exported_generator / "recipe.yaml").read_text()
 
 
@@ -52,6 +53,19 @@ def test_stock_classes_load_without_package_and_without_remote_code(exported_gen
     assert ids == tokenizer.encode(SRTIO3)[:-1]  # no end: text may be a prompt
     with torch.no_grad():
         assert logits == model(input_ids=torch.tensor([ids])).logits[0, -1].tolist()
+
+
+def test_pipeline_travels(exported_generator, tmp_path):
+    code = """
+    import sys
+    from transformers import pipeline
+    pipe = pipeline("crystal-generation", model=sys.argv[1], trust_remote_code=True)
+    print(pipe("TiO2", formula_units=2, seed=3)[0]["sequence"])
+    """
+    threads = str(torch.get_num_threads())
+    done = run_without_package(code, exported_generator, tmp_path, show_structures=True, OMP_NUM_THREADS=threads)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == pipeline(model=str(exported_generator))("Ti2O4", seed=3)[0]["sequence"]
 
 
 def test_grammar_travels(exported_generator, tmp_path):

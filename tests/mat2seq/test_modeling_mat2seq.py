@@ -425,9 +425,9 @@ def test_the_saved_folder_is_a_stock_llama(tokenizer, model, tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(stock) is LlamaForCausalLM
-    ours = Mat2SeqForCausalLM.from_pretrained(tmp_path)
+    stock = LlamaForCausalLM.from_pretrained(tmp_path)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(ours) is Mat2SeqForCausalLM
     ids = torch.tensor([tokenizer.encode(rutile())])
     assert torch.equal(stock.eval()(ids).logits, ours.eval()(ids).logits)
     assert torch.equal(model(ids).logits, ours(ids).logits)

@@ -134,11 +134,6 @@ def test_unreadable_crystals_give_an_error_in_their_place(pipe):
     assert "no such file" in results[6]["error"]
 
 
-def test_disordered_structure_gives_an_error(pipe):
-    alloy = Structure([[2.8, 0, 0], [0, 2.8, 0], [0, 0, 2.8]], [{"Fe": 0.5, "Co": 0.5}], [[0, 0, 0]])
-    assert "disordered" in pipe(alloy)["error"]
-
-
 def test_only_bad_crystals(pipe):
     assert [list(row) for row in pipe([OVERLAPPING, OVERLAPPING])] == [["error"], ["error"]]
 

@@ -1,0 +1,213 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""Partly occupied sites: every way of writing them → the one form of a record with `occupancies`; needs numpy only."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .formats import number_array, shortened
+from .record import (
+    CHEMICAL_SYMBOLS,
+    NUM_SPECIES,
+    CrystalInputError,
+    CrystalRecord,
+    atomic_number_of,
+    candidate_pairs,
+    reach_of,
+)
+
+__all__ = [
+    "as_composition",
+    "first_mixed_site",
+    "mixed_sites",
+    "record_of_sites",
+    "record_of_species",
+    "site_species",
+    "with_occupancies",
+]
+
+# Å; partly occupied positions nearer than this are one site
+_SPLIT_SITE = 0.1
+_ROUNDED_OCCUPANCY, _LARGEST_OCCUPANCY = 1e-3, 1.02  # of a sum that is meant to be 1
+
+
+def as_composition(numbers: np.ndarray, occupancies: np.ndarray | None) -> np.ndarray:
+    """Occupancy of each element `(N, 118)` at sites that hold one atom `(N,)` each, or as it is given."""
+    if occupancies is not None:
+        return occupancies
+    composition = np.zeros((len(numbers), NUM_SPECIES))
+    composition[np.arange(len(numbers)), numbers - 1] = 1.0
+    return composition
+
+
+def record_of_species(
+    numbers: np.ndarray,
+    occupancies: np.ndarray,
+    frac_coords: np.ndarray,
+    cell: np.ndarray,
+    warnings: tuple[str, ...] = (),
+) -> CrystalRecord:
+    """Record of partly occupied positions, one row for each element at each; the one form of a disordered crystal.
+
+    Rows nearer than 0.1 Å whose occupancies together are at most 1 become one site, in the mean of their places: two
+    half-occupied copies of a site are the full site. Empty rows vanish. Where every site then holds one atom the
+    record is that of an ordered crystal.
+
+    Args:
+        numbers (`np.ndarray` of shape `(R,)`): atomic numbers.
+        occupancies (`np.ndarray` of shape `(R,)`): 0 to 1; sums up to 1.02 are taken for rounded ones.
+        frac_coords (`np.ndarray` of shape `(R, 3)`): fractional coordinates.
+        cell (`np.ndarray` of shape `(3, 3)`): lattice vectors in rows, Å.
+        warnings: of the record.
+
+    Returns:
+        `CrystalRecord`, sites in the order of their first rows.
+
+    Raises:
+        CrystalInputError: an occupancy outside 0 to 1, only empty sites, an atomic number outside 1 to 118.
+    """
+    good = (occupancies >= 0) & (occupancies <= _LARGEST_OCCUPANCY) & (numbers >= 1) & (numbers <= NUM_SPECIES)
+    if not good.all():
+        row = int(np.argmin(good))
+        raise CrystalInputError(
+            f"occupancy {occupancies[row]:g} of atomic number {int(numbers[row])} in row {row}; accepted are 0 "
+            f"(empty) to 1, and atomic numbers 1 to {NUM_SPECIES}"
+        )
+    filled = occupancies > 0
+    if not filled.any():
+        raise CrystalInputError("0 atoms: all sites are empty (occupancy 0); at least one atom is needed")
+    numbers, occupancies, frac = numbers[filled], occupancies[filled], frac_coords[filled]
+    site, widest = _split_sites(occupancies, frac, cell)
+    first, site = np.unique(site, return_index=True, return_inverse=True)[1:]
+    composition = np.zeros((len(first), NUM_SPECIES))
+    np.add.at(composition, (site, numbers - 1), occupancies)
+    totals = composition.sum(axis=1)
+    difference = frac - frac[first][site]
+    difference -= np.rint(difference)
+    places = frac[first]
+    if widest > 0:  # a mean of equal places would be rounded
+        shift = np.zeros_like(places)
+        np.add.at(shift, site, difference * occupancies[:, None])
+        places = places + shift / totals[:, None]
+    if widest > 0.1 * _SPLIT_SITE:
+        warnings = (*warnings, f"split positions up to {widest:.2f} Å apart were merged to one site each")
+    if totals.max() > 1 + _ROUNDED_OCCUPANCY:
+        warnings = (*warnings, f"occupancies of a site sum to {totals.max():.4g}; they were scaled to 1")
+    rounded = totals > 1 - _ROUNDED_OCCUPANCY
+    composition[rounded] /= totals[rounded, None]
+    main = composition.argmax(axis=1) + 1
+    is_ordered = bool((composition.max(axis=1) == 1.0).all())
+    return CrystalRecord(main, places, cell, warnings=warnings, occupancies=None if is_ordered else composition)
+
+
+def _split_sites(occupancies: np.ndarray, frac: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, float]:
+    """First row of the site of each row, and the largest distance of merged rows, Å."""
+    site, totals, widest = np.arange(len(frac)), occupancies.copy(), 0.0
+    if len(frac) < 2 or not np.isfinite(frac).all() or not abs(np.linalg.det(cell)) > 1e-9:
+        return site, widest
+    reach = reach_of(cell, _SPLIT_SITE)
+    axis = int(np.argmin(reach))
+    found = []
+    for i, j in candidate_pairs(frac, float(min(reach[axis], 0.5)), axis):
+        difference = frac[j] - frac[i]
+        distances = np.linalg.norm((difference - np.rint(difference)) @ cell, axis=1)
+        near = distances < _SPLIT_SITE
+        found += list(zip(distances[near].tolist(), i[near].tolist(), j[near].tolist(), strict=True))
+    for distance, i, j in sorted(found):  # the nearest first: what is one place is merged before what is near it
+        first, other = sorted((int(site[i]), int(site[j])))
+        if first != other and totals[first] + totals[other] <= _LARGEST_OCCUPANCY:
+            site[site == other] = first
+            totals[first] += totals[other]
+            widest = max(widest, distance)
+    return site, widest
+
+
+def _species_of(value: Any, field: str) -> dict[str, float] | None:
+    """Occupancies of a site given as a mapping or its JSON text (`{"Na": 0.7, "K": 0.3}`); None for a symbol."""
+    if isinstance(value, str) and value.lstrip()[:1] == "{":
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise CrystalInputError(f"{field} is {shortened(value)}, which is not readable as JSON") from error
+    if not isinstance(value, Mapping):
+        return None
+    if not value:
+        raise CrystalInputError(f"{field} is empty; occupancies of one or more elements are expected")
+    numbers = number_array(list(value.values()), f"occupancies of {field}").reshape(-1)
+    return dict(zip(map(str, value), numbers.tolist(), strict=True))
+
+
+def record_of_sites(points: np.ndarray, cell: np.ndarray, sites: list[dict[str, float]]) -> CrystalRecord:
+    """Record of sites that hold the given elements and occupancies."""
+    rows = [
+        (place, atomic_number_of(symbol), amount)
+        for place, site in enumerate(sites)
+        for symbol, amount in site.items()
+    ]
+    places, numbers, amounts = (np.array(column) for column in zip(*rows, strict=True))
+    if len(rows) == len(points) and (abs(amounts - 1.0) <= 1e-3).all():
+        return CrystalRecord(numbers, points, cell)
+    return record_of_species(numbers, amounts, points[places], cell)
+
+
+def site_species(site: Any, place: int) -> dict[str, float]:
+    """Elements and occupancies of one site of pymatgen's `as_dict`; malformed sites give a reason."""
+    species = site.get("species") if isinstance(site, Mapping) else None
+    if not isinstance(species, list) or not species or not all(isinstance(specie, Mapping) for specie in species):
+        raise CrystalInputError(f"sites[{place}] is {shortened(site)}; a dict with a list of species is expected")
+    found: dict[str, float] = {}
+    for specie in species:
+        amount = number_array([specie.get("occu", 1)], f"sites[{place}].species.occu").reshape(-1)
+        name = CHEMICAL_SYMBOLS[atomic_number_of(specie.get("element"))]
+        found[name] = found.get(name, 0.0) + float(amount[0])
+    return found
+
+
+def mixed_sites(listed: Any, key: str) -> list[dict[str, float]]:
+    """Occupancies of each site where a list of them stands in place of symbols; empty where it does not.
+
+    Args:
+        listed: one entry per site: a symbol, occupancies of symbols, or the JSON text of these.
+        key: name of the list, for messages.
+
+    Raises:
+        CrystalInputError: an entry that cannot be read.
+    """
+    if not isinstance(listed, list | tuple | np.ndarray) or not len(listed):
+        return []
+    sites = [_species_of(value, f"{key}[{place}]") for place, value in enumerate(listed)]
+    if all(site is None for site in sites):
+        return []
+    return [{str(symbol): 1.0} if site is None else site for site, symbol in zip(sites, listed, strict=True)]
+
+
+def with_occupancies(record: CrystalRecord, value: Any) -> CrystalRecord:
+    """Record with occupancies `(N,)` of its atoms, or `(N, 118)` of all elements at its sites."""
+    amounts = number_array(value, "occupancies")
+    numbers = record.atomic_numbers
+    if amounts.shape == (len(numbers), len(CHEMICAL_SYMBOLS) - 1):
+        places, columns = np.nonzero(amounts)
+        numbers, amounts = columns + 1, amounts[places, columns]
+    elif amounts.shape == numbers.shape:
+        places = np.arange(len(numbers))
+    else:
+        raise CrystalInputError(
+            f"occupancies have shape {amounts.shape}; accepted are {numbers.shape} and {(len(numbers), 118)}"
+        )
+    return record_of_species(numbers, amounts, record.frac_coords[places], record.cell)
+
+
+def first_mixed_site(record: CrystalRecord) -> str:
+    """What the first partly occupied site holds, and what to do about it."""
+    composition = record.occupancies
+    assert composition is not None
+    place = int(np.argmin(composition.max(axis=1) == 1.0))
+    held = ", ".join(
+        f"{CHEMICAL_SYMBOLS[z + 1]}: {composition[place, z]:g}" for z in np.flatnonzero(composition[place])
+    )
+    return (
+        f"site {place} has partial occupancy ({held}); only ordered crystals are accepted here. "
+        "hf_crystal.disorder.orderings(structure, n) gives ordered ones of about this composition"
+    )
