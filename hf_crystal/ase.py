@@ -44,7 +44,7 @@ _CALCULATOR_ERRORS = (ValueError, RuntimeError, KeyError, ArithmeticError, Asser
 
 
 class CrystalCalculator(Calculator):
-    """Properties of a periodic `Atoms` as the model predicts them.
+    """Properties of `Atoms` as the model predicts them; copies are along the axes of `atoms.pbc`.
 
     Each target of the model is a property of ASE under the target's own name, in `units[name]`; `embedding` is the
     pooled vector of the encoder. The models predict properties of whole crystals, no forces and no stress: asking for
@@ -93,7 +93,7 @@ class CrystalCalculator(Calculator):
 
         Raises:
             PropertyNotImplementedError: the model does not predict it.
-            CrystalInputError: not periodic in three directions, overlapping atoms, and the like.
+            CrystalInputError: overlapping atoms, and the like.
         """
         if name not in self.implemented_properties:
             reason = "choose the target that stands for it with energy=..." if name == "energy" else ""

@@ -15,7 +15,6 @@ from ase.calculators.lj import LennardJones
 from tiny_models import NACL, OVERLAPPING, save_tiny_model, tiny_model
 
 from hf_crystal.ase import CrystalCalculator, relax
-from hf_crystal.crystals.record import CrystalInputError
 from hf_crystal.loading import load_property_model
 from hf_crystal.pipelines.pipeline_crystal_property import CrystalPropertyPipeline
 
@@ -67,10 +66,13 @@ def test_forces_and_stress_are_refused_with_the_reason(salt, method):
         getattr(salt, method)()
 
 
-def test_a_molecule_is_refused(model):
+def test_a_molecule_has_values_that_no_box_changes(model):
     atoms = Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.1]], calculator=CrystalCalculator(model))
-    with pytest.raises(CrystalInputError, match="a molecule is not a crystal"):
-        atoms.calc.get_property("band_gap", atoms)
+    alone = atoms.calc.get_property("band_gap", atoms)
+    atoms.center(vacuum=2.0)
+    assert atoms.calc.get_property("band_gap", atoms) == pytest.approx(alone, abs=1e-5)
+    atoms.pbc = True
+    assert atoms.calc.get_property("band_gap", atoms) != pytest.approx(alone, abs=1e-5)
 
 
 def test_any_name_of_a_model_is_taken_and_other_objects_refused(model, tmp_path):
