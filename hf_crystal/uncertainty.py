@@ -23,6 +23,7 @@ __all__ = [
     "Calibration",
     "EnsemblePrediction",
     "ErrorModel",
+    "conformal_quantiles",
     "fit_error_model",
     "measure_calibration",
     "predict_ensemble",
@@ -169,9 +170,15 @@ def fit_error_model(mean: ArrayLike, spread: ArrayLike, labels: ArrayLike) -> Er
     best = minimize(loss, [0.0, np.log(size)], method="Nelder-Mead", options={"maxiter": 2000, "xatol": 1e-4})
     fitted = ErrorModel(float(np.exp(best.x[0])), float(np.exp(best.x[1])))
     ratios = np.sqrt(squared) / np.maximum(fitted.sigma(spreads), _SMALLEST * size)
+    return ErrorModel(fitted.scale, fitted.floor, tuple(conformal_quantiles(ratios, LEVELS).tolist()))
+
+
+def conformal_quantiles(ratios: ArrayLike, levels: ArrayLike) -> np.ndarray:
+    """Multiples of sigma that hold new errors with the probabilities `levels`, from ratios `(n,)` error / sigma."""
+    seen = np.sort(np.asarray(ratios, dtype=float))
     # the n + 1 of split conformal prediction: a new crystal counts among those seen
-    ranks = np.minimum(np.ceil(np.array(LEVELS) * (len(ratios) + 1)).astype(int), len(ratios)) - 1
-    return ErrorModel(fitted.scale, fitted.floor, tuple(np.sort(ratios)[ranks].tolist()))
+    ranks = np.minimum(np.ceil(np.asarray(levels) * (len(seen) + 1)).astype(int), len(seen)) - 1
+    return seen[ranks]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Ensembles: their spread, the error model learned from labels, and the measure of calibration."""
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,14 @@ from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, tiny_model
 
 import hf_crystal
 from hf_crystal.crystals.record import CrystalInputError
-from hf_crystal.uncertainty import ErrorModel, fit_error_model, measure_calibration, predict_ensemble
-from hf_crystal.viz.calibration import plot_calibration
+from hf_crystal.uncertainty import (
+    ErrorModel,
+    conformal_quantiles,
+    fit_error_model,
+    measure_calibration,
+    predict_ensemble,
+)
+from hf_crystal.viz.calibration import plot_calibration, plot_rejection
 
 
 def drawn(seed: int, scale: float, floor: float, count: int = 20_000):
@@ -88,3 +97,41 @@ def test_wrong_arguments():
         fit_error_model([1, 2], [1, 1], [np.nan, np.nan])
     with pytest.raises(ValueError, match="1 negative entries"):
         measure_calibration([1, 2], [1, -1], [1, 1])
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "scripts"))
+    return importlib.import_module("fit_error_heads")
+
+
+def test_a_fitted_error_head_knows_the_scale_of_errors_and_metals(script):
+    """Embeddings of which one number is the scale of the errors, and another says what a metal is."""
+    model = tiny_model(gap_target="band_gap", error_head_size=16)
+    rng = np.random.default_rng(0)
+    pooled = 3.0 + rng.normal(size=(6000, 16)).astype(np.float32)
+    with torch.no_grad():
+        predicted = model.head.to_physical(model.head(torch.tensor(pooled))).numpy()
+    labels = predicted + np.exp(pooled[:, :1] - 4.0) * rng.laplace(size=predicted.shape)
+    labels[:, 1] = np.where(pooled[:, 1] > 3.0, 0.0, labels[:, 1].clip(0.01))
+    labels[::7, 0] = np.nan
+    folds, seen = np.arange(6000) % 10, np.arange(6000) < 4000
+    script.fit_head(model, pooled[seen], predicted[seen], labels[seen], folds[seen], epochs=25)
+    found = script.figures(model, pooled[~seen], predicted[~seen], labels[~seen])
+    energy, gap = found["formation_energy"], found["band_gap"]
+    assert energy["rows"] < gap["rows"]
+    for target in (energy, gap):
+        assert 0.86 < target["coverage of 90 %"] < 0.94
+        assert target["mae without the least sure 0 to 90 %"][5] < 0.7 * target["mae"]
+    assert energy["spearman"] > 0.4
+    assert gap["right about metals"] > 0.88
+    assert gap["mae"] < gap["mae clipped"] <= gap["mae unclipped"]
+
+
+def test_conformal_quantiles_count_the_new_crystal():
+    assert conformal_quantiles(np.arange(9.0), [0.5, 0.9, 0.99]).tolist() == [4.0, 8.0, 8.0]
+
+
+def test_the_rejection_curve_shows_the_errors():
+    axes = plot_rejection({"test": [0.4, 0.2]}, unit="eV").axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[0.0, 0.4], [50.0, 0.2]]

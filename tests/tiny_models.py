@@ -21,6 +21,7 @@ IRON = {
     "frac_coords": [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]],
     "atomic_numbers": [26, 26],
 }
+WITH_ERROR_HEAD = {"gap_target": "band_gap", "error_head_size": 8}
 OVERLAPPING = {**NACL, "frac_coords": [[0.0, 0.0, 0.0], [0.001, 0.0, 0.0]]}
 
 
@@ -46,8 +47,8 @@ def tiny_model(architecture: str = "crystalformer", seed: int = 0, **changes):
     return model
 
 
-def save_tiny_model(folder: Path, architecture: str = "crystalformer", seed: int = 0) -> Path:
+def save_tiny_model(folder: Path, architecture: str = "crystalformer", seed: int = 0, **changes) -> Path:
     """Write a tiny model and a feature extractor, as training does."""
-    tiny_model(architecture, seed).save_pretrained(folder)
+    tiny_model(architecture, seed, **changes).save_pretrained(folder)
     hf_crystal.CrystalFeatureExtractor().save_pretrained(folder)
     return folder

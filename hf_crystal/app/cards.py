@@ -29,9 +29,10 @@ def view_html(structure: CrystalLike, height: int = 380, **options: Any) -> str:
 
 
 def _number(row: dict[str, Any]) -> str:
-    error = row["typical error"]
+    error, metal = row["typical error"], row["metal probability"]
     around = "" if error is None else f" ± {error:.3f}"
-    return f"<b>{row['value']:.3f}</b>{around} {html.escape(row['unit'])}"
+    kind = "" if metal is None else f"<br><small>metal with a probability of {metal:.0%}</small>"
+    return f"<b>{row['value']:.3f}</b>{around} {html.escape(row['unit'])}{kind}"
 
 
 def _table(names: Sequence[str], rows: str) -> str:
@@ -42,7 +43,7 @@ def _table(names: Sequence[str], rows: str) -> str:
 
 
 def prediction_table(found: Prediction) -> str:
-    """Values with units and the model's mean error, and what could not be read."""
+    """Values with units and their standard errors, and what could not be read."""
     parts = []
     if found.rows:
         cells = "".join(
@@ -52,7 +53,10 @@ def prediction_table(found: Prediction) -> str:
             for row in found.rows
         )
         parts.append(_table(("crystal", "formula", "property", "value"), cells))
-        parts.append("<p class='hfc-note'>± is the model's mean absolute error on the test set.</p>")
+        note = (
+            "± is the standard error of the value; of a model without an error head, its mean error on the test set."
+        )
+        parts.append(f"<p class='hfc-note'>{note}</p>")
     parts += [message(f"{name}: {text}", "note") for name, doubts in found.warnings.items() for text in doubts]
     parts += [message(f"{name}: {reason}") for name, reason in found.errors]
     return "".join(parts) or message("Give a file, paste a crystal or choose an example.", "note")

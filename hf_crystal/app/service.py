@@ -36,7 +36,8 @@ MAX_INSIDE_ATOMS = 500  # attention grows with the square: 4 s of a processor
 MAX_GENERATED = 12
 MAX_COMPOSITION = 200  # characters
 _FOLDERS_KEPT = 32  # of files to be fetched; Gradio copies a file before the answer leaves
-_CSV_FIELDS = ("crystal", "formula", "atoms", "property", "value", "unit", "typical error", "warnings", "error")
+_CSV_FIELDS = ("crystal", "formula", "atoms", "property", "value", "unit", "typical error")
+_CSV_FIELDS += ("metal probability", "warnings", "error")
 
 
 def _remove(folders: Iterable[str]) -> None:
@@ -56,7 +57,8 @@ class Prediction:
     """What was predicted for some crystals.
 
     Attributes:
-        rows: one per crystal and property: crystal, formula, atoms, property, value, unit, typical error, warnings.
+        rows: one per crystal and property: crystal, formula, atoms, property, value, unit, typical error (the standard
+            error; of a model without an error head its mean error), metal probability of a gap, warnings.
         crystals: name → record of what could be read.
         errors: name and reason of what could not.
         warnings: name → what is doubtful, for those that have something.
@@ -186,7 +188,7 @@ class Service:
     def predict(
         self, model: str, files: Sequence[str | Path] = (), text: str = "", example: str | None = None
     ) -> Prediction:
-        """Properties of crystals, each with the error that the model makes on average.
+        """Properties of crystals, each with its standard error; without an error head with the model's mean error.
 
         Raises:
             ValueError: too many files.
@@ -216,9 +218,13 @@ class Service:
         loaded, extractor = self.property_model(model)
         arrays = extractor.extract(crystal)
         with self._lock, torch.no_grad():
-            values = loaded(**extractor.pad([arrays])).logits[0].tolist()
+            output = loaded(**extractor.pad([arrays]))
         numbers = arrays["atomic_numbers"].tolist()
-        config, errors = loaded.config, measured_errors(model)
+        config, values = loaded.config, output.logits[0].tolist()
+        errors = measured_errors(model)
+        if output.standard_errors is not None:
+            errors = dict(zip(config.target_names, output.standard_errors[0].tolist(), strict=True))
+        metal = None if output.metal_probability is None else float(output.metal_probability[0])
         return [
             {
                 "formula": reduced_formula(numbers),
@@ -227,6 +233,7 @@ class Service:
                 "value": value,
                 "unit": unit,
                 "typical error": errors.get(name),
+                "metal probability": metal if name == config.gap_target else None,
             }
             for name, unit, value in zip(config.target_names, config.target_units, values, strict=True)
         ]

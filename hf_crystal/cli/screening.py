@@ -44,8 +44,15 @@ def columns_of(
     """Names of the output fields, and the Arrow types of those that are not text."""
     targets = model.config.target_names
     spreads = [f"{name}_spread" for name in targets] if disorder == "orderings" else []
-    values = [column for name in targets for column in (name, f"{name}_unit")] + spreads
-    types = {"num_atoms": "int64", **dict.fromkeys((*targets, *spreads, "e_above_hull"), "double")}
+    errors = ("standard_error", "low", "high") if model.config.error_head_size else ()
+    values = [column for name in targets for column in (name, *(f"{name}_{field}" for field in ("unit", *errors)))]
+    values += spreads
+    types = {
+        "num_atoms": "int64",
+        **dict.fromkeys((*targets, *spreads, "e_above_hull", "metal_probability"), "double"),
+    }
+    types |= {"is_metal": "bool", **{f"{name}_{field}": "double" for name in targets for field in errors}}
+    values += ["metal_probability", "is_metal"] if errors and model.config.gap_index is not None else []
     values += ["e_above_hull", "decomposes_to"] if stability else []
     return ["source", "formula", "num_atoms", *values, "disorder", "warnings", "error"], types
 

@@ -51,13 +51,18 @@ class _Table:
 
     def __init__(self, stream: TextIO, columns: Sequence[str]):
         self.stream = stream
-        self.columns = list(columns)
+        # the standard error of a value is beside it, in one cell
+        self.errors = {name: f"{name}_standard_error" for name in columns if f"{name}_standard_error" in columns}
+        merged = {f"{name}_{field}" for name in self.errors for field in ("standard_error", "low", "high")}
+        self.columns = [name for name in columns if name not in {*merged, "is_metal"}]
         self.rows: list[list[str]] = []
 
     def write(self, row: dict[str, Any]) -> None:
         """Keep one row."""
         row = _flat(row)
-        self.rows.append([_cell(row.get(column)) for column in self.columns])
+        cells = {name: _cell(row.get(name)) for name in self.columns}
+        cells |= {name: f"{cells[name]} ± {_cell(row[error])}" for name, error in self.errors.items() if error in row}
+        self.rows.append(list(cells.values()))
 
     def finish(self) -> None:
         """Print all rows, now that the widths are known."""

@@ -55,8 +55,10 @@ class CrystalformerConfig(PreTrainedConfig):
         head_hidden_size (`int`): hidden width of the property head.
         target_names (`list[str]`): predicted properties, one output each.
         target_units (`list[str]`): their units.
-        gap_target (`str`, *optional*): the one of `target_names` that is a band gap: in evaluation it is never below 0.
-            Another name than theirs does nothing.
+        gap_target (`str`, *optional*): the one of `target_names` that is a band gap: in evaluation it is never below
+            0, and 0 where the error head calls the crystal a metal. Another name than theirs does nothing.
+        error_head_size (`int`): hidden width of the error head (`scripts/fit_error_heads.py`): standard errors, and
+            the probability that the crystal is a metal. 0: no such head.
         loss_function (`str`): `"l1"`, `"mse"` or `"smooth_l1"`, on scaled targets.
         trained_elements (`dict[str, int]`, *optional*): elements of the training data, with the number of crystals
             that hold each; written by training. Without it nothing is known to be unseen.
@@ -96,6 +98,7 @@ class CrystalformerConfig(PreTrainedConfig):
         target_names: list[str] | None = None
         target_units: list[str] | None = None
     gap_target: str | None = None
+    error_head_size: int = 0
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
     trained_elements: dict[str, int] | None = None
     trained_pairs: dict[str, str] | None = None
@@ -148,6 +151,8 @@ class CrystalformerConfig(PreTrainedConfig):
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        if self.error_head_size < 0:
+            raise ValueError(f"error_head_size={self.error_head_size} must be 0 (no error head) or positive.")
         if self.num_radial_basis < 0:
             raise ValueError(f"num_radial_basis={self.num_radial_basis} must be 0 (simplified model) or positive.")
         if self.num_elements > 118:

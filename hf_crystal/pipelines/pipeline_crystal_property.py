@@ -28,7 +28,20 @@ from ..crystals.record import CrystalInputError, geometry_warnings
 __all__ = ["CrystalPropertyPipeline"]
 
 # fields of a result besides the targets
-_RESERVED_FIELDS = ("formula", "num_atoms", "embedding", "disorder", "warnings", "error")
+_RESERVED_FIELDS = (
+    "formula",
+    "num_atoms",
+    "embedding",
+    "disorder",
+    "warnings",
+    "error",
+    "metal_probability",
+    "is_metal",
+)
+# fields of each target with an error head, after its name
+_ERROR_FIELDS = ("standard_error", "low", "high")
+# outputs of the model, those of an error head optional
+_OUTPUTS = ("logits", "pooler_output", "standard_errors", "interval_widths", "metal_probability")
 _MIXED = (
     "disordered: sites are read as mixtures of their elements, which models of ordered crystals were not trained on"
 )
@@ -107,9 +120,8 @@ def _mean_of(outputs: list[dict[str, Any]], item: dict[str, Any]) -> dict[str, A
         "atomic_numbers": good[0]["atomic_numbers"],
         "formula": item["formula"],
         "disorder": "orderings",
-        "logits": values.mean(0),
+        **{name: torch.stack([output[name] for output in good]).mean(0) for name in _OUTPUTS if name in good[0]},
         "spread": values.std(0, correction=0),
-        "pooler_output": torch.stack([output["pooler_output"] for output in good]).mean(0),
         "warnings": list(doubts),
     }
 
@@ -129,6 +141,10 @@ class CrystalPropertyPipeline(Pipeline):
 
     - `formula`: reduced formula; `num_atoms`: atoms in the given cell;
     - per target of the model its value under the target's name, and its unit under `<target>_unit`;
+    - of a model with an error head per target `<target>_standard_error` (of crystals like this one, 68 % have a
+      smaller error), `<target>_low` and `<target>_high` (an interval that holds 90 %), and of one with a band gap
+      `metal_probability`; above 0.5 `is_metal` is true and the gap is 0, the value of least expected error;
+      of orderings all of these are means;
     - `disorder`, of a disordered crystal only: which way was taken, `"mix"` or `"orderings"`, with the standard
       deviation over orderings under `<target>_spread`;
     - `embedding`: the pooled vector of the encoder, with `return_embedding=True`;
@@ -170,7 +186,8 @@ class CrystalPropertyPipeline(Pipeline):
         if self.feature_extractor is None:
             raise ValueError("feature_extractor is missing: pass CrystalFeatureExtractor() along with the model")
         names, units = list(self.model.config.target_names), list(self.model.config.target_units)
-        reserved = sorted({*names} & {*_RESERVED_FIELDS, *(f"{name}_unit" for name in names)})
+        fields = {f"{name}_{field}" for name in names for field in ("unit", *_ERROR_FIELDS)}
+        reserved = sorted({*names} & {*_RESERVED_FIELDS, *fields})
         if reserved:
             raise ValueError(f"target names {reserved} of the model collide with fields of the result; rename them")
         self._targets = list(zip(names, units, strict=True))
@@ -232,7 +249,7 @@ class CrystalPropertyPipeline(Pipeline):
 
     def _forward(self, input_tensors: Any) -> Any:  # type: ignore[override]
         outputs = self.model(**input_tensors)
-        return {"logits": outputs.logits, "pooler_output": outputs.pooler_output}
+        return {name: outputs[name] for name in _OUTPUTS if outputs.get(name) is not None}
 
     def postprocess(self, model_outputs: dict[str, Any], return_embedding: bool = False) -> Any:  # type: ignore[override]
         """One crystal's outputs → its result."""
@@ -248,14 +265,29 @@ class CrystalPropertyPipeline(Pipeline):
                 return {"error": f"{result['formula']}: the model gives {value} for {name}, which is no prediction"}
             result[name] = value
             result[f"{name}_unit"] = unit
+            result |= self._error_fields(name, value, model_outputs)
             if "spread" in model_outputs:
                 result[f"{name}_spread"] = model_outputs["spread"].tolist()[place]
+        if "metal_probability" in model_outputs:
+            result["metal_probability"] = float(model_outputs["metal_probability"])
+            result["is_metal"] = result["metal_probability"] > 0.5
         if "disorder" in model_outputs:
             result["disorder"] = model_outputs["disorder"]
         result["warnings"] = list(model_outputs.get("warnings", ()))
         if return_embedding:
             result["embedding"] = model_outputs["pooler_output"].float().tolist()
         return result
+
+    def _error_fields(self, name: str, value: float, outputs: Mapping[str, Any]) -> dict[str, float]:
+        """Standard error and interval of one target; a gap's does not reach below 0."""
+        if "standard_errors" not in outputs:
+            return {}
+        config = self.model.config
+        place = config.target_names.index(name)
+        width = float(outputs["interval_widths"][place])
+        low = max(0.0, value - width) if place == config.gap_index else value - width
+        errors = (float(outputs["standard_errors"][place]), low, value + width)
+        return {f"{name}_{field}": number for field, number in zip(_ERROR_FIELDS, errors, strict=True)}
 
     def get_iterator(
         self,
@@ -339,8 +371,7 @@ class CrystalPropertyPipeline(Pipeline):
                 outputs[index] = {
                     "atomic_numbers": chunk[index]["atomic_numbers"],
                     "warnings": [*chunk[index].get("warnings", ()), *foreign[row], *doubts[row]],
-                    "logits": predictions["logits"][row],
-                    "pooler_output": predictions["pooler_output"][row],
+                    **{name: predictions[name][row] for name in _OUTPUTS if name in predictions},
                 }
                 if "occupancies" in chunk[index]:
                     outputs[index] |= {"formula": mixture_formula(chunk[index]["occupancies"]), "disorder": "mix"}

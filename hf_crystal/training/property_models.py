@@ -91,9 +91,11 @@ def build_property_model(section: Mapping[str, Any], targets: Sequence[TargetArg
     location = resolve_model(pretrained)
     saved, _ = PreTrainedConfig.get_config_dict(location)
     _check_pretrained(section, saved)
-    return model_class.from_pretrained(
+    model = model_class.from_pretrained(
         location,
         target_names=config.target_names,
         target_units=config.target_units,
         ignore_mismatched_sizes=True,
     )
+    model.drop_error_head()
+    return model

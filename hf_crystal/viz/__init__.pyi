@@ -1,5 +1,6 @@
 from .attention import plot_attention as plot_attention
 from .calibration import plot_calibration as plot_calibration
+from .calibration import plot_rejection as plot_rejection
 from .curves import plot_parity as plot_parity
 from .curves import plot_training as plot_training
 from .frames import plot_frames as plot_frames

@@ -1,12 +1,12 @@
 """Whether error bars are honest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..uncertainty import Calibration
 from .style import PALETTE, clean, new_figure
 
-__all__ = ["plot_calibration"]
+__all__ = ["plot_calibration", "plot_rejection"]
 
 _MARKERS = "os^D"
 
@@ -40,4 +40,26 @@ def plot_calibration(calibrations: Calibration | Mapping[str, Calibration], *, u
         clean(axes)
     last = list(named.values())[-1]
     right.set_title(f"{last.num_crystals:,} crystals, rank correlation {last.rank_correlation:.2f}", fontsize=9)
+    return figure
+
+
+def plot_rejection(errors: Mapping[str, Sequence[float]], *, unit: str = "") -> Any:
+    """Mean error of the predictions that are kept, against the share that is rejected as least sure.
+
+    Args:
+        errors: by title, the mean error with 0, 1/n, … (n - 1)/n of the predictions rejected.
+        unit: of the errors.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+    """
+    figure = new_figure(5.0, 3.3)
+    axes = figure.subplots()
+    for place, (title, values) in enumerate(errors.items()):
+        look = {"color": PALETTE[place % len(PALETTE)], "marker": _MARKERS[place % len(_MARKERS)], "markersize": 3.5}
+        axes.plot([100 * step / len(values) for step in range(len(values))], values, label=title, **look)
+    axes.set(xlabel="rejected, %", ylabel=f"mean error of the rest{f', {unit}' if unit else ''}", xlim=(0, 100))
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    clean(axes)
     return figure

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas
 import pyarrow.parquet
 import pytest
-from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, save_tiny_model
+from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, WITH_ERROR_HEAD, save_tiny_model
 from transformers.utils import logging
 
 import hf_crystal
@@ -98,6 +98,25 @@ def test_demo_refuses_a_taken_port_at_once(command):
         code, out, err = command("demo", "--port", port)
     assert (code, out) == (1, "")
     assert re.fullmatch(rf"hf-crystal: error: port {port} of 127.0.0.1 is in use; .* demo --port \d+\n", err)
+
+
+def test_predict_writes_standard_errors_in_every_format(command, tmp_path):
+    model = save_tiny_model(tmp_path / "model", **WITH_ERROR_HEAD)
+    words = ("predict", EXAMPLES / "NaCl.cif", "--model", model, "--output")
+    row = json.loads(command(*words, "json")[1])[0]
+    error = row["formation_energy_standard_error"]
+    assert row["formation_energy_low"] < row["formation_energy"] < row["formation_energy_high"]
+    code, out, _ = command(*words, "table")
+    assert code == 0
+    assert f"{row['formation_energy']:.4f} ± {error:.4f}" in out
+    assert f"{row['metal_probability']:.4f}" in out and "_low" not in out
+    header, line = (text.split(",") for text in command(*words, "csv")[1].splitlines())
+    assert float(dict(zip(header, line, strict=True))["formation_energy_standard_error"]) == error
+    file = tmp_path / "rows.parquet"
+    assert command(*words, "parquet", "--output-file", file)[0] == 0
+    written = pyarrow.parquet.read_table(file).to_pylist()[0]
+    assert written["is_metal"] is row["is_metal"]
+    assert {**written, "error": None, "warnings": []} == {**row, "error": None}
 
 
 def test_predict_reads_globs_folders_and_parquet(command, model, table):

@@ -1,11 +1,15 @@
-"""What a property model knows about its predictions: a gap that is not negative."""
+"""What a property model knows about its predictions: a gap that is not negative, standard errors, metals."""
 
 import pytest
 import torch
-from tiny_models import IRON, NACL, SRTIO3, tiny_model
+from huggingface_hub.errors import StrictDataclassError
+from tiny_models import IRON, NACL, SRTIO3, WITH_ERROR_HEAD, tiny_model
 
 import hf_crystal
+from hf_crystal.training.arguments import TargetArguments
+from hf_crystal.training.property_models import build_property_model
 
+AUTO = hf_crystal.AutoModelForCrystalPropertyPrediction
 BATCH = hf_crystal.CrystalFeatureExtractor()([NACL, SRTIO3, IRON])
 
 
@@ -25,3 +29,79 @@ def test_the_gap_is_never_negative(architecture):
         assert bounded(**BATCH).logits.equal(raw)
         bounded.config.gap_target = "band_gap"
         assert bounded.train()(**BATCH).logits[:, 1].min() < 0  # clipped, it would have no gradient
+
+
+def outputs(model):
+    with torch.no_grad():
+        return model(**BATCH)
+
+
+@pytest.mark.parametrize("architecture", ["crystalformer", "crystalframer"])
+def test_the_error_head_is_saved_and_changes_no_prediction(architecture, tmp_path):
+    model = tiny_model(architecture, **WITH_ERROR_HEAD)
+    with torch.no_grad():
+        model.error_head.interval_factor.copy_(torch.tensor([2.0, 3.0]))
+        model.error_head.metal_proj.bias.fill_(-50.0)  # no metals
+    model.save_pretrained(tmp_path)
+    loaded = AUTO.from_pretrained(tmp_path)
+    found, again = outputs(model), outputs(loaded)
+    assert set(found) == {"logits", "pooler_output", "standard_errors", "interval_widths", "metal_probability"}
+    for name, value in found.items():
+        assert torch.equal(again[name], value), name
+    plain = tiny_model(architecture, gap_target="band_gap")
+    plain.load_state_dict(model.state_dict(), strict=False)
+    assert set(outputs(plain)) == {"logits", "pooler_output"}
+    assert torch.equal(outputs(plain).logits, found.logits)
+    assert (found.standard_errors > 0).all()
+    torch.testing.assert_close(found.interval_widths, found.standard_errors * torch.tensor([2.0, 3.0]))
+    half = AUTO.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.error_head.interval_factor.dtype == torch.float32
+
+
+def test_a_metal_has_no_gap():
+    model = tiny_model(**WITH_ERROR_HEAD)
+    with torch.no_grad():
+        model.head.target_mean[1] += 10.0
+        model.error_head.metal_proj.weight.zero_()
+        model.error_head.metal_proj.bias.fill_(-0.1)
+        other = outputs(model)
+        model.error_head.metal_proj.bias.fill_(0.1)
+    found = outputs(model)
+    assert (found.metal_probability > 0.5).all() and (other.metal_probability < 0.5).all()
+    assert found.logits[:, 1].eq(0).all() and (other.logits[:, 1] > 1).all()
+    assert torch.equal(found.logits[:, 0], other.logits[:, 0])
+
+
+def test_standard_errors_go_with_the_names_of_the_targets(tmp_path):
+    model = tiny_model(**WITH_ERROR_HEAD)
+    model.save_pretrained(tmp_path)
+    found = outputs(AUTO.from_pretrained(tmp_path, target_names=["band_gap"], target_units=["eV"]))
+    wanted = outputs(model)
+    torch.testing.assert_close(found.standard_errors, wanted.standard_errors[:, 1:])
+    torch.testing.assert_close(found.metal_probability, wanted.metal_probability)
+    alone = AUTO.from_pretrained(tmp_path, target_names=["formation_energy"], target_units=["eV/atom"])
+    assert outputs(alone).metal_probability is None
+    new = {"target_names": ["heat", "band_gap"], "target_units": ["K", "eV"], "ignore_mismatched_sizes": True}
+    changed = AUTO.from_pretrained(tmp_path, **new)
+    assert changed.error_head is None and changed.config.error_head_size == 0
+
+
+def test_training_drops_the_errors_of_the_model_it_starts_from(tmp_path):
+    tiny_model(**WITH_ERROR_HEAD).save_pretrained(tmp_path)
+    targets = [TargetArguments(name="band_gap", unit="eV")]
+    model = build_property_model({"model_type": "crystalformer", "pretrained": str(tmp_path)}, targets)
+    assert model.error_head is None
+    model.save_pretrained(tmp_path / "trained")
+    assert outputs(AUTO.from_pretrained(tmp_path / "trained")).standard_errors is None
+
+
+def test_the_error_head_passes_no_gradient_to_the_encoder():
+    model = tiny_model(**WITH_ERROR_HEAD)
+    model(**BATCH).standard_errors.sum().backward()
+    assert all(weight.grad is None for weight in model.encoder.parameters())
+    assert model.error_head.out_proj.weight.grad.abs().sum() > 0
+
+
+def test_a_negative_width_is_refused():
+    with pytest.raises(StrictDataclassError, match="error_head_size=-1"):
+        tiny_model(error_head_size=-1)

@@ -9,7 +9,7 @@ import huggingface_hub.utils._http
 import pytest
 from hub_exports import METRICS, save_tiny_generator
 from hub_server import HubServer
-from tiny_models import save_tiny_model
+from tiny_models import WITH_ERROR_HEAD, save_tiny_model
 
 from hf_crystal import export_pretrained
 
@@ -20,7 +20,7 @@ def exported_property(tmp_path_factory) -> Path:
     import json
 
     root = tmp_path_factory.mktemp("property")
-    source = save_tiny_model(root / "source", "crystalframer")
+    source = save_tiny_model(root / "source", "crystalframer", **WITH_ERROR_HEAD)
     (source / "metrics.json").write_text(json.dumps(METRICS))
     description = {"title": "Tiny framer", "dataset": "three crystals", "license": "cc-by-4.0"}
     return export_pretrained(source, root / "exported", hub_config=description)

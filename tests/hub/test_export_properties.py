@@ -9,7 +9,7 @@ import pytest
 import torch
 from hub_exports import run_without_package
 from safetensors.torch import load_file
-from tiny_models import IRON, NACL, SRTIO3, tiny_model
+from tiny_models import IRON, NACL, SRTIO3, WITH_ERROR_HEAD, tiny_model
 from transformers import pipeline
 
 from hf_crystal import CrystalFeatureExtractor, CrystalPropertyPipeline, export_pretrained, render_model_card
@@ -77,7 +77,7 @@ def test_loads_without_the_package_and_gives_the_same_bits(exported, tmp_path):
     done = run_without_package(code, exported, tmp_path)
     assert done.returncode == 0, done.stderr
     received = load_file(tmp_path / "outputs.safetensors")
-    model, extractor = tiny_model("crystalframer"), CrystalFeatureExtractor()
+    model, extractor = tiny_model("crystalframer", **WITH_ERROR_HEAD), CrystalFeatureExtractor()
     batch = extractor(CRYSTALS)
     with torch.no_grad():
         expected, hidden = model(**batch), model.base_model(**batch)

@@ -7,7 +7,7 @@ import datasets
 import pytest
 import torch
 from pymatgen.core import Structure
-from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, save_tiny_model, tiny_model
+from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, WITH_ERROR_HEAD, save_tiny_model, tiny_model
 from transformers import pipeline
 
 import hf_crystal
@@ -47,6 +47,24 @@ def test_one_crystal_gives_one_dictionary_with_value_and_unit_per_target(pipe):
     ]
     assert (result["formula"], result["num_atoms"]) == ("NaCl", 2)
     assert (result["formation_energy_unit"], result["band_gap_unit"]) == ("eV/atom", "eV")
+
+
+def test_results_have_errors_intervals_and_metals_where_the_model_has_a_head():
+    model = tiny_model(**WITH_ERROR_HEAD)
+    with torch.no_grad():
+        model.error_head.interval_factor.fill_(100.0)
+    results = CrystalPropertyPipeline(model=model, feature_extractor=CrystalFeatureExtractor())([NACL, SRTIO3, IRON])
+    for result in results:
+        for name in model.config.target_names:
+            reach = result[f"{name}_high"] - result[name]
+            assert reach == pytest.approx(100 * result[f"{name}_standard_error"], rel=1e-4)
+        assert result["formation_energy"] - result["formation_energy_low"] == pytest.approx(
+            result["formation_energy_high"] - result["formation_energy"]
+        )
+        assert result["band_gap_low"] == 0.0
+        assert result["is_metal"] == (result["metal_probability"] > 0.5)
+        assert result["band_gap"] == 0.0 or not result["is_metal"]
+    assert len({result["formation_energy_standard_error"] for result in results}) == 3
 
 
 def test_values_are_those_of_the_model(pipe):

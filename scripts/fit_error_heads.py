@@ -1,0 +1,313 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf_crystal"]
+# ///
+"""Fit the error head of a property model on crystals that its encoder has not seen; the encoder stays as it is.
+
+    python scripts/fit_error_heads.py CHECKPOINT --data DATA_FOLDER --training-table training_table.parquet
+    python scripts/fit_error_heads.py CHECKPOINT --data DATA_FOLDER --training-table training_table.parquet --test
+
+Held-out crystals: validation rows of the training table and labeled rows of `materials_project.parquet` that are
+neither among the training rows nor in a test part (by id, and by reduced formula and space group). Four fifths fit the
+head, the rest, whole kinds of crystals, give the length of the intervals. CHECKPOINT is written in place: weights,
+configuration and, under `uncertainty`, the figures in `metrics.json`. `--test` fits nothing: it measures the head of
+CHECKPOINT on the test parts of `report_domain.py`. Embeddings are kept in `--cache`, by the content of the weights.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from prepare_materials_project import LABELS, kinds_of, with_labels
+from report_domain import parts_of
+
+
+def held_out_rows(folder: Path, table: Path, max_atoms: int, extra: int) -> Any:
+    """Labeled rows that are in no training and no test part; at most `extra` beyond the validation part."""
+    import pandas as pd
+
+    own = pd.read_parquet(table)
+    project = with_labels(pd.read_parquet(folder / "materials_project.parquet"))
+    mp20 = with_labels(pd.read_parquet(folder / "mp_20.parquet"))
+    identity = ["material_id", "split", "atomic_numbers", "spacegroup_symprec0p1"]
+    mpts52 = pd.read_parquet(folder / "mpts_52.parquet", columns=identity)
+    is_test = project[["split_megnet", "mp20_split", "mpts52_split"]].eq("test").any(axis=1)
+    tests = [project[is_test], *(frame[frame.split == "test"] for frame in (mp20, mpts52))]
+    closed = {name for frame in tests for name in frame.material_id}
+    closed |= set(own[own.split != "val"].material_id)
+    kinds = {kind for frame in tests for kind in kinds_of(frame)}
+    validation = mp20[mp20.split == "val"]  # their geometry is the one that the labels belong to: it comes first
+    rows = pd.concat([validation, project], ignore_index=True).drop_duplicates("material_id")
+    rows = rows[~rows.material_id.isin(closed) & (rows.num_atoms <= max_atoms)]
+    rows = rows[rows[list(LABELS)].notna().any(axis=1)]
+    rows = rows.assign(kind=kinds_of(rows))
+    rows = rows[~rows.kind.isin(kinds)]
+    chosen = rows.material_id.isin(own[own.split == "val"].material_id)
+    # far from the hull errors are largest and known crystals fewest: those come first
+    more = rows[~chosen].sample(frac=1.0, random_state=0)
+    more = more.sort_values("e_hull_mp2018", key=lambda values: ~(values >= 0.1), kind="stable")[:extra]
+    return pd.concat([rows[chosen], more], ignore_index=True)
+
+
+def _key(row: Any) -> str:
+    """Content of a crystal: one id has other geometries in other tables."""
+    import numpy as np
+
+    arrays = (np.asarray(row.lattice, float), np.asarray(row.frac_coords, float), np.asarray(row.atomic_numbers, int))
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:24]
+
+
+def encode(model: Any, extractor: Any, rows: Any, cache: Path, batch_size: int) -> tuple[Any, Any]:
+    """Pooled embeddings and raw predictions (nothing clipped) of rows; known crystals are read from the cache."""
+    import numpy as np
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        if not name.startswith("error_head"):
+            digest.update(name.encode() + weight.cpu().numpy().tobytes())
+    cache.mkdir(parents=True, exist_ok=True)
+    path = cache / f"{digest.hexdigest()[:16]}.npz"
+    known: dict[str, Any] = {}
+    if path.is_file():
+        with np.load(path) as saved:
+            known = dict(zip(saved["keys"].tolist(), saved["pooled"], strict=True))
+    keys = [_key(row) for row in rows.itertuples()]
+    missing = [place for place, key in enumerate(keys) if key not in known]
+    missing.sort(key=lambda place: rows.num_atoms.iloc[place])
+    while missing:
+        largest = int(rows.num_atoms.iloc[missing[min(batch_size, len(missing)) - 1]])
+        size = max(1, min(batch_size, 2048 // largest))
+        some, missing = missing[:size], missing[size:]
+        crystals = [
+            {
+                "lattice": np.asarray(row.lattice, dtype=float).reshape(3, 3),
+                "frac_coords": np.asarray(row.frac_coords, dtype=float).reshape(-1, 3),
+                "atomic_numbers": np.asarray(row.atomic_numbers),
+            }
+            for row in rows.iloc[some].itertuples()
+        ]
+        with torch.no_grad():
+            pooled = model.encoder(**extractor(crystals)).pooler_output.numpy()
+        known |= {keys[place]: vector for place, vector in zip(some, pooled, strict=True)}
+        if not missing or len(missing) // 1000 != (len(missing) + size) // 1000:
+            np.savez(path, keys=np.array(list(known)), pooled=np.stack(list(known.values())))
+            print(f"{len(missing)} crystals to encode", flush=True)
+    found = np.stack([known[key] for key in keys])
+    with torch.no_grad():
+        return found, model.head.to_physical(model.head(torch.tensor(found))).numpy()
+
+
+def fit_head(model: Any, pooled: Any, predicted: Any, labels: Any, folds: Any, epochs: int) -> None:
+    """Fit a new error head of `model`: folds 2 and up train, fold 1 chooses the epoch, fold 0 gives the intervals.
+
+    Args:
+        pooled, predicted, labels: of the held-out crystals, `(n, C)`, `(n, targets)`, `(n, targets)` with NaN.
+        folds: `(n,)`, 0 to 9.
+    """
+    import numpy as np
+    import torch
+
+    config, scale = model.config, model.head.target_std.numpy()
+    with torch.no_grad():
+        inputs = model.error_inputs(torch.tensor(pooled))
+    gap = config.gap_index
+    errors = torch.tensor(np.abs(predicted - labels) / scale, dtype=torch.float32)
+    known = torch.isfinite(errors)
+    errors = errors.nan_to_num()
+    if gap is not None:  # errors of what is given out: 0 for a metal, else at least 0
+        true = torch.tensor(np.nan_to_num(labels[:, gap]) / scale[gap], dtype=torch.float32)
+        clipped = torch.tensor(np.clip(predicted[:, gap], 0, None) / scale[gap], dtype=torch.float32)
+        is_metal = (true <= 0).float()
+    weights, center, spread = known.float(), inputs[folds > 1].mean(0), inputs[folds > 1].std(0) + 1e-6
+    head = model.error_head
+    torch.manual_seed(0)
+    model._init_weights(head.dense)
+
+    def outputs(rows: Any) -> tuple[Any, Any, Any]:
+        logarithms, metal = head((inputs[rows] - center) / spread)
+        own = errors[rows]
+        if gap is not None:
+            final = clipped[rows].masked_fill(metal > 0, 0.0)
+            own = torch.cat([own[:, :gap], (final - true[rows]).abs()[:, None], own[:, gap + 1 :]], dim=1).detach()
+        return logarithms, metal, own
+
+    def loss(rows: Any) -> Any:
+        """Negative log-likelihood of Laplace errors (their tails are long), and the cross-entropy of metals."""
+        logarithms, metal, own = outputs(rows)
+        share = weights[rows] / weights[rows].sum(0).clamp_min(1)
+        total = ((logarithms + own * torch.exp(-logarithms)) * share).sum()
+        if gap is None:
+            return total
+        terms = torch.nn.functional.binary_cross_entropy_with_logits(metal, is_metal[rows], reduction="none")
+        return total + (terms * share[:, gap]).sum()
+
+    training = np.flatnonzero(folds > 1)
+    validation = torch.tensor(np.flatnonzero(folds == 1))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    best, kept = float("inf"), {}
+    for epoch in range(epochs):
+        order = np.random.default_rng(epoch).permutation(training)
+        for rows in np.array_split(order, max(1, len(order) // 256)):
+            optimizer.zero_grad()
+            loss(torch.tensor(rows)).backward()
+            optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            value = float(loss(validation))
+        if value < best:
+            best, kept = value, {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    head.load_state_dict(kept)
+    set_intervals(model, outputs, known, torch.tensor(np.flatnonzero(folds == 0)))
+    with torch.no_grad():  # the first layer takes embeddings as they are
+        head.dense.bias -= head.dense.weight @ (center / spread)
+        head.dense.weight /= spread
+
+
+def set_intervals(model: Any, outputs: Any, known: Any, rows: Any) -> None:
+    """Make a scale the length that holds 68.3 % of the errors of `rows`, and store how much longer 90 % take."""
+    import torch
+
+    from hf_crystal.uncertainty import conformal_quantiles
+
+    head = model.error_head
+    with torch.no_grad():
+        logarithms, _, own = outputs(rows)
+        for place in range(own.shape[1]):
+            given = known[rows, place]
+            if given.sum() < 20:
+                name = model.config.target_names[place]
+                raise ValueError(f"{name}: {int(given.sum())} held-out labels for the intervals; expected at least 20")
+            ratios = (own[given, place] * torch.exp(-logarithms[given, place])).numpy()
+            one, nine = conformal_quantiles(ratios, [0.6827, 0.9]).tolist()
+            head.out_proj.bias[place] += math.log(one)
+            head.interval_factor[place] = nine / one
+
+
+def figures(model: Any, pooled: Any, predicted: Any, labels: Any) -> dict[str, Any]:
+    """How long the intervals are beside the errors, per target, and what the metal probability is worth."""
+    import numpy as np
+    import torch
+    from scipy.stats import spearmanr
+
+    config = model.config
+    with torch.no_grad():
+        embedding = torch.tensor(pooled)
+        found = {name: value.numpy() for name, value in model._physical(model.head(embedding), embedding).items()}
+    errors = np.abs(found["logits"] - labels)
+    result: dict[str, Any] = {}
+    for place, name in enumerate(config.target_names):
+        known = np.isfinite(labels[:, place])
+        if known.sum() < 20:
+            continue
+        own, sizes = errors[known, place], found["standard_errors"][known, place]
+        sorted_errors = own[np.argsort(sizes, kind="stable")]
+        kept = [max(1, round(len(own) * (10 - tenths) / 10)) for tenths in range(10)]
+        result[name] = {
+            "rows": int(known.sum()),
+            "mae": float(own.mean()),
+            "coverage of 90 %": float((own <= found["interval_widths"][known, place]).mean()),
+            "median standard error": float(np.median(sizes)),
+            "spearman": float(spearmanr(sizes, own).statistic),
+            "mae without the least sure 0 to 90 %": [round(float(sorted_errors[:count].mean()), 4) for count in kept],
+        }
+    gap = config.gap_index
+    if gap is not None and config.gap_target in result:
+        known = np.isfinite(labels[:, gap])
+        true, raw = labels[known, gap], predicted[known, gap]
+        called = found["metal_probability"][known] > 0.5
+        metal = true <= 0
+        brier = (found["metal_probability"][known] - metal) ** 2
+        result[config.gap_target] |= {
+            "mae unclipped": float(np.abs(raw - true).mean()),
+            "mae clipped": float(np.abs(raw.clip(0) - true).mean()),
+            "mae of non-metals": float(errors[known, gap][~metal].mean()),
+            "mae of non-metals unclipped": float(np.abs(raw - true)[~metal].mean()),
+            "metals": float(metal.mean()),
+            "metals called metals": float(called[metal].mean()),
+            "non-metals called metals": float(called[~metal].mean()),
+            "right about metals": float((called == metal).mean()),
+            "brier score": float(brier.mean()),
+        }
+    return {name: {key: _short(value) for key, value in values.items()} for name, values in result.items()}
+
+
+def _short(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def test_parts(folder: Path) -> dict[str, Any]:
+    """Test rows with a column per target, by name; the labels of MPTS-52 as they are and as the training has them."""
+    parts, _ = parts_of(folder)
+    names = ("MP-20 test", "MEGNet test at hand", "MPTS-52 test, above 20 atoms")
+    names += ("MPTS-52 test, above 20 atoms, training release",)
+    chosen = {}
+    for name in names:
+        rows = parts[name].assign(num_atoms=lambda frame: frame.atomic_numbers.map(len))
+        rows = rows.assign(**{target: float("nan") for target in LABELS}).assign(formation_energy=rows.label)
+        source = "band_gap_megnet2018" if "MEGNet" in name else "mb_band_gap_pbe"
+        chosen[name] = rows.assign(band_gap=rows[source]) if source in rows else rows
+    return chosen
+
+
+def main(args: argparse.Namespace) -> None:
+    """Fit and save a head, or measure one."""
+    import numpy as np
+
+    from hf_crystal.encoders.modeling_crystalformer import CrystalErrorHead
+    from hf_crystal.loading import load_property_model
+
+    model, extractor = load_property_model(args.checkpoint)
+    targets = list(model.config.target_names)
+    path = args.checkpoint / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    section = metrics.setdefault("uncertainty", {})
+    if args.test:
+        if model.error_head is None:
+            raise SystemExit(f"{args.checkpoint} has no error head; fit one first, without --test")
+        for name, rows in test_parts(args.data).items():
+            labels = rows[targets].to_numpy(dtype=float)
+            section[name] = figures(model, *encode(model, extractor, rows, args.cache, args.batch_size), labels)
+    else:
+        if args.training_table is None:
+            raise SystemExit("--training-table is missing: what the model was trained on is no held-out crystal")
+        rows = held_out_rows(args.data, args.training_table, args.max_atoms, args.extra)
+        labels = rows[targets].to_numpy(dtype=float)
+        pooled, predicted = encode(model, extractor, rows, args.cache, args.batch_size)
+        # whole kinds of crystals, so that no fold has the twin of another's
+        folds = np.array([int(hashlib.sha256(kind.encode()).hexdigest()[:8], 16) % 10 for kind in rows.kind])
+        model.config.gap_target = args.gap_target if args.gap_target in targets else None
+        model.config.error_head_size = args.hidden_size
+        model.error_head = CrystalErrorHead(model.config).to(model.head.out_proj.weight.dtype)
+        fit_head(model, pooled, predicted, labels, folds, args.epochs)
+        model.save_pretrained(args.checkpoint)
+        section.clear()  # figures of another head
+        section["held-out rows"] = {"fit": int((folds > 1).sum()), "intervals": int((folds == 0).sum())}
+        some = folds == 0
+        section["rows of the intervals"] = figures(model, pooled[some], predicted[some], labels[some])
+    path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(section, indent=2))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="folder of a property model, changed in place")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the tables of the Materials Project")
+    parser.add_argument("--training-table", type=Path, help="what prepare_materials_project.py wrote for the training")
+    parser.add_argument("--test", action="store_true", help="measure on the test parts, fit nothing")
+    parser.add_argument("--gap-target", default="band_gap", help="target that is a band gap (default: band_gap)")
+    parser.add_argument("--hidden-size", type=int, default=64, help="width of the head (default: 64)")
+    parser.add_argument("--epochs", type=int, default=60, help="passes over the held-out rows (default: 60)")
+    parser.add_argument("--max-atoms", type=int, default=64, help="largest held-out cell (default: 64)")
+    parser.add_argument(
+        "--extra", type=int, default=2500, help="held-out rows beyond the validation part (default: 2500)"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="crystals per forward pass (default: 64)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("output/error_heads"), help="folder for embeddings (output/error_heads)"
+    )
+    main(parser.parse_args())
