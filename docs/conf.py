@@ -1,10 +1,16 @@
 """Sphinx: `python -m sphinx -W -b html docs build/docs` (pip install ".[docs]")."""
 
+import contextlib
+import io
+import os
+import re
+
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 import hf_crystal
 from hf_crystal.checkpoints import embedded_checkpoints, embedded_generators
+from hf_crystal.cli.main import run
 
 project = "hf_crystal"
 author = "The hf_crystal authors"
@@ -49,7 +55,32 @@ def _put_cards(_, name, source):
         )
 
 
+def _help_of(*words):
+    """What `hf-crystal WORDS --help` prints, and the names of the commands below it."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        run([*words, "--help"])
+    listed = text.getvalue().partition("\nCommands:\n")[2].partition("\n\n")[0]
+    return text.getvalue().strip(), re.findall(r"^  (\w+)", listed, re.MULTILINE)
+
+
+def _put_commands(_, name, source):
+    """Include the help of every command."""
+    if name != "command_line":
+        return
+    os.environ["COLUMNS"] = "100"
+    waiting = [(word,) for word in _help_of()[1]]
+    while waiting:
+        words = waiting.pop(0)
+        text, below = _help_of(*words)
+        if below:
+            waiting[:0] = [(*words, word) for word in below]
+        else:
+            source[0] += f"\n## hf-crystal {' '.join(words)}\n\n```text\n{text}\n```\n"
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("source-read", _put_cards)
+    app.connect("source-read", _put_commands)
     app.add_html_math_renderer("mathml", (_write_math, None), (_write_math, None))

@@ -13,10 +13,11 @@ relax(generated_structures, any_ase_calculator)        # energies before and aft
 `hf_crystal.ase` is a module of this package; `import ase` here and everywhere else is the real one.
 """
 
+import copy
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -38,22 +39,27 @@ if TYPE_CHECKING:
 
 __all__ = ["CrystalCalculator", "RelaxedCrystal", "relax"]
 
-_MECHANICAL = ("forces", "stress", "stresses", "energies", "free_energy")
+_DERIVATIVES = ("forces", "stress")
+_PER_ATOM = ("stresses", "energies")
+_STEP, _STRAIN = 1e-3, 1e-3  # Å and 1; of the finite differences for models whose frames have no gradient
+_VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 # what calculators and optimizers raise for a crystal they cannot treat
 _CALCULATOR_ERRORS = (ValueError, RuntimeError, KeyError, ArithmeticError, AssertionError)
 
 
 class CrystalCalculator(Calculator):
-    """Properties of a periodic `Atoms` as the model predicts them.
+    """Properties of `Atoms` as the model predicts them; copies are along the axes of `atoms.pbc`.
 
     Each target of the model is a property of ASE under the target's own name, in `units[name]`; `embedding` is the
-    pooled vector of the encoder. The models predict properties of whole crystals, no forces and no stress: asking for
-    those is an error. One calculator may serve several threads; they take turns.
+    pooled vector of the encoder. With `energy`, forces (eV/Å) and stress (eV/Å³) are its derivatives: exact ones, or
+    central differences in float64 where a model has frames, which are constants for the gradient. One calculator may
+    serve several threads; they take turns.
 
     Args:
         model: see `hf_crystal.loading.load_property_model`.
-        energy: target that `atoms.get_potential_energy()` shall give, in eV of the whole cell. None: asking for the
-            energy is an error, because a formation energy is no potential energy.
+        energy: target that `atoms.get_potential_energy()` shall give, in eV of the whole cell; a formation energy has
+            the same derivatives as the energy. None: asking for energy, forces or stress is an error, because a
+            formation energy is no potential energy, and a model trained on relaxed crystals no potential.
         feature_extractor: replaces the model's own.
         device: torch device.
         **kwargs: passed to ASE's `Calculator`.
@@ -86,18 +92,26 @@ class CrystalCalculator(Calculator):
                 + ", ".join(f"{name} ({unit})" for name, unit in self.units.items())
             )
         self.energy_target = energy
-        self.implemented_properties = [*self.units, "embedding", *(["energy"] if energy else [])]
+        self.implemented_properties = [
+            *self.units,
+            "embedding",
+            *(["energy", "free_energy", *_DERIVATIVES] if energy else []),
+        ]
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
-        """A property of `atoms`: value of a target, `embedding (C,)`, or `energy` in eV of the cell.
+        """A property of `atoms`: value of a target, `embedding (C,)`, `energy` in eV of the cell, `forces`, `stress`.
 
         Raises:
-            PropertyNotImplementedError: the model does not predict it.
-            CrystalInputError: not periodic in three directions, overlapping atoms, and the like.
+            PropertyNotImplementedError: the model does not predict it, or stress of what has no volume (`pbc`).
+            CrystalInputError: overlapping atoms, and the like.
         """
         if name not in self.implemented_properties:
-            reason = "choose the target that stands for it with energy=..." if name == "energy" else ""
-            if name in _MECHANICAL:
+            reason = (
+                "choose the target that stands for it with energy=..." if name in ("energy", "free_energy") else ""
+            )
+            if name in _DERIVATIVES:
+                reason = "choose the target whose derivatives they are with energy=..."
+            if name in _PER_ATOM:
                 reason = "these models predict properties of whole crystals; use an interatomic potential"
             raise PropertyNotImplementedError(
                 f"{name} is not predicted by this {type(self.model).__name__}; it has "
@@ -129,10 +143,78 @@ class CrystalCalculator(Calculator):
         self.results = dict(zip(self.units, output.logits[0].tolist(), strict=True))
         self.results["embedding"] = output.pooler_output[0].float().cpu().numpy()
         if self.energy_target is not None:
-            per_atom = self.units[self.energy_target] == "eV/atom"
-            self.results["energy"] = self.results[self.energy_target] * (
-                len(batch["atomic_numbers"][0]) if per_atom else 1
-            )
+            self.results["energy"] = self.results[self.energy_target] * self._scale(batch["atomic_numbers"].shape[1])
+            self.results["free_energy"] = self.results["energy"]  # what optimizers call it; there is no smearing
+            if set(_DERIVATIVES) & set(properties or ()):
+                self._add_derivatives("stress" in (properties or ()))
+
+    def _scale(self, num_atoms: int) -> int:
+        """Energy of the cell in units of the target."""
+        return num_atoms if self.units[cast(str, self.energy_target)] == "eV/atom" else 1
+
+    def _add_derivatives(self, wants_stress: bool) -> None:
+        """Fill in forces, and the stress of what has a volume."""
+        if wants_stress and not all(self.atoms.pbc):
+            raise PropertyNotImplementedError(f"pbc is {self.atoms.pbc.tolist()}: there is no volume, and no stress")
+        extractor = copy.copy(self.feature_extractor)
+        extractor.cell_choice = "as_given"  # forces belong to these atoms
+        model = self.model
+        if getattr(model.config, "frame_method", "none") == "none":
+            gradient, virial = self._gradients(model, extractor([self.atoms]).to(model.device))
+        else:
+            model = copy.deepcopy(model).double()
+            extractor.float_dtype = "float64"
+            gradient, virial = self._differences(model, extractor([self.atoms]).to(model.device))
+        self.results["forces"] = -gradient
+        if all(self.atoms.pbc):
+            stress = virial / self.atoms.get_volume()
+            self.results["stress"] = np.array([stress[i, j] for i, j in _VOIGT])
+
+    def _energies(self, model: Any, batch: Mapping[str, Any]) -> Any:
+        """Energy of each crystal of a batch, eV of the cell, `(B,)`."""
+        target = list(self.units).index(cast(str, self.energy_target))
+        return model(**batch).logits[:, target] * self._scale(batch["atomic_numbers"].shape[1])
+
+    def _gradients(self, model: Any, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Derivatives of the energy by positions `(N, 3)`, eV/Å, and by strain `(3, 3)`, eV."""
+        import torch
+
+        positions, cell = batch["positions"].detach().requires_grad_(), batch["cell"]
+        strain = torch.zeros(3, 3, dtype=cell.dtype, device=cell.device, requires_grad=True)
+        deformation = torch.eye(3, dtype=cell.dtype, device=cell.device) + 0.5 * (strain + strain.T)
+        with torch.enable_grad():
+            strained = {**batch, "positions": positions @ deformation, "cell": cell @ deformation}
+            found = torch.autograd.grad(self._energies(model, strained)[0], (positions, strain))
+        return found[0][0].double().cpu().numpy(), found[1].double().cpu().numpy()
+
+    def _differences(self, model: Any, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """What `_gradients` gives, by central differences, a batch for each atom and one for the strain."""
+        import torch
+
+        positions, cell = batch["positions"][0], batch["cell"][0]
+        units = torch.eye(3, dtype=cell.dtype, device=cell.device)
+        signs = torch.tensor([1.0, -1.0], dtype=cell.dtype, device=cell.device)
+
+        def slopes(positions: Any, cells: Any, step: float) -> Any:
+            """Slopes between neighbors of a batch, `(B / 2,)`."""
+            rest = {name: value.expand(len(cells), *value.shape[1:]) for name, value in batch.items()}
+            with torch.no_grad():
+                energies = self._energies(model, {**rest, "positions": positions, "cell": cells})
+            return (energies[0::2] - energies[1::2]) / (2 * step)
+
+        moves = (_STEP * units[:, None] * signs[:, None]).reshape(6, 3)
+        gradient = []
+        for atom in range(len(positions)):
+            moved = positions.repeat(6, 1, 1)
+            moved[:, atom] += moves
+            gradient.append(slopes(moved, cell.expand(6, 3, 3), _STEP))
+        strains = torch.stack([0.5 * (units[i][:, None] * units[j] + units[j][:, None] * units[i]) for i, j in _VOIGT])
+        deformations = units + (_STRAIN * strains[:, None] * signs[:, None, None]).reshape(12, 3, 3)
+        slope = slopes(positions @ deformations, cell @ deformations, _STRAIN)
+        virial = np.zeros((3, 3))
+        for (i, j), value in zip(_VOIGT, slope.tolist(), strict=True):
+            virial[i, j] = virial[j, i] = value
+        return torch.stack(gradient).cpu().numpy(), virial
 
 
 @dataclass(frozen=True)

@@ -274,6 +274,8 @@ def render_model_card(
     """
     description = read_hub_config(hub_config)
     base = _of_base_model(metrics)
+    if base.get("base_model") == description["repo"]:  # a training that was continued
+        base = {}
     if hub_config is not None and description["license"] != DEFAULT_HUB_CONFIG["license"]:
         base.pop("license", None)
     description |= base

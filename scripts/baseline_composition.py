@@ -23,32 +23,20 @@ from typing import Any
 
 import numpy as np
 
-NUM_ELEMENTS = 118
 DESCRIPTION = "random forest on element fractions, trained on the same rows"
 # of a target's figures, those that go beside a model's, under other names
 ADDED_FIGURES = {"mae": "composition_mae", "mae_interval": "composition_mae_interval"}
 
 
-def element_fractions(atomic_numbers: list[list[int]]) -> np.ndarray:
-    """Share of each element's atoms, `(crystals, NUM_ELEMENTS)`, float32."""
-    fractions = np.zeros((len(atomic_numbers), NUM_ELEMENTS), dtype=np.float32)
-    for row, numbers in enumerate(atomic_numbers):
-        np.add.at(fractions[row], np.asarray(numbers) - 1, 1 / len(numbers))
-    return fractions
-
-
-def forest_predictions(train: Any, test: Any, column: str, num_trees: int, seed: int) -> tuple[np.ndarray, float, int]:
+def forest_of_column(train: Any, test: Any, column: str, num_trees: int, seed: int) -> tuple[np.ndarray, float, int]:
     """Predictions of one target for the test rows, mean of the training labels, and their number."""
-    try:
-        from sklearn.ensemble import RandomForestRegressor
-    except ImportError as error:
-        raise ImportError("the baseline needs scikit-learn: pip install scikit-learn") from error
+    from hf_crystal.evaluation.composition_baseline import forest_predictions
 
     labels = np.asarray(train[column], dtype=np.float64)
+    numbers = train["atomic_numbers"], test["atomic_numbers"]
+    predictions = forest_predictions(numbers[0], labels, numbers[1], num_trees=num_trees, seed=seed)
     known = ~np.isnan(labels)
-    forest = RandomForestRegressor(n_estimators=num_trees, n_jobs=1, random_state=seed)
-    forest.fit(element_fractions(train["atomic_numbers"])[known], labels[known])
-    return forest.predict(element_fractions(test["atomic_numbers"])), float(labels[known].mean()), int(known.sum())
+    return predictions, float(labels[known].mean()), int(known.sum())
 
 
 def measure(recipe: Any, num_trees: int) -> dict[str, Any]:
@@ -60,7 +48,7 @@ def measure(recipe: Any, num_trees: int) -> dict[str, Any]:
     splits = load_property_data(recipe.data, recipe.training.seed)
     train, test = splits["train"], splits["test"]
     seed = recipe.training.seed
-    columns = [forest_predictions(train, test, target.column, num_trees, seed) for target in recipe.data.targets]
+    columns = [forest_of_column(train, test, target.column, num_trees, seed) for target in recipe.data.targets]
     metrics = regression_metrics(
         np.stack([predictions for predictions, _, _ in columns], axis=1),
         np.stack([np.asarray(test[target.column], dtype=np.float64) for target in recipe.data.targets], axis=1),

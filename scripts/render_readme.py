@@ -1,11 +1,11 @@
-"""Write the figures of the embedded checkpoints into README.md and into their model cards.
+"""Write the figures of the embedded checkpoints into README.md, docs/models.md and into their model cards.
 
     python scripts/render_readme.py            # after a checkpoint or its metrics.json has changed
     python scripts/render_readme.py --check    # exit code 1 if a file is out of date
 
 Errors and rates of success come from hf_crystal/checkpoints/*/metrics.json: the run.json of the training, with figures
-of further evaluations (scripts/update_metrics.py). Speeds come from docs/performance.jsonl, which scripts/bench_all.sh
-writes, the baseline of structure prediction from docs/baseline_substitution.json (scripts/baseline_substitution.py).
+of further evaluations (scripts/update_metrics.py). The baseline of structure prediction comes from
+docs/baseline_substitution.json (scripts/baseline_substitution.py).
 """
 
 import argparse
@@ -15,28 +15,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# what a line of the table of speeds says, and the figures that it shows: benchmark and name
-SPEEDS = {
-    "Crystalformer: forward pass, training step": [
-        ("encoders", "crystalformer forward"),
-        ("encoders", "crystalformer forward + backward"),
-    ],
-    "CrystalFramer: forward pass, training step": [
-        ("encoders", "crystalframer forward"),
-        ("encoders", "crystalframer forward + backward"),
-    ],
-    "`hf-crystal predict` from a table, reading and neighbor search included": [("feeding", "predict, Arrow rows")],
-    "reading and neighbor search alone": [("feeding", "Arrow rows → batch → neighbors")],
-    "generation, in batches; against one by one without a cache": [
-        ("generation", "batch, cache, masks, shared prefill"),
-        ("generation", "batch against one by one"),
-    ],
-    "crystal → canonical sequence, and back": [("canonical", "encoding, mp_20"), ("canonical", "decoding, mp_20")],
-    "structure matching, 20 samples; against a plain loop": [
-        ("matching", "match_rate"),
-        ("matching", "plain loop / match_rate"),
-    ],
-}
 # of the crystals that a generator made of nothing; its card has all figures
 FREE_FIGURES = {
     "structure_validity": "valid structure (distances, volume)",
@@ -151,46 +129,67 @@ def comparison_section() -> str:
     return _table(["match rate in % / RMSE", *PROTOCOLS.values()], rows)
 
 
-def results_section() -> str:
-    """Tables of the embedded checkpoints."""
+def against_section() -> str:
+    """Four tasks: our figure, and that of what would be used instead."""
+    from hf_crystal.card_figures import load_metrics, target_rows
+    from hf_crystal.checkpoints import checkpoint_folder
+
+    def errors(checkpoint: str, target: str) -> tuple[str, str]:
+        """Test error of a model, and of the formula alone."""
+        rows = target_rows(load_metrics(checkpoint_folder(checkpoint) / "metrics.json"))
+        row = next(row for row in rows if row["name"] == target)
+        return f"`{checkpoint}` {row['mae']:.4f}", f"random forest on the formula {row['composition_mae']:.4f}"
+
+    def rate(file: Path) -> str:
+        return f"{100 * json.loads(file.read_text())['match_1']['match_rate']:.1f}"
+
+    replaced, prototypes = (rate(file) for file in WITHOUT_GENERATOR.values())
+    best = max(PUBLISHED, key=lambda name: float(PUBLISHED[name][0].split(" / ")[0].replace("–", "0")))
+    rows = [
+        ["formation energy, MAE in eV/atom", *errors("crystalformer-mp20", "formation_energy")],
+        ["band gap, MAE in eV", *errors("crystalformer-mp20", "band_gap")],
+        ["bulk modulus by fine-tuning, MAE in log10(GPa)", *errors("crystalformer-elastic", "log10_bulk_modulus")],
+        [
+            "structure of a formula, match rate in %",
+            f"`--candidates prototypes` {prototypes}",
+            f"elements replaced {replaced}; best published {PUBLISHED[best][0]} ({best.partition(' ')[0]})",
+        ],
+    ]
+    return _table(["task, on the MP-20 test set", "here", "instead"], rows)
+
+
+def _metrics(names: list[str]) -> dict[str, dict[str, Any]]:
     from hf_crystal.card_figures import load_metrics
-    from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
+    from hf_crystal.checkpoints import checkpoint_folder
 
-    properties, generators = (
-        {name: load_metrics(checkpoint_folder(name) / "metrics.json") for name in names}
-        for names in (embedded_checkpoints(), embedded_generators())
-    )
-    tables = [checkpoint_table(properties | generators), property_table(properties), generator_table(generators)]
-    return "\n\n".join(filter(None, tables)) or "None in this checkout."
+    return {name: load_metrics(checkpoint_folder(name) / "metrics.json") for name in names}
 
 
-def speed_section() -> str:
-    """Table of speeds."""
-    from benchmarking import number
+def page_sections() -> dict[Path, dict[str, str]]:
+    """Text of each marked part, by page."""
+    from hf_crystal.checkpoints import embedded_checkpoints, embedded_generators
 
-    lines = (ROOT / "docs" / "performance.jsonl").read_text(encoding="utf-8").splitlines()
-    results = {result["benchmark"]: result for result in map(json.loads, lines)}
-    values = {
-        (name, figure["name"]): f"{number(figure['value'])} {figure['unit']}"
-        for name, result in results.items()
-        for figure in result["figures"]
+    properties, generators = _metrics(embedded_checkpoints()), _metrics(embedded_generators())
+    return {
+        ROOT / "README.md": {"against": against_section()},
+        ROOT / "docs" / "models.md": {
+            "properties": property_table(properties),
+            "generators": generator_table(generators),
+            "comparison": comparison_section(),
+            "checkpoints": checkpoint_table(properties | generators),
+        },
     }
-    rows = [[what, "; ".join(values[figure] for figure in figures)] for what, figures in SPEEDS.items()]
-    hardware = results["canonical"]["hardware"].split(",")[0]
-    return _table(["what", f"CPU time, {hardware}"], rows)
 
 
-SECTIONS = {"results": results_section, "speed": speed_section, "comparison": comparison_section}
-
-
-def readme_text(current: str) -> str:
-    """README with the sections between the markers replaced."""
-    for name, section in SECTIONS.items():
+def with_sections(page: Path, sections: dict[str, str]) -> str:
+    """A page with the parts between its markers replaced."""
+    current = page.read_text(encoding="utf-8")
+    for name, text in sections.items():
         head, begin, rest = current.partition(f"<!-- {name}:begin")
         comment, end, tail = rest.partition(f"<!-- {name}:end -->")
         if not begin or not end:
-            raise ValueError(f"README.md lacks the markers of {name}")
-        current = f"{head}{begin}{comment.splitlines()[0]}\n{section()}\n{end}{tail}"
+            raise ValueError(f"{page.name} lacks the markers of {name}")
+        current = f"{head}{begin}{comment.splitlines()[0]}\n{text}\n{end}{tail}"
     return current
 
 
@@ -202,7 +201,7 @@ def rendered_files() -> dict[Path, str]:
 
     loaders = dict.fromkeys(embedded_checkpoints(), AutoModelForCrystalPropertyPrediction)
     loaders |= dict.fromkeys(embedded_generators(), AutoModelForCrystalGeneration)
-    files = {ROOT / "README.md": readme_text((ROOT / "README.md").read_text(encoding="utf-8"))}
+    files = {page: with_sections(page, sections) for page, sections in page_sections().items()}
     for name, loader in loaders.items():
         folder = checkpoint_folder(name)
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

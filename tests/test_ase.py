@@ -14,10 +14,11 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from tiny_models import NACL, OVERLAPPING, save_tiny_model, tiny_model
 
+from hf_crystal import CrystalFeatureExtractor
 from hf_crystal.ase import CrystalCalculator, relax
-from hf_crystal.crystals.record import CrystalInputError
 from hf_crystal.loading import load_property_model
 from hf_crystal.pipelines.pipeline_crystal_property import CrystalPropertyPipeline
+from hf_crystal.testing import make_discriminating
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +63,66 @@ def test_energy_is_that_of_the_whole_cell_and_only_on_request(salt, model):
 
 
 @pytest.mark.parametrize("method", ["get_forces", "get_stress", "get_stresses"])
-def test_forces_and_stress_are_refused_with_the_reason(salt, method):
-    with pytest.raises(PropertyNotImplementedError, match="whole crystals; use an interatomic potential"):
+def test_forces_and_stress_need_a_target_that_is_the_energy(salt, method):
+    reason = "use an interatomic potential" if method == "get_stresses" else "choose the target whose derivatives"
+    with pytest.raises(PropertyNotImplementedError, match=reason):
         getattr(salt, method)()
 
 
-def test_a_molecule_is_refused(model):
+@pytest.mark.parametrize(
+    ("architecture", "changes", "step"),
+    [
+        ("crystalformer", {}, 1e-4),
+        ("crystalformer", {"domain": "multihead"}, 1e-4),
+        ("crystalformer", {"image_selection": "cells"}, 1e-4),
+        ("crystalframer", {"frame_method": "none"}, 1e-4),
+        # differences themselves, of one step: another would show how the energy curves where frames turn
+        ("crystalframer", {"frame_method": "max_static"}, 1e-3),
+    ],
+)
+def test_forces_and_stress_are_derivatives_of_the_energy(architecture, changes, step):
+    """The cut-off is wide: with a narrow one the energy has steps of its own, of a millionth."""
+    from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+
+    model = make_discriminating(tiny_model(architecture, cutoff_sigmas=6.5, **changes).double())
+    extractor = CrystalFeatureExtractor(float_dtype="float64")
+    atoms = bulk("NaCl", "rocksalt", a=5.64)
+    atoms.rattle(0.2, seed=1)
+    atoms.set_cell(atoms.cell[:] @ (np.eye(3) + 0.05 * np.random.default_rng(0).normal(size=(3, 3))), scale_atoms=True)
+    atoms.calc = CrystalCalculator(model, energy="formation_energy", feature_extractor=extractor)
+    forces, stress = atoms.get_forces(), atoms.get_stress()
+    assert np.abs(forces).max() > 1e-2 and np.abs(stress).max() > 1e-3
+    np.testing.assert_allclose(forces, calculate_numerical_forces(atoms, eps=step), atol=1e-5)
+    np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-8)
+    np.testing.assert_allclose(stress, calculate_numerical_stress(atoms, eps=step / 10), atol=step / 10)
+
+
+def test_a_molecule_has_forces_and_no_stress(model):
+    atoms = Atoms("CO", [[0, 0, 0], [0, 0, 1.1]], calculator=CrystalCalculator(model, energy="formation_energy"))
+    forces = atoms.get_forces()
+    assert np.abs(forces[:, :2]).max() < 1e-5 and abs(forces[0, 2] + forces[1, 2]) < 1e-5
+    with pytest.raises(PropertyNotImplementedError, match="no stress"):
+        atoms.get_stress()
+
+
+def test_optimizers_lower_the_energy(model):
+    from ase.optimize import BFGS
+
+    atoms = bulk("NaCl", "rocksalt", a=5.64)
+    atoms.rattle(0.2, seed=1)
+    atoms.calc = CrystalCalculator(model, energy="formation_energy")
+    before = atoms.get_potential_energy()
+    BFGS(atoms, logfile=None).run(fmax=1e-3, steps=5)
+    assert atoms.get_potential_energy() < before
+
+
+def test_a_molecule_has_values_that_no_box_changes(model):
     atoms = Atoms("CO", positions=[[0, 0, 0], [0, 0, 1.1]], calculator=CrystalCalculator(model))
-    with pytest.raises(CrystalInputError, match="a molecule is not a crystal"):
-        atoms.calc.get_property("band_gap", atoms)
+    alone = atoms.calc.get_property("band_gap", atoms)
+    atoms.center(vacuum=2.0)
+    assert atoms.calc.get_property("band_gap", atoms) == pytest.approx(alone, abs=1e-5)
+    atoms.pbc = True
+    assert atoms.calc.get_property("band_gap", atoms) != pytest.approx(alone, abs=1e-5)
 
 
 def test_any_name_of_a_model_is_taken_and_other_objects_refused(model, tmp_path):

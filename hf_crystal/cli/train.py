@@ -1,14 +1,20 @@
 """`hf-crystal train`: property models and generators from recipes."""
 
 import contextlib
+import io
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..checkpoints import DEFAULT_MODEL
+from .progress import quiet_transformers
+from .writers import announce_written
+
 EXAMPLE = (
-    "Example: hf-crystal train property --config scripts/recipes/crystalformer-mp20.yaml --data mp_20.parquet "
+    "Example: hf-crystal train property --from crystalformer-mp --data my.csv --target Tc --unit K\n\n"
+    "By a recipe: hf-crystal train property --config scripts/recipes/crystalformer-mp20.yaml --data mp_20.parquet "
     "--output-dir runs/mp20"
 )
 GENERATOR_EXAMPLE = (
@@ -34,17 +40,57 @@ def _overrides(config: Path, settings: list[str] | None, named: dict[str, object
 
 
 def train_property(
-    config: Config,
-    output_dir: OutputDir,
-    data: Data = None,
+    config: Annotated[Path | None, typer.Option(help="YAML recipe; without one a table is fine-tuned on.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Folder of the run; without a recipe runs/TARGET.")] = None,
+    data: Annotated[str | None, typer.Option(help="Table of crystals and labels; overrides the recipe.")] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="Embedded checkpoint, folder or repository to fine-tune from.")
+        str | None,
+        typer.Option("--from", "--pretrained", help="Embedded checkpoint, folder or repository to fine-tune from."),
     ] = None,
+    target: Annotated[str | None, typer.Option(help="Property to learn, a column of the table.")] = None,
+    unit: Annotated[str | None, typer.Option(help="Unit of the labels and of the predictions.")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of the labels, where it is not named as --target.")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, max=50, help="Parts of the cross-validation.")] = 5,
+    folds_column: Annotated[str | None, typer.Option(help="Column that names the part of each row.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the rows; by default fixed for their number.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of a fine-tuning without a recipe.")] = 123,
     max_hours: MaxHours = None,
     resume: Resume = False,
     settings: Settings = None,
 ) -> None:
-    """Train a property model, test it, and save it under OUTPUT_DIR/model with its record in OUTPUT_DIR/run.json."""
+    """Train a property model by a recipe, or fine-tune one on a table.
+
+    With a recipe: train, test, and save under OUTPUT_DIR/model with the record in OUTPUT_DIR/run.json. With --data and
+    --target: cross-validate against the formula alone, then train on all rows; the model with its card is in
+    OUTPUT_DIR/all/model, the errors in OUTPUT_DIR/result.json. The same call resumes after an interruption.
+    """
+    if config is None:
+        if settings or resume or max_hours is not None:
+            raise typer.BadParameter("--set, --resume and --max-hours need a recipe", param_hint="--config")
+        given = {"--data": data, "--target": target, "--unit": unit}
+        if missing := [name for name, value in given.items() if value is None]:
+            raise typer.BadParameter(f"without a recipe {', '.join(missing)} must be given", param_hint="--config")
+        _fine_tune(
+            data=data,
+            target=target,
+            unit=unit,
+            output_dir=output_dir or Path("runs") / str(target),
+            pretrained=pretrained or DEFAULT_MODEL,
+            column=column,
+            folds=folds,
+            folds_column=folds_column,
+            epochs=epochs,
+            seed=seed,
+        )
+        return
+    if output_dir is None:
+        raise typer.BadParameter("a recipe needs a folder for its run", param_hint="--output-dir")
+    if target is not None or folds_column is not None:
+        raise typer.BadParameter("the recipe names targets and splits", param_hint="--target")
     overrides = _overrides(config, settings, {"data.path": data, "model.pretrained": pretrained})
     from ..training import load_recipe
     from ..training.property_run import train_property as run_training
@@ -62,6 +108,35 @@ def train_property(
             f"{target['name']}: test MAE {target['mae']:.4f} {target['unit']} (95 % {low:.4f} to {high:.4f}) on "
             f"{target['n']} crystals; mean predictor {target['baseline_mae']:.4f}"
         )
+
+
+def _fine_tune(**arguments: Any) -> None:
+    """Cross-validation, a model of all rows, its card."""
+    quiet_transformers()
+    import datasets
+
+    from ..cards import render_model_card
+    from ..loading import load_property_model
+    from ..training.fine_tuning import FineTuning
+
+    datasets.disable_progress_bars()
+    tuning = FineTuning(**arguments)
+    # the losses of each training are in its run.json
+    with contextlib.redirect_stdout(io.StringIO()):
+        record = tuning.run(lambda line: print(f"hf-crystal: {line}", file=sys.stderr))
+    model, _ = load_property_model(tuning.model_folder)
+    about = {"title": f"{tuning.target} of crystals", "dataset": Path(tuning.data).name, "repo": "path/to/this/folder"}
+    card = render_model_card(model, metrics=record, hub_config=about)
+    (tuning.model_folder / "README.md").write_text(card, encoding="utf-8")
+    found = record["test"]["targets"][0]
+    low, high = found["mae_interval"]
+    forest = f"formula only {found['composition_mae']:.4g}, " if "composition_mae" in found else ""
+    print(
+        f"{tuning.target}: MAE {found['mae']:.4g} {tuning.unit} (95 % {low:.4g} to {high:.4g}) in cross-validation, "
+        f"{forest}mean predictor {found['baseline_mae']:.4g}; {found['n']} crystals"
+    )
+    announce_written(f"{tuning.model_folder} (model and card), {tuning.output_dir}/result.json, predictions.csv")
+    print(f"hf-crystal: next: hf-crystal predict my.cif --model {tuning.model_folder}", file=sys.stderr)
 
 
 def train_generator(

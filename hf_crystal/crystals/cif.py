@@ -32,6 +32,7 @@ from .record import (
     atomic_number_of,
     cell_from_parameters,
     hydrogen_isotope_warning,
+    open_axes,
 )
 
 __all__ = ["MAX_EXPANDED_SITES", "cif_blocks", "parse_cif", "record_from_pymatgen"]
@@ -389,5 +390,8 @@ def record_from_pymatgen(structure: Any) -> CrystalRecord:
     frac = np.array(structure.frac_coords, dtype=np.float64).reshape(-1, 3)
     cell = np.array(structure.lattice.matrix, dtype=np.float64)
     if rows == list(range(len(structure))) and all(abs(occupancy - 1.0) <= 1e-3 for occupancy in occupancies):
-        return CrystalRecord(np.array(numbers, dtype=np.int64), frac, cell)
-    return record_of_species(np.array(numbers), np.array(occupancies, dtype=np.float64), frac[rows], cell)
+        record = CrystalRecord(np.array(numbers, dtype=np.int64), frac, cell)
+    else:
+        record = record_of_species(np.array(numbers), np.array(occupancies, dtype=np.float64), frac[rows], cell)
+    a, b, c = map(bool, structure.lattice.pbc)
+    return record if a and b and c else open_axes(record, (a, b, c), cell)

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from transformers.utils import logging
 
-from .record import CrystalInputError, CrystalRecord, atomic_number_of
+from .record import CrystalInputError, CrystalRecord, atomic_number_of, open_axes
 
 __all__ = [
     "CIF_MARKS",
@@ -254,6 +254,8 @@ def _to_fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
 def parse_extxyz(text: str) -> CrystalRecord:
     """Read one frame of extended XYZ: `Lattice="..."` and `Properties=species:S:1:pos:R:3...` on the second line.
 
+    Axes that `pbc` calls F do not repeat; without a lattice (plain XYZ) there is a molecule.
+
     Returns:
         `CrystalRecord`, unchecked.
 
@@ -274,8 +276,19 @@ def parse_extxyz(text: str) -> CrystalRecord:
         raise CrystalInputError(f"XYZ comment line {one_line(lines[1])!r} cannot be read: {error}") from error
     fields = {key.lower(): value for key, _, value in (word.partition("=") for word in words)}
     lattice = _floats(fields.get("lattice", "").split())
+    default = "T T T" if "lattice" in fields else "F F F"
+    flags = [word.strip('[]"').lower() in ("t", "true", "1") for word in fields.get("pbc", default).split()]
+    if len(flags) not in (1, 3):
+        raise CrystalInputError(
+            f"XYZ pbc is {one_line(fields['pbc'], 40)!r}; T or F for each of three axes is accepted"
+        )
+    pbc = (flags[0], flags[-2] if len(flags) == 3 else flags[0], flags[-1])
     if lattice is None or len(lattice) != 9:
-        raise CrystalInputError('XYZ has no Lattice="9 numbers"; a molecule without a cell is not a crystal')
+        if "lattice" in fields or any(pbc):
+            raise CrystalInputError(
+                'XYZ has no Lattice="9 numbers"; a molecule without a cell has pbc="F F F" or none'
+            )
+        lattice = [0.0] * 9
     if any(line.strip() for line in lines[2 + total :]):
         raise CrystalInputError(
             f"XYZ holds more than one frame (first frame: {total} atoms); give one frame at a time"
@@ -297,13 +310,12 @@ def parse_extxyz(text: str) -> CrystalRecord:
         raise CrystalInputError(f"XYZ species are in column {starts['species'] + 1}, which some lines do not have")
     if len(good) != total:
         raise CrystalInputError(f"XYZ counts {total} atoms but {len(good)} coordinate lines were read")
-    warnings: tuple[str, ...] = ()
-    if re.search(r"\b(F|False|0)\b", fields.get("pbc", ""), re.IGNORECASE):
-        warnings = ("XYZ that is not periodic in all directions (pbc) is read as a periodic crystal.",)
-        logger.warning_once(warnings[0])
     cell = np.array(lattice, dtype=np.float64).reshape(3, 3)
     numbers = np.array([atomic_number_of(row[starts["species"]]) for row in rows], dtype=np.int64)
-    return CrystalRecord(numbers, _to_fractional(np.array(good, dtype=np.float64), cell), cell, warnings=warnings)
+    points = np.array(good, dtype=np.float64)
+    if not all(pbc):
+        return open_axes(CrystalRecord(numbers, points, np.eye(3)), pbc, cell)
+    return CrystalRecord(numbers, _to_fractional(points, cell), cell)
 
 
 def split_frames(lines: Iterable[str]) -> Iterator[str]:

@@ -39,6 +39,7 @@ from .record import (
     atomic_number_of,
     cell_from_parameters,
     check_record,
+    open_axes,
 )
 
 __all__ = [
@@ -194,20 +195,26 @@ def _record_from_optimade(data: Mapping[str, Any]) -> CrystalRecord:
     points = _points(data.get("cartesian_site_positions"), "cartesian_site_positions")
     if len(points) != len(names) or not len(names):
         raise CrystalInputError(f"cartesian_site_positions holds {len(points)} atoms, species_at_sites {len(names)}")
-    warnings: tuple[str, ...] = ()
-    if data.get("nperiodic_dimensions", 3) != 3:
-        warnings = ("OPTIMADE entry that is not periodic in all directions is read as a periodic crystal.",)
-        logger.warning_once(warnings[0])
     record = record_of_sites(_fractional(points, cell), cell, [kinds.get(name, {name: 1.0}) for name in names])
-    return replace(record, warnings=(*record.warnings, *warnings))
+    pbc = _periodic_axes(data.get("dimension_types") or (1, 1, 1), "dimension_types")
+    return record if all(pbc) else open_axes(record, pbc, cell)
 
 
 def _record_from_dict(data: Mapping[str, Any], depth: int = 0) -> CrystalRecord:
+    lattice = data.get("lattice")
+    flags = lattice.get("pbc") if isinstance(lattice, Mapping) else data.get("pbc")
+    pbc = (True, True, True) if flags is None else _periodic_axes(flags, "pbc")
     if "sites" in data and "lattice" in data:
-        return _record_from_sites(data)
+        record = _record_from_sites(data)
+        return record if all(pbc) else open_axes(record, pbc, record.cell)
     if data.get("lattice_vectors") is not None:
         return _record_from_optimade(data)
     cell_key = _first_key(data, _CELL_KEYS)
+    if not all(pbc) and (cell_key is not None or not any(pbc)):
+        cell = np.eye(3) if cell_key is None else _cell_of(data[cell_key], cell_key)
+        points = {} if _first_key(data, _FRACTIONAL_KEYS) else {"cell": np.eye(3)}  # positions need no whole cell
+        rest = {key: value for key, value in data.items() if key != "pbc"}
+        return open_axes(_record_from_dict({**rest, "cell": cell, **points}, depth), pbc, cell)
     if cell_key is None:
         nested = _first_key(data, _NESTED_KEYS)
         if nested is not None:
@@ -389,20 +396,29 @@ def crystals_in(path: Path) -> Iterator[tuple[str, CrystalLike]]:
 
 def _record_from_ase(atoms: Any) -> CrystalRecord:
     cell = np.array(atoms.cell[:], dtype=np.float64).reshape(3, 3)
-    if not np.abs(cell).sum() > 0:
-        raise CrystalInputError("ASE Atoms without a cell; a molecule is not a crystal: set atoms.cell and atoms.pbc")
-    warnings: tuple[str, ...] = ()
-    if not np.all(atoms.pbc):
-        warnings = ("ASE Atoms that are not periodic in all directions are read as periodic crystals.",)
-        logger.warning_once(warnings[0])
-    numbers = np.array(atoms.numbers, dtype=np.int64)
+    pbc = _periodic_axes(atoms.pbc, "pbc of ASE Atoms")
+    if all(pbc) and not np.abs(cell).sum() > 0:
+        raise CrystalInputError("ASE Atoms without a cell but with pbc; a molecule without a cell has pbc=False")
     positions = np.array(atoms.positions, dtype=np.float64).reshape(-1, 3)
+    # a cell that makes positions and coordinates the same numbers, where the given one may be incomplete
+    frame = cell if all(pbc) else np.eye(3)
+    points = _fractional(positions, frame)
     # ASE reads the main element of each site of a CIF, and keeps the others aside
     occupied, kinds = getattr(atoms, "info", {}).get("occupancy"), getattr(atoms, "arrays", {}).get("spacegroup_kinds")
     if isinstance(occupied, Mapping) and kinds is not None:
-        sites = [dict(occupied[str(kind)]) for kind in kinds.tolist()]
-        return replace(record_of_sites(_fractional(positions, cell), cell, sites), warnings=warnings)
-    return CrystalRecord(numbers, _fractional(positions, cell), cell, warnings=warnings)
+        record = record_of_sites(points, frame, [dict(occupied[str(kind)]) for kind in kinds.tolist()])
+    else:
+        record = CrystalRecord(np.array(atoms.numbers, dtype=np.int64), points, frame)
+    return record if all(pbc) else open_axes(record, pbc, cell)
+
+
+def _periodic_axes(value: Any, field: str) -> tuple[bool, bool, bool]:
+    """Three truth values from one or three of them."""
+    flags = np.asarray(value)
+    if flags.dtype.kind not in "biu" or flags.shape not in ((), (3,)) or not np.isin(flags, (0, 1)).all():
+        raise CrystalInputError(f"{field} is {shortened(value)}; true or false for each axis is accepted")
+    a, b, c = np.broadcast_to(flags.astype(bool), 3).tolist()
+    return a, b, c
 
 
 def _looks_like_text(value: str) -> bool:
@@ -463,6 +479,7 @@ def as_record(
     check_distances: bool = True,
     nested: bool = False,
     disorder: Literal["refuse", "mix"] = "refuse",
+    partly_periodic: bool = False,
 ) -> CrystalRecord:
     """Turn any accepted form of a crystal into a checked plain record.
 
@@ -478,6 +495,7 @@ def as_record(
         nested: whether the crystal comes out of a document (a table's cell, a request), where text is content and
             never the name of a file.
         disorder: `"mix"` accepts partly occupied sites, for callers that read `occupancies`.
+        partly_periodic: whether slabs, wires and molecules are accepted, for callers that read `pbc`.
 
     Returns:
         `CrystalRecord` with `atomic_numbers (N,)`, `frac_coords (N, 3)`, `cell (3, 3)`; order as given.
@@ -492,6 +510,11 @@ def as_record(
             record = _parse_nested(obj, 0) if nested and isinstance(obj, str | bytes) else parse_structure(obj)
             if disorder == "refuse" and record.occupancies is not None:
                 raise CrystalInputError(f"disordered: {first_mixed_site(record)}")
+            if not partly_periodic and not all(record.pbc):
+                raise CrystalInputError(
+                    f"pbc is {record.pbc}; slabs, wires, and a molecule without a cell are no crystals, and only what "
+                    "repeats along all three axes is accepted here. Set pbc where it is a crystal"
+                )
             return check_record(
                 record,
                 max_atomic_number=max_atomic_number,
@@ -556,8 +579,8 @@ def record_to_structure(record: CrystalLike) -> Any:
         from pymatgen.core import Lattice, Structure
     except ImportError as error:
         raise ImportError("record_to_structure needs pymatgen: pip install pymatgen") from error
-    checked = as_record(record, disorder="mix")
+    checked = as_record(record, disorder="mix", partly_periodic=True)
     symbols: list[Any] = [CHEMICAL_SYMBOLS[number] for number in checked.atomic_numbers]
     if checked.occupancies is not None:
         symbols = [{CHEMICAL_SYMBOLS[z + 1]: site[z] for z in np.flatnonzero(site)} for site in checked.occupancies]
-    return Structure(Lattice(checked.cell), symbols, checked.frac_coords)
+    return Structure(Lattice(checked.cell, pbc=checked.pbc), symbols, checked.frac_coords)

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "CRYSTAL_COLUMNS",
     "MAX_COORDINATE",
     "NUM_SPECIES",
+    "VACUUM",
     "CrystalInputError",
     "CrystalRecord",
     "ImpossibleCellError",
@@ -34,6 +35,7 @@ __all__ = [
     "formula_of",
     "geometry_warnings",
     "hydrogen_isotope_warning",
+    "open_axes",
     "printable",
     "reach_of",
 ]
@@ -43,6 +45,7 @@ logger = logging.get_logger(__name__)
 # Å for the cell, multiples of it for fractional coordinates; beyond, float64 no longer resolves distances
 MAX_COORDINATE = 1e6
 _FEW_ATOMS = 32
+VACUUM = 50.0  # Å, between the atoms and their copies along an axis that is not periodic: no model looks farther
 NUM_SPECIES = len(CHEMICAL_SYMBOLS) - 1  # columns of `CrystalRecord.occupancies`
 # a crystal in a table: 9 floats, vectors in rows, Å; 3n floats; n integers
 CRYSTAL_COLUMNS = ("lattice", "frac_coords", "atomic_numbers")
@@ -107,6 +110,8 @@ class CrystalRecord:
         occupancies (`np.ndarray` of shape `(N, 118)`, *optional*): of a disordered crystal, how much of each element
             (column Z - 1) a site holds; a row sums to at most 1, the rest is vacancy. `atomic_numbers` then names the
             element that a site holds most of. None: each site is filled with the atom of its number.
+        pbc (`tuple[bool, bool, bool]`): axes along which the structure repeats. The other vectors of `cell` are of no
+            meaning: they are at right angles to the rest and longer than any model looks (`open_axes`).
     """
 
     atomic_numbers: np.ndarray
@@ -115,6 +120,7 @@ class CrystalRecord:
     name: str | None = None
     warnings: tuple[str, ...] = ()
     occupancies: np.ndarray | None = None
+    pbc: tuple[bool, bool, bool] = (True, True, True)
 
     @property
     def positions(self) -> np.ndarray:
@@ -138,9 +144,10 @@ class CrystalRecord:
 
     def keys(self) -> tuple[str, ...]:
         """Names of the array fields, so that `dict(record)` gives a record dict."""
-        return ("atomic_numbers", "frac_coords", "cell", *(() if self.occupancies is None else ("occupancies",)))
+        mixed = () if self.occupancies is None else ("occupancies",)
+        return ("atomic_numbers", "frac_coords", "cell", *mixed, *(() if all(self.pbc) else ("pbc",)))
 
-    def __getitem__(self, key: str) -> np.ndarray:
+    def __getitem__(self, key: str) -> Any:
         if key in (*self.keys(), "positions"):
             return getattr(self, key)
         raise KeyError(key)
@@ -323,6 +330,37 @@ def close_pair(
     return best
 
 
+def open_axes(record: CrystalRecord, pbc: tuple[bool, bool, bool], cell: np.ndarray) -> CrystalRecord:
+    """Record that repeats along some axes only, the same for every amount of vacuum that it was given with.
+
+    Args:
+        record: the atoms; its positions count, not its cell.
+        pbc: whether the structure repeats along each vector of `cell`.
+        cell (`np.ndarray` of shape `(3, 3)`): Å, rows; those of other axes are ignored and may be zero.
+
+    Returns:
+        `CrystalRecord` at the same positions whose other cell vectors are at right angles to the periodic ones, and so
+        long that copies along them are at least `VACUUM` away.
+
+    Raises:
+        CrystalInputError: a cell vector of a periodic axis that is zero.
+    """
+    periodic = np.array(pbc)
+    if not np.linalg.norm(cell[periodic], axis=1).all():
+        raise CrystalInputError(f"pbc is {pbc}, but a cell vector of a periodic axis is zero: {cell.tolist()}")
+    if not np.isfinite(cell[periodic]).all():
+        raise CrystalInputError(f"cell holds NaN or infinity: {cell.tolist()}; finite lengths in Å are accepted")
+    basis = np.linalg.qr(np.concatenate([cell[periodic], np.eye(3)]).T)[0].T  # rows: the periodic plane, then the rest
+    others = np.eye(3) if not any(pbc) else basis[int(periodic.sum()) :]
+    positions = record.positions
+    extent = np.ptp(np.nan_to_num(positions) @ others.T, axis=0) if len(positions) else np.zeros(len(others))
+    opened = cell.copy()
+    opened[~periodic] = others * (2 * extent + 2 * VACUUM)[:, None]
+    if abs(np.linalg.det(opened)) > 1e-12:  # flat ones are reported by `check_record`
+        positions = np.linalg.solve(opened.T, positions.T).T
+    return replace(record, frac_coords=positions, cell=opened, pbc=pbc)
+
+
 def _check_shapes(record: CrystalRecord) -> None:
     numbers, frac, cell = record.atomic_numbers, record.frac_coords, record.cell
     if numbers.ndim != 1 or frac.ndim != 2 or frac.shape != (len(numbers), 3):
@@ -448,6 +486,7 @@ def geometry_warnings(
     cells: np.ndarray,
     radius: float | None = None,
     totals: np.ndarray | None = None,
+    pbc: np.ndarray | None = None,
 ) -> list[list[str]]:
     """What is implausible about the geometry of each crystal of a batch.
 
@@ -458,6 +497,7 @@ def geometry_warnings(
         radius: Å; an atom without neighbor or image of its own within it is named. None: not looked for.
         totals (`np.ndarray` of shape `(B, N)`, *optional*): occupancies of the sites; partly occupied ones may be
             close, as they exclude each other.
+        pbc (`np.ndarray` of shape `(B, 3)`, *optional*): periodic axes; without all three there is no volume.
 
     Returns:
         Per crystal its warnings, mostly none.
@@ -471,6 +511,8 @@ def geometry_warnings(
         radii[totals < 1 - 1e-3] = 0.0
     found: list[list[str]] = [[] for _ in counts]
     volumes = np.abs(np.linalg.det(cells)) / (counts if totals is None else totals.sum(axis=1))
+    if pbc is not None:
+        volumes[~pbc.all(axis=1)] = _SMALLEST_VOLUME
     for row in np.flatnonzero((volumes < _SMALLEST_VOLUME) | (volumes > _LARGEST_VOLUME)):
         found[row].append(
             f"volume per atom is {volumes[row]:.3g} Å³; crystals at ambient pressure have {_SMALLEST_VOLUME:g} to "

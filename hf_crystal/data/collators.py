@@ -12,7 +12,7 @@ from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtract
 __all__ = ["CrystalCollator"]
 
 # columns that Trainer leaves of a table with remove_unused_columns=True, its default
-_ARGUMENTS_OF_THE_MODEL = {"atomic_numbers", "positions", "cell", "attention_mask", "occupancies"}
+_ARGUMENTS_OF_THE_MODEL = {"atomic_numbers", "positions", "cell", "attention_mask", "occupancies", "pbc"}
 _ARGUMENTS_OF_THE_MODEL |= {"labels", "label", "label_ids"}
 
 

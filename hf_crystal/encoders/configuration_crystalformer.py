@@ -174,6 +174,13 @@ class CrystalformerConfig(PreTrainedConfig):
         return None if self.domain == "reciprocal" else self.cutoff_sigmas * self.largest_real_sigma
 
     @property
+    def open_axes_obstacle(self) -> str | None:
+        """Why this model takes only what repeats along all three axes; none: it takes slabs, wires and molecules."""
+        if self.domain != "real":
+            return f"domain={self.domain!r}, and waves need a cell; models of domain='real' accept them"
+        return None
+
+    @property
     def smallest_reciprocal_sigma(self) -> float:
         """Lower bound of sigma_i in reciprocal space, r0 sqrt b, Å."""
         return float(self.reciprocal_scale) * float(self.reciprocal_lower_bound) ** 0.5

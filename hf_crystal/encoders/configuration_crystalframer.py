@@ -61,6 +61,13 @@ class CrystalFramerConfig(CrystalformerConfig):
         return self.match_release and self.frame_method != "none"
 
     @property
+    def open_axes_obstacle(self) -> str | None:
+        """Why this model takes only what repeats along all three axes; none: it takes slabs, wires and molecules."""
+        if self.frame_method == "lattice":
+            return "frame_method='lattice', and these frames need three lattice vectors"
+        return super().open_axes_obstacle
+
+    @property
     def kernel_obstacle(self) -> str | None:
         """What this configuration asks for and the Triton kernels do not have; none: they have everything."""
         if self.frame_method not in ("max", "none"):

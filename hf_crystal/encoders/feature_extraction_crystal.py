@@ -157,10 +157,13 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             min_volume_per_atom=self.min_volume_per_atom,
             max_atoms=self.max_atoms if self.cell_choice == "as_given" else None,
             disorder="mix",
+            partly_periodic=True,
         )
         if record.occupancies is not None:
             logger.warning_once(f"{record.name or record.formula} is disordered: {MIXED}.")
-        if self.cell_choice == "as_given":
+        if not all(record.pbc):
+            logger.warning_once(f"{record.name or record.formula} has pbc={record.pbc}: copies along these axes only.")
+        if self.cell_choice == "as_given" or not all(record.pbc):
             return record
         primitive = _primitive(record, self.symprec, index)
         return as_record(primitive, index=index, max_atoms=self.max_atoms, disorder="mix")
@@ -173,7 +176,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
 
         Returns:
             dict with `atomic_numbers (N,)` int64, `positions (N, 3)` Å and `cell (3, 3)` Å in `float_dtype`, and
-            `attention_mask (N,)` int64; of a disordered crystal `occupancies (N, 118)`, element Z in column Z - 1.
+            `attention_mask (N,)` int64; of a disordered crystal `occupancies (N, 118)`, element Z in column Z - 1; of
+            what does not repeat along all axes `pbc (3,)`.
 
         Raises:
             CrystalInputError: with `reason` and `name`.
@@ -188,7 +192,11 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             "cell": record.cell.astype(dtype),
             "attention_mask": np.ones(record.num_atoms, dtype=np.int64),
         }
-        return arrays if record.occupancies is None else {**arrays, "occupancies": record.occupancies.astype(dtype)}
+        if record.occupancies is not None:
+            arrays["occupancies"] = record.occupancies.astype(dtype)
+        if not all(record.pbc):
+            arrays["pbc"] = np.array(record.pbc)
+        return arrays
 
     def extract_all(self, structures: Sequence[Any]) -> list[dict[str, Any]]:
         """`extract` for several crystals: plain-column records are read all at once, ten times faster.
@@ -247,8 +255,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         Returns:
             `CrystalBatch`, a `BatchFeature` of `atomic_numbers (B, N)` int64 (0 = padding), `positions (B, N, 3)` Å,
             `cell (B, 3, 3)` Å with lattice vectors in rows, `attention_mask (B, N)` int64; `occupancies (B, N, 118)`
-            where a crystal is disordered. Attributes beside the tensors: `errors`, a list of `CrystalError(index,
-            name, reason)`, and `kept`, the indices in the batch.
+            where a crystal is disordered, `pbc (B, 3)` where one repeats along some axes only. Attributes beside the
+            tensors: `errors`, a list of `CrystalError(index, name, reason)`, and `kept`, the indices in the batch.
 
         Raises:
             CrystalInputError: with `on_error="raise"`, for the first bad crystal.
@@ -263,6 +271,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         errors: list[CrystalError] = []
         kept = list(range(len(items)))
         mixed: list[np.ndarray | None] = []
+        periodic: list[Any] = []
         if arrays is None:
             records, kept = [], []
             for index, item in enumerate(items):
@@ -274,8 +283,10 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
                         raise
                     errors.append(CrystalError(index, error.name, error.reason))
             arrays = _flatten(records)
-            mixed = [record.occupancies for record in records]
+            mixed, periodic = [record.occupancies for record in records], [record.pbc for record in records]
         batch = self._pad(*arrays, pad_to_multiple_of or self.pad_to_multiple_of, mixed)
+        if not np.all(periodic):
+            batch["pbc"] = np.array(periodic)
         features = CrystalBatch(batch, tensor_type=return_tensors, errors=errors, kept=kept)
         return (features, errors) if on_error == "return" else features
 
@@ -296,6 +307,8 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         cells = np.stack([np.asarray(item["cell"]) for item in items])
         mixed = [item.get("occupancies") for item in items]
         batch = self._scatter(counts, numbers, positions, cells, self.pad_to_multiple_of, mixed)
+        if any("pbc" in item for item in items):
+            batch["pbc"] = np.array([item.get("pbc", (True, True, True)) for item in items])
         return BatchFeature(batch, tensor_type=return_tensors)
 
     # ------------------------------------------------------------------------------------------------- internals
@@ -308,7 +321,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         columns = set(CRYSTAL_COLUMNS)
         if not all(isinstance(item, Mapping) and item.keys() >= columns for item in items):
             return None
-        if any(item.get("occupancies") is not None for item in items):
+        if any(item.get("occupancies") is not None or item.get("pbc") is not None for item in items):
             return None
         try:
             counts = np.array([len(item["atomic_numbers"]) for item in items], dtype=np.int64)

@@ -31,7 +31,7 @@ from .ops_periodic_attention import (
     reciprocal_attention,
     reciprocal_log_weights,
 )
-from .ops_periodic_geometry import NeighborLayout, unpack_atoms
+from .ops_periodic_geometry import NeighborLayout, plane_spacings, unpack_atoms
 
 __all__ = [
     "CrystalEncoderOutput",
@@ -529,12 +529,15 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         cell: torch.Tensor,
         mask: torch.Tensor | None,
         occupancies: torch.Tensor | None = None,
+        pbc: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, CrystalGeometry]:
         """Embeddings of packed atoms `(T, C)` and the batch's geometry."""
         attention_mask = atomic_numbers.ne(0) if mask is None else mask
         self._check_inputs(atomic_numbers, positions, cell, attention_mask)
         if occupancies is not None:
             self._check_occupancies(occupancies, attention_mask)
+        if pbc is not None:
+            self._check_open_axes(positions, cell, attention_mask, pbc)
         geometry = self._geometry(atomic_numbers, positions, cell, attention_mask, occupancies)
         if geometry.composition is None or geometry.occupancy is None:
             return self.embeddings(geometry.atomic_numbers - 1), geometry
@@ -544,6 +547,25 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
             geometry.composition / geometry.occupancy.clamp_min(torch.finfo(geometry.occupancy.dtype).tiny)[:, None]
         )
         return shares[:, : weight.shape[0]].to(weight.dtype) @ weight, geometry
+
+    @torch.compiler.disable  # reads values
+    def _check_open_axes(
+        self, positions: torch.Tensor, cell: torch.Tensor, attention_mask: torch.Tensor, pbc: torch.Tensor
+    ) -> None:
+        """No copy along an axis that is not periodic may be in reach: then copies are along the periodic ones only."""
+        for crystal in (~pbc.bool().all(1)).nonzero()[:, 0].tolist():
+            obstacle = self.config.open_axes_obstacle
+            if obstacle is not None:
+                raise ValueError(f"crystal {crystal} has pbc={pbc[crystal].tolist()}: this model has {obstacle}.")
+            normals = torch.nn.functional.normalize(torch.linalg.inv(cell[crystal].double()).T, dim=-1)
+            along = positions[crystal][attention_mask[crystal].bool()].double() @ normals.T
+            gap = plane_spacings(cell[crystal].double()) - (along.amax(0) - along.amin(0))
+            if bool((gap < float(self.config.neighbor_radius or 0.0))[~pbc[crystal].bool()].any()):
+                raise ValueError(
+                    f"crystal {crystal} has pbc={pbc[crystal].tolist()} and gaps of {gap.tolist()} Å along its axes; "
+                    f"this model looks {self.config.neighbor_radius} Å far, and along the axes that are not periodic "
+                    "no less is accepted (CrystalFeatureExtractor makes such cells)."
+                )
 
     @torch.compiler.disable  # reads values
     def _check_occupancies(self, occupancies: torch.Tensor, attention_mask: torch.Tensor) -> None:
@@ -571,8 +593,8 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         calibrated already.
 
         Args:
-            batch (`Mapping`): `atomic_numbers`, `positions`, `cell`, `attention_mask`, `occupancies`; other entries
-                are ignored.
+            batch (`Mapping`): `atomic_numbers`, `positions`, `cell`, `attention_mask`, `occupancies`, `pbc`; other
+                entries are ignored.
                 They may be given as keywords instead.
         """
         given = {**(batch or {}), **inputs}
@@ -582,6 +604,7 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
             *(given[name] for name in ("atomic_numbers", "positions", "cell")),
             given.get("attention_mask"),
             given.get("occupancies"),
+            given.get("pbc"),
         )
         for layer in cast(list[CrystalformerLayer], self.layers):
             layer.attention.calibrate(hidden_states)
@@ -598,6 +621,7 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         occupancies: torch.Tensor | None = None,
+        pbc: torch.Tensor | None = None,
         **kwargs: object,
     ) -> CrystalEncoderOutput:
         """Encodes a padded batch.
@@ -611,11 +635,13 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
             occupancies (`torch.FloatTensor` of shape `(B, N, 118)`, *optional*): of disordered crystals, how much of
                 element Z a site holds in column Z - 1; the rest of 1 is vacancy. A site then has the mean of its
                 elements' embeddings, and its weight as a key and in the mean over the crystal is its occupancy.
+            pbc (`torch.BoolTensor` of shape `(B, 3)`, *optional*): axes along which crystals repeat. It is only read
+                to refuse what the model cannot do: other cell vectors have to keep copies out of reach.
             **kwargs: ignored.
 
         Raises:
-            ValueError: occupancies outside 0 to 1, shapes that do not fit, an element the model does not know, a
-                crystal without atoms.
+            ValueError: occupancies outside 0 to 1, copies in reach along an axis that is not periodic, shapes that do
+                not fit, an element the model does not know, a crystal without atoms.
         """
         del kwargs
         wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -625,7 +651,7 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
                 "Training a model whose Gaussian widths are not calibrated: they stay constant. Call "
                 "model.calibrate(batch) on the first training batch (CrystalTrainer does)."
             )
-        hidden_states, geometry = self._start(atomic_numbers, positions, cell, attention_mask, occupancies)
+        hidden_states, geometry = self._start(atomic_numbers, positions, cell, attention_mask, occupancies, pbc)
         states, attentions = [hidden_states], []
         for layer in self.layers:
             hidden_states, weights = layer(hidden_states, geometry, bool(wants_attentions))
@@ -801,13 +827,14 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         occupancies: torch.Tensor | None = None,
+        pbc: torch.Tensor | None = None,
         **kwargs: object,
     ) -> CrystalPropertyOutput:
         """Predicts properties, and the loss where labels are given.
 
         Args:
-            atomic_numbers, positions, cell, attention_mask, output_hidden_states, output_attentions, occupancies: as
-                in [`CrystalformerModel.forward`].
+            atomic_numbers, positions, cell, attention_mask, output_hidden_states, output_attentions, occupancies, pbc:
+                as in [`CrystalformerModel.forward`].
             labels (`torch.FloatTensor` of shape `(B, targets)` or `(B,)` for one target, *optional*): physical
                 units, NaN where unknown; the loss is the mean over known labels.
             **kwargs: ignored.
@@ -824,6 +851,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             occupancies=occupancies,
+            pbc=pbc,
             return_dict=True,
         )
         scaled = self.head(encoded.pooler_output)

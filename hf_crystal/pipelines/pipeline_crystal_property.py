@@ -48,6 +48,8 @@ _MIXED = (
 # batches that are read ahead and sorted by size together
 _BATCHES_PER_CHUNK = 16
 
+_OPEN = "not periodic along all axes (pbc): the model was trained on bulk crystals, and the result is an extrapolation"
+
 
 def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of `size` items; the last one may be shorter."""
@@ -56,10 +58,16 @@ def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield piece
 
 
-def _read_crystals(extractor: Any, disorder: str, num_orderings: int, crystals: list[Any]) -> list[dict[str, Any]]:
+def _read_crystals(
+    extractor: Any, obstacle: str | None, disorder: str, num_orderings: int, crystals: list[Any]
+) -> list[dict[str, Any]]:
     """What `extract_all` gives, and of disordered crystals what `disorder` says: arrays, `orderings`, or `error`."""
     items = extractor.extract_all(crystals)
     for place, item in enumerate(items):
+        if "pbc" in item:
+            reason = f"pbc is {tuple(item['pbc'].tolist())}: this model has {obstacle}"
+            doubtful = {**item, "warnings": [*item.get("warnings", ()), _OPEN]}
+            item = items[place] = {"error": reason} if obstacle else doubtful
         if "occupancies" not in item:
             continue
         try:
@@ -142,7 +150,8 @@ class CrystalPropertyPipeline(Pipeline):
     - `embedding`: the pooled vector of the encoder, with `return_embedding=True`;
     - `warnings`: list of what is doubtful, mostly empty: an element, or two elements in one crystal, that no training
       crystal has; atoms closer than half the sum of their covalent radii, an odd volume per atom, an atom without
-      neighbors; what was doubtful in the file. An element never seen is also a Python warning;
+      neighbors; disorder; a slab, wire or molecule; what was doubtful in the file. An element never seen is also a
+      Python warning;
     - or only `error`: the reason, for a crystal that cannot be read or has no finite prediction; the others are
       predicted.
 
@@ -235,7 +244,8 @@ class CrystalPropertyPipeline(Pipeline):
         self, input_: CrystalLike, disorder: str = "mix", num_orderings: int = 8
     ) -> dict[str, Any]:
         """Read one crystal: its arrays, or `{"error": reason}`."""
-        return _read_crystals(self.feature_extractor, disorder, num_orderings, [input_])[0]
+        obstacle = self.model.config.open_axes_obstacle
+        return _read_crystals(self.feature_extractor, obstacle, disorder, num_orderings, [input_])[0]
 
     def _forward(self, input_tensors: Any) -> Any:  # type: ignore[override]
         outputs = self.model(**input_tensors)
@@ -298,7 +308,8 @@ class CrystalPropertyPipeline(Pipeline):
         self, crystals: Iterable[Any], size: int, num_workers: int, disorder: str = "mix", num_orderings: int = 8
     ) -> Iterator[list[dict[str, Any]]]:
         """Arrays or errors of `size` crystals after the other; worker processes read up to two chunks ahead."""
-        read = partial(_read_crystals, self.feature_extractor, disorder, num_orderings)
+        obstacle = self.model.config.open_axes_obstacle
+        read = partial(_read_crystals, self.feature_extractor, obstacle, disorder, num_orderings)
         pieces = _pieces(crystals, size)
         if not num_workers:
             yield from map(read, pieces)
@@ -382,7 +393,8 @@ class CrystalPropertyPipeline(Pipeline):
                 warnings.warn(text, stacklevel=2)
         foreign = [[*one, *other] for one, other in zip(elements, pairs, strict=True)]
         radius = self.model.config.neighbor_radius
-        return foreign, geometry_warnings(numbers, positions, cells, radius, totals)
+        periodic = inputs["pbc"].numpy() if "pbc" in inputs else None
+        return foreign, geometry_warnings(numbers, positions, cells, radius, totals, periodic)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> None:
         """Save model and feature extractor; load with the same task name after `import hf_crystal`.

@@ -288,10 +288,10 @@ def test_odd_numbers_and_frames_are_named(text, reason):
         as_record(text)
 
 
-def test_xyz_without_periodicity_is_announced():
-    from hf_crystal.crystals import formats
-
-    formats.logger.warning_once.cache_clear()
-    with CaptureLogger(formats.logger) as log:
-        assert as_record('1\nLattice="4 0 0 0 4 0 0 0 4" pbc="T F T"\nPo 0 0 0\n').formula == "Po"
-    assert "not periodic" in log.out
+def test_xyz_that_is_not_periodic_is_no_crystal():
+    text = '1\nLattice="4 0 0 0 4 0 0 0 4" pbc="T F T"\nPo 0 0 0\n'
+    with pytest.raises(CrystalInputError, match=r"pbc is \(True, False, True\)"):
+        as_record(text)
+    assert as_record(text, partly_periodic=True).pbc == (True, False, True)
+    with pytest.raises(CrystalInputError, match="XYZ pbc is 'T F'"):
+        as_record(text.replace("T F T", "T F"), partly_periodic=True)

@@ -20,10 +20,8 @@ from crystal_forms import (
 from transformers.testing_utils import CaptureLogger
 
 from hf_crystal.crystals import record as records_crystal
-from hf_crystal.crystals.reading import as_record
-from hf_crystal.crystals.record import (
-    CHEMICAL_SYMBOLS,
-)
+from hf_crystal.crystals.reading import as_record, record_to_structure
+from hf_crystal.crystals.record import CHEMICAL_SYMBOLS, CrystalInputError
 
 
 @pytest.mark.parametrize("form", sorted(forms()))
@@ -107,17 +105,39 @@ def test_deuterium_is_hydrogen_with_one_warning():
     assert log.out.count("deuterium") == 1
 
 
-def test_a_doubt_of_the_reader_stays_on_the_record(tmp_path):
+def test_periodic_axes_stay_on_the_record(tmp_path):
+    """Of every form, and the vacuum of the others does not."""
     from ase.build import bulk
 
     atoms = bulk("NaCl", "rocksalt", a=5.64)
-    assert as_record(atoms).warnings == ()
+    assert as_record(atoms).pbc == (True, True, True)
     atoms.pbc = (True, True, False)
-    assert "not periodic" in as_record(atoms).warnings[0]
+    with pytest.raises(CrystalInputError, match="pbc is"):
+        as_record(atoms)
     file = tmp_path / "slab.xyz"
     atoms.write(file, format="extxyz")
-    record = as_record(file)
-    assert record.name == "slab.xyz" and "not periodic" in record.warnings[0]
+    record = as_record(atoms, partly_periodic=True)
+    np.testing.assert_array_equal(record.cell[:2], atoms.cell[:2])
+    np.testing.assert_allclose(record.cell[:2] @ record.cell[2], 0, atol=1e-9)
+    np.testing.assert_allclose(record.positions, atoms.positions, atol=1e-12)
+    structure = record_to_structure(record)
+    rows = {"cell": atoms.cell[:].copy(), "positions": atoms.positions, "numbers": atoms.numbers, "pbc": atoms.pbc}
+    fractional = {**rows, "frac_coords": atoms.get_scaled_positions(wrap=False), "positions": None}
+    atoms.cell[2] *= 4
+    for form in (atoms, file, structure, structure.as_dict(), rows, fractional, dict(record)):
+        read = as_record(form, partly_periodic=True)
+        assert read.pbc == (True, True, False)
+        np.testing.assert_allclose(read.cell, record.cell, atol=1e-6)
+        np.testing.assert_allclose(read.positions, record.positions, atol=1e-6)
+
+
+@pytest.mark.parametrize("flags", ["T", [True, False], [0.5, 1, 1], 2])
+def test_odd_periodicity_is_named(flags):
+    with pytest.raises(CrystalInputError, match="pbc is .*accepted"):
+        as_record({**nacl(), "pbc": flags}, partly_periodic=True)
+    flat = {"cell": np.zeros((3, 3)), "positions": [[0.0] * 3], "numbers": [1], "pbc": [True, False, False]}
+    with pytest.raises(CrystalInputError, match="a cell vector of a periodic axis is zero"):
+        as_record(flat, partly_periodic=True)
 
 
 @pytest.mark.parametrize("text, suffix", [(NACL_CIF, "cif"), (NACL_POSCAR, "vasp"), (NACL_XYZ, "xyz")])

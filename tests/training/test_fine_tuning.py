@@ -1,0 +1,99 @@
+"""`hf-crystal train property --data my.csv --target Tc --unit K`: a table, no recipe, an error to rely on."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+from tiny_models import NACL, SRTIO3
+
+import hf_crystal
+from hf_crystal.cli.main import run
+from hf_crystal.crystals.reading import record_to_structure
+from hf_crystal.loading import load_property_pipeline
+from hf_crystal.training.fine_tuning import epochs_for
+
+BASE = "crystalformer-mp20"
+pytest.importorskip("sklearn", reason="the baseline needs scikit-learn (extra metrics)")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> tuple[Path, Path]:
+    """A CSV of 60 crystals of two formulas, whose label is the volume per atom, and the folder of the command."""
+    folder = tmp_path_factory.mktemp("tuning")
+    rows = []
+    for index, scale in enumerate(np.linspace(0.9, 1.1, 60)):
+        crystal = (NACL, SRTIO3)[index % 2]
+        structure = record_to_structure({**crystal, "lattice": (np.array(crystal["lattice"]) * scale).tolist()})
+        label = "" if index == 7 else structure.volume / len(structure)
+        rows.append({"id": f"c{index}", "cif": structure.to(fmt="cif"), "part": index % 4 // 2, "V": label})
+    pandas.DataFrame(rows).to_csv(folder / "my.csv", index=False)
+    words = ["train", "property", "--from", BASE, "--data", str(folder / "my.csv"), "--target", "V"]
+    words += ["--unit", "A^3", "--folds-column", "part", "--epochs", "30", "--output-dir", str(folder / "run")]
+    assert run(words) == 0
+    return folder, words
+
+
+@pytest.mark.slow
+def test_errors_are_of_crystals_not_seen_and_stand_beside_baselines(tuned):
+    folder, _ = tuned
+    record = json.loads((folder / "run/result.json").read_text())
+    (target,) = record["test"]["targets"]
+    assert (target["name"], target["unit"], target["n"]) == ("V", "A^3", 59)
+    assert [(part["part"], part["n"]) for part in record["cross_validation"]] == [("0", 30), ("1", 29)]
+    with (folder / "run/predictions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["id"] for row in rows] == [f"c{index}" for index in range(60) if index != 7]
+    errors = [abs(float(row["predicted"]) - float(row["V"])) for row in rows]
+    assert np.mean(errors) == pytest.approx(target["mae"])
+    low, high = target["mae_interval"]
+    assert low < target["mae"] < high
+    assert target["mae"] < 0.7 * target["composition_mae"] < target["baseline_mae"]  # the formula cannot tell volumes
+    for part in range(2):
+        of_part = [error for error, row in zip(errors, rows, strict=True) if row["part"] == str(part)]
+        assert np.mean(of_part) == pytest.approx(record["cross_validation"][part]["mae"])
+        seen = json.loads((folder / f"run/fold-{part + 1}/run.json").read_text())["rows"]
+        assert seen["test"] == len(of_part) and seen["train"] + seen["validation"] == 59 - len(of_part)
+
+
+@pytest.mark.slow
+def test_the_model_predicts_and_has_a_card(tuned, capfd):
+    folder, _ = tuned
+    model = folder / "run/all/model"
+    crystals = hf_crystal.load(folder / "my.csv")
+    truth = np.array([record.volume / len(record) for record in crystals])
+    predicted = np.array([row["V"] for row in load_property_pipeline(model)(crystals)])
+    assert np.abs(predicted - truth).mean() < 0.2 * np.abs(truth - truth.mean()).mean()
+    card = (model / "README.md").read_text()
+    assert f"base_model: hf_crystal/{BASE}\n" in card and "license: cc-by-4.0" in card
+    assert "cross-validation in 2 parts" in card and "V (A^3)" in card
+    assert run(["export", str(model), str(folder / "exported")]) == 0
+
+
+@pytest.mark.slow
+def test_the_same_call_resumes_and_another_is_refused(tuned, capfd):
+    folder, words = tuned
+    before = (folder / "run/fold-1/run.json").stat().st_mtime_ns
+    assert run(words) == 0
+    assert (folder / "run/fold-1/run.json").stat().st_mtime_ns == before
+    assert run([*words, "--epochs", "31"]) == 1
+    assert "holds another fine-tuning; give another --output-dir" in capfd.readouterr().err
+
+
+def test_more_rows_need_fewer_passes():
+    assert [epochs_for(rows) for rows in (50, 200, 2000, 5000, 50_000)] == [100, 60, 30, 15, 10]
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--target", "V"], "without a recipe --data, --unit must be given"),
+    (["--data", "{tmp}/few.csv", "--target", "V", "--unit", "K"], "has 3 crystals with a label V; 20 are needed"),
+    (["--data", "{tmp}/few.csv", "--target", "Tc", "--unit", "K"], "label column 'Tc' is not in the data"),
+])  # fmt: skip
+def test_what_is_missing_is_named(tmp_path, capfd, words, message):
+    text = record_to_structure(NACL).to(fmt="cif")
+    pandas.DataFrame({"cif": [text] * 3, "V": [1.0, 2.0, 3.0]}).to_csv(tmp_path / "few.csv", index=False)
+    given = [word.format(tmp=tmp_path) for word in words]
+    assert run(["train", "property", "--output-dir", str(tmp_path / "run"), *given]) in (1, 2)
+    assert message in capfd.readouterr().err
