@@ -36,8 +36,8 @@ MAX_INSIDE_ATOMS = 500  # attention grows with the square: 4 s of a processor
 MAX_GENERATED = 12
 MAX_COMPOSITION = 200  # characters
 _FOLDERS_KEPT = 32  # of files to be fetched; Gradio copies a file before the answer leaves
-_CSV_FIELDS = ("crystal", "formula", "atoms", "property", "value", "unit", "typical error")
-_CSV_FIELDS += ("metal probability", "warnings", "error")
+_ROW_FIELDS = ("crystal", "formula", "atoms", "property", "value", "unit", "typical error", "metal probability")
+_CSV_FIELDS = (*_ROW_FIELDS, "warnings", "error")
 
 
 def _remove(folders: Iterable[str]) -> None:
