@@ -162,9 +162,8 @@ def _holds_generator(location: Any) -> bool:
 
 def _causal_lm_knows_generators() -> None:
     """Let `AutoModelForCausalLM` load a generator with its grammar; `LlamaConfig` stays stock Llama's."""
-    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-
-    stock = AutoModelForCausalLM.from_pretrained.__func__
+    auto_class = _load("transformers.models.auto.modeling_auto", "AutoModelForCausalLM")
+    stock = auto_class.from_pretrained.__func__
 
     @functools.wraps(stock)
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -173,7 +172,7 @@ def _causal_lm_knows_generators() -> None:
             return stock(cls, *args, **kwargs)
         return _load(_module("loading"), "AutoModelForCrystalGeneration").from_pretrained(*args, **kwargs)
 
-    AutoModelForCausalLM.from_pretrained = classmethod(from_pretrained)
+    auto_class.from_pretrained = classmethod(from_pretrained)
 
 
 def _task_of(location: Any) -> str | None:
@@ -186,9 +185,8 @@ def _task_of(location: Any) -> str | None:
 
 def _pipeline_takes_names() -> None:
     """Let `pipeline` take names of embedded checkpoints, know their task, and prefer this package's classes."""
-    import transformers.pipelines
-
-    stock = transformers.pipelines.pipeline
+    module: Any = importlib.import_module("transformers.pipelines")
+    stock = module.pipeline
 
     @functools.wraps(stock)
     def pipeline(task: str | None = None, model: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -200,7 +198,7 @@ def _pipeline_takes_names() -> None:
             kwargs["pipeline_class"] = own
         return stock(task, model, *args, **kwargs)
 
-    transformers.pipelines.pipeline = pipeline
+    module.pipeline = pipeline
 
 
 def _take_names_and_save_code(file: str, name: str) -> None:

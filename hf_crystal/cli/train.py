@@ -102,11 +102,11 @@ def train_property(
     if not record:  # not the main process
         return
     print(f"{record['steps']} steps, {record['epochs']:.2f} epochs, {record['training_seconds']:.0f} s of training")
-    for target in record["test"]["targets"]:
-        low, high = target["mae_interval"]
+    for found in record["test"]["targets"]:
+        low, high = found["mae_interval"]
         print(
-            f"{target['name']}: test MAE {target['mae']:.4f} {target['unit']} (95 % {low:.4f} to {high:.4f}) on "
-            f"{target['n']} crystals; mean predictor {target['baseline_mae']:.4f}"
+            f"{found['name']}: test MAE {found['mae']:.4f} {found['unit']} (95 % {low:.4f} to {high:.4f}) on "
+            f"{found['n']} crystals; mean predictor {found['baseline_mae']:.4f}"
         )
 
 

@@ -480,7 +480,7 @@ def count_crystals(path: Path) -> int:
     return sum(1 for _ in (crystals_in(path) if form == "structure" else iter_rows(path)))
 
 
-def iter_crystals(path: Path, source: str | None = None) -> Iterator[tuple[str, CrystalLike]]:
+def iter_crystals(path: Path, source: str | None = None) -> Iterator[tuple[str, CrystalLike | CrystalInputError]]:
     """Crystals of a file of any form, each with a name; of a damaged table the reason in place of the rest.
 
     Args:
@@ -505,9 +505,10 @@ def iter_crystals(path: Path, source: str | None = None) -> Iterator[tuple[str, 
             crystal = row[STRUCTURE_COLUMN]
             name = _name_in(row)
             if name is None:
-                name = source if alone else crystal if isinstance(crystal, Path) else f"{Path(source).name}:{number}"
+                name = source if alone else f"{Path(source).name}:{number}"
+                name = str(crystal) if isinstance(crystal, Path) else name
             # text in a cell is never the name of a file
-            yield printable(str(name)), {"crystal": crystal} if isinstance(crystal, str) else crystal
+            yield printable(name), {"crystal": crystal} if isinstance(crystal, str) else crystal
     except (ValueError, OSError) as error:
         yield printable(source), CrystalInputError(str(error))
 

@@ -63,7 +63,8 @@ def write_code(folder: Path, config: Any) -> None:
         edit_json(folder / "preprocessor_config.json", {"auto_map": auto_map})
     if config is None or type(config) not in dict(property_classes()):
         return
-    classes = (dict(property_classes())[type(config)], type(config), CrystalFeatureExtractor, CrystalPropertyPipeline)
+    model_class: type = dict(property_classes())[type(config)]
+    classes: tuple[type, ...] = (model_class, type(config), CrystalFeatureExtractor, CrystalPropertyPipeline)
     for name, text in _code_of(*classes).items():
         (folder / name).write_text(text, encoding="utf-8")
     config_name = type(config).__name__

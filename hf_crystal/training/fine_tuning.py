@@ -210,7 +210,7 @@ class FineTuning:
         return predict_rows(model, rows, CrystalCollator(extractor, label_names=[self._column]))[0][:, 0]
 
     def _errors(self, predicted: np.ndarray, of_formula: np.ndarray, means: np.ndarray, labels: np.ndarray) -> Any:
-        names = {"target_names": [self.target], "target_units": [self.unit]}
+        names: dict[str, Any] = {"target_names": [self.target], "target_units": [self.unit]}
         found = regression_metrics(predicted, labels, **names).to_dict()
         found["targets"][0]["baseline_mae"] = float(np.abs(means - labels).mean())
         if np.isfinite(of_formula).all():
