@@ -60,8 +60,8 @@ _ELECTRONEGATIVITY = {
 _KEPT_DOUBLE = frozenset(("LiO", "NaO", "KO", "RbO", "CsO", "HO", "O", "N", "F", "Cl", "H"))
 
 
-def _write(counts: dict[str, int]) -> str:
-    return "".join(symbol if count == 1 else f"{symbol}{count}" for symbol, count in counts.items())
+def _write(counts: Mapping[str, int | str]) -> str:
+    return "".join(symbol if str(count) == "1" else f"{symbol}{count}" for symbol, count in counts.items())
 
 
 def _counts(atomic_numbers: Iterable[int]) -> dict[str, int]:
@@ -103,14 +103,14 @@ def formula_sum(atomic_numbers: Iterable[int]) -> str:
 
 
 def mixture_formula(occupancies: Any) -> str:
-    """Formula of the cell of a disordered crystal, to 4 digits: `K1.2Na2.8Cl4`.
+    """Formula of the cell of a disordered crystal, to 4 decimals: `K1.2Na2.8Cl4`.
 
     Args:
         occupancies (`np.ndarray` of shape `(N, 118)`): of element Z in column Z - 1.
     """
-    amounts = {number: float(amount) for number, amount in enumerate(occupancies.sum(axis=0), 1) if amount > 0}
-    counts = {symbol: amounts[CHEMICAL_SYMBOLS.index(symbol)] for symbol in _counts(amounts)}
-    return "".join(f"{symbol}{count:.4g}" if abs(count - 1) >= 5e-5 else symbol for symbol, count in counts.items())
+    amounts = {number: round(float(amount), 4) for number, amount in enumerate(occupancies.sum(axis=0), 1)}
+    counts = _counts(number for number, amount in amounts.items() if amount)
+    return _write({symbol: f"{amounts[CHEMICAL_SYMBOLS.index(symbol)]:.9g}" for symbol in counts})
 
 
 def reduced_formula(atomic_numbers: Iterable[int]) -> str:

@@ -312,10 +312,10 @@ def parse_extxyz(text: str) -> CrystalRecord:
         raise CrystalInputError(f"XYZ counts {total} atoms but {len(good)} coordinate lines were read")
     cell = np.array(lattice, dtype=np.float64).reshape(3, 3)
     numbers = np.array([atomic_number_of(row[starts["species"]]) for row in rows], dtype=np.int64)
-    points = np.array(good, dtype=np.float64)
+    positions = np.array(good, dtype=np.float64)
     if not all(pbc):
-        return open_axes(CrystalRecord(numbers, points, np.eye(3)), pbc, cell)
-    return CrystalRecord(numbers, _to_fractional(points, cell), cell)
+        return open_axes(CrystalRecord(numbers, positions, np.eye(3)), pbc, cell)
+    return CrystalRecord(numbers, _to_fractional(positions, cell), cell)
 
 
 def split_frames(lines: Iterable[str]) -> Iterator[str]:

@@ -212,9 +212,11 @@ def _record_from_dict(data: Mapping[str, Any], depth: int = 0) -> CrystalRecord:
     cell_key = _first_key(data, _CELL_KEYS)
     if not all(pbc) and (cell_key is not None or not any(pbc)):
         cell = np.eye(3) if cell_key is None else _cell_of(data[cell_key], cell_key)
-        points = {} if _first_key(data, _FRACTIONAL_KEYS) else {"cell": np.eye(3)}  # positions need no whole cell
-        rest = {key: value for key, value in data.items() if key != "pbc"}
-        return open_axes(_record_from_dict({**rest, "cell": cell, **points}, depth), pbc, cell)
+        is_jarvis = _first_key(data, (*_FRACTIONAL_KEYS, *_CARTESIAN_KEYS)) is None
+        fractional = not _truth(data.get("cartesian", False)) if is_jarvis else _first_key(data, _FRACTIONAL_KEYS)
+        rest = {key: value for key, value in data.items() if key not in ("pbc", *_CELL_KEYS)}
+        rest["cell"] = cell if fractional else np.eye(3)  # positions need no whole cell
+        return open_axes(_record_from_dict(rest, depth), pbc, cell)
     if cell_key is None:
         nested = _first_key(data, _NESTED_KEYS)
         if nested is not None:

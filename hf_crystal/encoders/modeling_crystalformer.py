@@ -601,7 +601,9 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         was_training = self.training
         self.eval()
         hidden_states, geometry = self._start(
-            *(given[name] for name in ("atomic_numbers", "positions", "cell")),
+            given["atomic_numbers"],
+            given["positions"],
+            given["cell"],
             given.get("attention_mask"),
             given.get("occupancies"),
             given.get("pbc"),

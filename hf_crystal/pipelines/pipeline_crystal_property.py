@@ -380,13 +380,11 @@ class CrystalPropertyPipeline(Pipeline):
     def _doubts(self, inputs: Mapping[str, Any], announce: bool) -> tuple[list[list[str]], list[list[str]]]:
         """Warnings of each crystal of a batch: what no training crystal has, and what is odd about its geometry."""
         numbers, positions, cells = (inputs[name].numpy() for name in ("atomic_numbers", "positions", "cell"))
-        totals = None
+        totals, everyone = None, list(numbers)
         if "occupancies" in inputs:  # the minor elements of a site count, too
             held = inputs["occupancies"].numpy()
             totals, present = held.sum(axis=-1), held.any(axis=1) * np.arange(1, held.shape[-1] + 1)
-            everyone = np.concatenate([numbers, present], axis=1)
-        else:
-            everyone = numbers
+            everyone = list(np.concatenate([numbers, present], axis=1))
         elements, pairs = self._domain.unseen_elements(everyone), self._domain.unseen_pairs(everyone)
         if announce:  # for those who read the value only; Python shows each once
             for text in chain(*elements):

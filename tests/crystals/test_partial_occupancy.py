@@ -47,6 +47,8 @@ def test_every_form_gives_the_same_record():
     assert sites_of(record) == [{"Na": 0.7, "K": 0.3}, {"Cl": 1.0}]
     assert record.atomic_numbers.tolist() == [11, 17]
     assert record.formula == "K0.3Na0.7Cl"
+    trace = as_record(mixed(species=[{"Na": 0.9, "K": 2e-6}, "Cl"]), disorder="mix")
+    assert trace.formula == "Na0.9Cl"
     whole = as_record(MIXED_CIF, disorder="mix")
     assert (whole.num_atoms, whole.formula, whole.warnings) == (8, "K1.2Na2.8Cl4", ())
 

@@ -123,8 +123,16 @@ def test_periodic_axes_stay_on_the_record(tmp_path):
     structure = record_to_structure(record)
     rows = {"cell": atoms.cell[:].copy(), "positions": atoms.positions, "numbers": atoms.numbers, "pbc": atoms.pbc}
     fractional = {**rows, "frac_coords": atoms.get_scaled_positions(wrap=False), "positions": None}
+    jarvis = {"lattice_mat": rows["cell"], "elements": ["Na", "Cl"], "coords": fractional["frac_coords"]}
+    jarvis["pbc"] = atoms.pbc
+    lattice = {
+        **fractional,
+        "cell": None,
+        "lattice": {"matrix": rows["cell"], "pbc": [True, True, False]},
+        "pbc": None,
+    }
     atoms.cell[2] *= 4
-    for form in (atoms, file, structure, structure.as_dict(), rows, fractional, dict(record)):
+    for form in (atoms, file, structure, structure.as_dict(), rows, fractional, dict(record), jarvis, lattice):
         read = as_record(form, partly_periodic=True)
         assert read.pbc == (True, True, False)
         np.testing.assert_allclose(read.cell, record.cell, atol=1e-6)

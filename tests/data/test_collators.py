@@ -105,3 +105,17 @@ def test_thousands_of_rows_per_second(data_dir):
             collator(rows[place : place + 128])
         best = max(best, len(rows) / (time.process_time() - start))
     assert best > 5000, f"{best:.0f} rows/s"
+
+
+def test_disordered_rows_are_batched_with_ordered_ones():
+    mixed = {
+        "lattice": [4.0, 0, 0, 0, 4, 0, 0, 0, 4],
+        "frac_coords": [0.0] * 3,
+        "species": ['{"Cu": 0.5, "Au": 0.25}'],
+    }
+    ordered = {"lattice": mixed["lattice"], "frac_coords": [0.0] * 3, "atomic_numbers": [84]}
+    batch = CrystalCollator(label_names=["y"])([{**mixed, "y": 1.0}, {**ordered, "y": 2.0}])
+    assert batch["atomic_numbers"].tolist() == [[29], [84]]
+    assert batch["occupancies"][0, 0, [28, 78]].tolist() == [0.5, 0.25]
+    assert batch["occupancies"][1, 0].nonzero().tolist() == [[83]]
+    assert batch["labels"].tolist() == [[1.0], [2.0]]
