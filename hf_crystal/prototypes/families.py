@@ -5,6 +5,7 @@ on each Wyckoff position: crystals of one prototype share it.
 """
 
 import itertools
+import string
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from hf_crystal.mat2seq.sequence_text import SEPARATOR
 __all__ = ["Counts", "Family", "contents", "families", "read_contents"]
 
 Counts = tuple[int, ...]
+_WITHOUT_LETTERS = str.maketrans("", "", string.ascii_letters)
 _NUMBERS = {symbol: number for number, symbol in enumerate(CHEMICAL_SYMBOLS)}
 
 
@@ -76,10 +78,13 @@ class Family:
         return np.array(self.counts) / sum(self.counts)
 
 
-def families(sequences: Sequence[str]) -> dict[Counts, list[tuple[int, tuple[int, ...]]]]:
-    """Rows and their elements, by counts."""
-    found: dict[Counts, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+def families(sequences: Sequence[str]) -> dict[Counts, list[int]]:
+    """Rows by counts."""
+    found: dict[Counts, list[int]] = defaultdict(list)
+    read: dict[str, Counts] = {}  # few compositions differ in more than their elements, and reading them takes longest
     for row, sequence in enumerate(sequences):
-        counts, elements = read_contents(sequence)
-        found[counts].append((row, elements))
+        numbers = sequence[: sequence.index(SEPARATOR)].translate(_WITHOUT_LETTERS)
+        if numbers not in read:
+            read[numbers] = tuple(sorted(map(int, numbers.split())))
+        found[read[numbers]].append(row)
     return dict(found)

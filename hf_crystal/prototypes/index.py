@@ -20,17 +20,19 @@ from hf_crystal.mat2seq.sequence_text import SEPARATOR, SequenceLayout, parse_to
 from hf_crystal.mat2seq.space_groups import space_group_symbols
 from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
 
-from .families import Counts, Family, contents, families
+from .families import Counts, Family, contents, families, read_contents
 from .similarity import fit_distances, fit_volumes
 
-__all__ = ["PrototypeIndex"]
+__all__ = ["DEFAULT_INDEX", "PrototypeIndex", "embedded_index"]
 
 logger = logging.get_logger(__name__)
 
+DEFAULT_INDEX = "mp20_train"  # what the default generator was trained on, and nothing else
 _METADATA = b"hf_crystal.prototypes"
 _LOOKED_AT = 256  # nearest known crystals whose votes are counted
 _SAME_EDGES, _SAME_ANGLES, _SAME_PLACES = 0.08, 5.0, 0.04  # relative, degrees, fractions: one shape
 _PER_EV = 15.0  # weight of an energy of 1 eV/atom, as a distance
+_SPREAD = 0.02  # eV/atom: how far above the lowest crystal of a formula others are that share its vote
 _SPARE = 4  # candidates more than asked for, among which equal ones are found
 _CLOSE, _CLOSER = 0.5, 0.8  # distance over the sum of radii; how much closer than in the known crystal
 
@@ -83,6 +85,7 @@ class PrototypeIndex:
         *,
         energies: Mapping[str, float] | None = None,
         settings: CanonicalSettings | None = None,
+        distances: np.ndarray | None = None,
         progress: Callable[[int], None] | None = None,
         **fitting: Any,
     ) -> "PrototypeIndex":
@@ -94,6 +97,7 @@ class PrototypeIndex:
             energies: Formation energy of crystals by name, eV/atom, as far as known: a crystal above the lowest of its
                 formula has less weight.
             settings: Grid and tolerances.
+            distances: Distances between elements of another index, in place of fitting them.
             progress: Called with the number of crystals so far.
             **fitting: See `fit_distances`.
 
@@ -121,7 +125,9 @@ class PrototypeIndex:
         fitted = fit_volumes([crystal.composition for crystal in crystals], volumes)
         rises = _rises(crystals, [(energies or {}).get(name, np.nan) for name in names])
         index = cls(names, sequences, np.zeros((119, 119)), fitted, settings, rises)
-        index.distances = fit_distances([index._family(counts) for counts in index._members], **fitting)
+        if distances is None:
+            distances = fit_distances([index._family(counts) for counts in index._members], **fitting)
+        index.distances = distances
         return index
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -179,6 +185,7 @@ class PrototypeIndex:
         n: int = 1,
         *,
         formula: bool = False,
+        known: bool = True,
         max_atoms: int | None = None,
         space_groups: Collection[int] | None = None,
         exclude: Collection[str] = (),
@@ -190,10 +197,15 @@ class PrototypeIndex:
         it; a prototype is a space group with elements on Wyckoff positions, and a shape. The best placed known crystal
         of each prototype gives the candidate, its cell scaled to the volume predicted from both compositions.
 
+        Of a formula all multiples in the index are looked at together. Its own known crystals come first, lowest
+        energy first, then prototypes; other formulas have one vote each, which their crystals share by energy, so that
+        the cells that low crystals have come first.
+
         Args:
             composition: Atoms of the primitive cell.
             n: Largest number of candidates.
-            formula: Take the composition as a formula instead, and look at all its multiples in the index together.
+            formula: Take the composition as a formula instead.
+            known: False leaves out known crystals of the composition, and prototypes that are one of them again.
             max_atoms: Largest cell of a formula.
             space_groups: Numbers of the space groups that are accepted.
             exclude: Names of known crystals that are not used.
@@ -201,24 +213,38 @@ class PrototypeIndex:
 
         Returns:
             Candidates, all different, most votes first; `source` is "prototype NAME", or "known NAME"
-            for a known crystal of the composition itself; `score` the share of the votes.
+            for a known crystal of the composition itself; `score` the share of the votes, of a known crystal of a
+            formula its share by energy among those.
         """
         unit = parse_composition(composition)
         wanted = self.compositions(unit, max_atoms) if formula else [unit]
+        allowed = self._allowed(space_groups, frozenset(exclude))
+        own = self._own(wanted, allowed) if formula or not known else []
+        refused = [] if known else [self._item(row, self.known(row), "known", share) for row, share in own]
         found: list[DecodedCrystal] = []
-        for row, elements, score in self._ranked(wanted, space_groups, frozenset(exclude)):
+        for row, share in own if known else ():
+            item = self._item(row, self.known(row), "known", share)
+            if (keeps is None or keeps(item)) and not any(self._same_crystal(item, other) for other in found):
+                found.append(item)
+            if len(found) == n:
+                return found
+        first = len(found)
+        for row, elements, score in self._ranked(wanted, allowed, formula=formula):
             item = self._substituted(row, elements, score)
             if item is None or (keeps is not None and not keeps(item)):
                 continue
+            if any(self._same_crystal(item, other) for other in (*refused, *found[:first])):
+                continue
             # exchanged elements may give the same crystal: the votes of both count for it
-            same = next((k for k, other in enumerate(found) if self._same_crystal(item, other)), None)
+            same = next((k for k in range(first, len(found)) if self._same_crystal(item, found[k])), None)
             if same is None:
                 found.append(item)
             else:
                 found[same] = dataclasses.replace(found[same], score=found[same].score + score)  # type: ignore[operator]
             if len(found) == n + _SPARE:
                 break
-        return sorted(found, key=lambda item: item.score or 0.0, reverse=True)[:n]
+        found[first:] = sorted(found[first:], key=lambda item: item.score or 0.0, reverse=True)
+        return found[:n]
 
     def _same_crystal(self, first: DecodedCrystal, second: DecodedCrystal) -> bool:
         """Whether two candidates are of one label and shape."""
@@ -231,33 +257,56 @@ class PrototypeIndex:
 
     def _family(self, counts: Counts) -> Family:
         if counts not in self._families:
-            members = self._members[counts]
-            rows = [row for row, _ in members]
-            elements = np.array([numbers for _, numbers in members])
-            self._families[counts] = Family.build(counts, rows, elements, [self.sequences[row] for row in rows])
+            rows = self._members[counts]
+            sequences = [self.sequences[row] for row in rows]
+            elements = np.array([read_contents(sequence)[1] for sequence in sequences])
+            self._families[counts] = Family.build(counts, rows, elements, sequences)
         return self._families[counts]
 
-    def _ranked(
-        self, wanted: Sequence[dict[int, int]], space_groups: Collection[int] | None, exclude: frozenset[str]
-    ) -> list[tuple[int, dict[int, int], float]]:
-        """Row, new element of each element, and share of the votes, most first."""
+    def _allowed(self, space_groups: Collection[int] | None, exclude: frozenset[str]) -> Callable[[int], bool]:
+        """Which rows may be used."""
         symbols = None if space_groups is None else {space_group_symbols()[number - 1] for number in space_groups}
-        nearest: list[tuple[float, int, dict[int, int], tuple]] = []
+        return lambda row: self.names[row] not in exclude and (symbols is None or self._symbol(row) in symbols)
+
+    def _own(self, wanted: Sequence[dict[int, int]], allowed: Callable[[int], bool]) -> list[tuple[int, float]]:
+        """Known crystals of the compositions themselves, lowest energy first, with their shares by energy."""
+        rows: list[int] = []
         for composition in wanted:
             counts, numbers = contents(composition)
-            if counts not in self._members:
-                continue
-            family = self._family(counts)
+            if counts in self._members:
+                family = self._family(counts)
+                rows += family.rows[(family.elements == numbers).all(1)].tolist()
+        rows = sorted(filter(allowed, rows), key=lambda row: self.rises[row])  # stable: few formula units come first
+        weights = np.exp(-self.rises[rows] / _SPREAD)
+        return list(zip(rows, (weights / weights.sum()).tolist(), strict=True))
+
+    def _ranked(
+        self, wanted: Sequence[dict[int, int]], allowed: Callable[[int], bool], *, formula: bool
+    ) -> list[tuple[int, dict[int, int], float]]:
+        """Row, new element of each element, and share of the votes, most first."""
+        nearest: list[tuple[float, int, dict[int, int], tuple]] = []
+        known = [(contents(composition), self._family(contents(composition)[0]))
+                 for composition in wanted if contents(composition)[0] in self._members]  # fmt: skip
+        families = [family for _, family in known]
+        rises = [self.rises[family.rows] for family in families]
+        if formula and families:  # slots are in one order whatever the number of formula units
+            burden = _shared_vote(np.concatenate([family.elements for family in families]), np.concatenate(rises))
+            burdens = np.split(burden, np.cumsum([len(part) for part in rises])[:-1])
+        else:
+            burdens = [_PER_EV * part for part in rises]
+        for ((counts, numbers), family), burden in zip(known, burdens, strict=True):
             theirs = family.elements[:, family.permutations]  # (R, P, k)
             costs = self.distances[np.array(numbers), theirs] @ family.shares
-            costs = (costs + _PER_EV * self.rises[family.rows, None]).ravel()
+            costs = (costs + burden[:, None]).ravel()
             limit = len(nearest) + _LOOKED_AT
             for place in np.argsort(costs, kind="stable").tolist():
                 r, p = divmod(place, len(family.permutations))
                 row = int(family.rows[r])
-                if self.names[row] in exclude or (symbols is not None and self._symbol(row) not in symbols):
+                if not allowed(row):
                     continue
                 new = dict(zip(theirs[r, p].tolist(), numbers, strict=True))
+                if formula and all(one == other for one, other in new.items()):
+                    continue  # a known crystal
                 nearest.append((float(costs[place]), row, new, (counts, int(family.labels[r, p]))))
                 if len(nearest) == limit:
                     break
@@ -322,14 +371,11 @@ class PrototypeIndex:
             return None
         crystal = canonicalize_record(scaled.cell, scaled.frac_coords, numbers, self.settings)
         same = np.array_equal(numbers, known.atomic_numbers)
-        return DecodedCrystal(
-            crystal.to_structure(),
-            None,
-            crystal.to_text(),
-            canonical=crystal,
-            source=f"{'known' if same else 'prototype'} {self.names[row]}",
-            score=score,
-        )
+        return self._item(row, crystal, "known" if same else "prototype", score)
+
+    def _item(self, row: int, crystal: CanonicalCrystal, kind: str, score: float) -> DecodedCrystal:
+        text, source = crystal.to_text(), f"{kind} {self.names[row]}"
+        return DecodedCrystal(crystal.to_structure(), None, text, canonical=crystal, source=source, score=score)
 
     def _closeness(self, record: CrystalRecord) -> float:
         """Smallest distance over the sum of both radii, where it is below 1; radii are those of the volumes."""
@@ -339,6 +385,13 @@ class PrototypeIndex:
         structure = Structure(Lattice(record.cell), record.atomic_numbers.tolist(), record.frac_coords)
         first, second, _, distances = structure.get_neighbor_list(2 * float(radii.max()))
         return float((distances / (radii[first] + radii[second])).min(initial=1.0))
+
+
+def _shared_vote(elements: np.ndarray, rises: np.ndarray) -> np.ndarray:
+    """-log of the share of each crystal in the vote of its formula, by energy (N,); its `elements` are (N, k)."""
+    _, formula = np.unique(elements, axis=0, return_inverse=True)
+    weights = np.exp(-rises / _SPREAD)
+    return np.log(np.bincount(formula.ravel(), weights)[formula.ravel()]) + rises / _SPREAD
 
 
 def _multiple(have: Counts, unit: Counts) -> int:
@@ -355,3 +408,20 @@ def _rises(crystals: Sequence[CanonicalCrystal], energies: Sequence[float]) -> n
         lowest[formula] = float(np.fmin(lowest.get(formula, np.inf), energy))
     rises = [energy - lowest[formula] for formula, energy in zip(formulas, energies, strict=True)]
     return np.clip(np.round(np.nan_to_num(rises), 3), 0, 30)
+
+
+def embedded_index(name: str = DEFAULT_INDEX) -> PrototypeIndex:
+    """An index that travels inside the package.
+
+    Args:
+        name: `mp20_train`: the training part of MP-20, for what is compared on benchmarks; `mp`: the Materials
+            Project, with everything that benchmarks hold out, for users (`scripts/make_mp_index.py`).
+
+    Raises:
+        ValueError: there is no such index in this installation.
+    """
+    path = Path(__file__).parent / f"{name}.parquet"
+    if not path.is_file():
+        available = sorted(file.stem for file in path.parent.glob("*.parquet"))
+        raise ValueError(f"embedded index {name!r} not found; available: {available}")
+    return PrototypeIndex.load(path)

@@ -117,5 +117,8 @@ def fit_volumes(compositions: Sequence[dict[int, int]], volumes: np.ndarray) -> 
     mean = float((volumes / amounts.sum(1)).mean())
     weighted = amounts / volumes[:, None]
     prior = np.eye(NUM_ELEMENTS) * 1e-2 / mean  # also keeps the volumes of rare elements near the mean
-    fitted, _ = nnls(np.vstack([weighted, prior]), np.concatenate([np.ones(len(volumes)), np.diag(prior) * mean]))
+    targets = np.concatenate([np.ones(len(volumes)), np.diag(prior) * mean])
+    table = np.column_stack([np.vstack([weighted, prior]), targets])
+    triangle = np.linalg.qr(table, mode="r")  # the same problem, of a few rows
+    fitted, _ = nnls(triangle[:, :-1], triangle[:, -1])
     return np.round(np.maximum(fitted, 0.2 * mean), 2)

@@ -6,7 +6,7 @@ from pymatgen.core import Lattice, Structure
 
 from hf_crystal import canonicalize
 from hf_crystal.cli.main import run
-from hf_crystal.prototypes import PrototypeIndex, embedded_index
+from hf_crystal.prototypes import PrototypeIndex, embedded_index, propose
 from hf_crystal.prototypes.families import Family, read_contents
 from hf_crystal.prototypes.similarity import fit_volumes
 
@@ -81,6 +81,60 @@ def test_formula_looks_at_all_its_multiples(index):
     assert found[0].structure.composition.get_el_amt_dict() == {"Zr": 2, "O": 4}
     assert index.candidates("ZrO2", 3, formula=True, max_atoms=5) == []
     assert index.compositions({40: 4, 8: 8}) == [{40: 2, 8: 4}]
+
+
+def test_known_crystals_of_a_formula_come_first_by_energy_and_can_be_left_out(index):
+    rutile, fluorite = known_crystals()["TiO2"], Structure.from_spacegroup(
+        225, Lattice.cubic(4.8), ["Ti", "O"], [[0] * 3, [0.25] * 3])  # fmt: skip
+    known = known_crystals() | {"rutile": rutile, "fluorite": fluorite}
+    del known["TiO2"]
+    energies = {"rutile": -3.4, "fluorite": -3.0}
+    built = PrototypeIndex.build(known, energies=energies, distances=index.distances)
+    found = built.candidates("TiO2", 3, formula=True)
+    assert [item.source for item in found[:2]] == ["known rutile", "known fluorite"]
+    assert found[0].canonical == canonicalize(rutile)  # its own cell, not a scaled one
+    assert 0.99 < found[0].score < 1
+    assert built.candidates("TiO2", 3, formula=True, known=False) == []  # all others are one of the two again
+    assert [item.source for item in built.candidates("SnO2", 3, formula=True)][0] == "known SnO2"
+    new = built.candidates("SnO2", 3, formula=True, known=False)
+    assert [(item.canonical.space_group, item.source) for item in new] == [(225, "prototype fluorite")]
+
+
+def test_a_formula_has_one_vote_that_its_crystals_share(index):
+    """Many high crystals of one formula do not outvote the low ones of others."""
+    cubic = {f"{f} {k}": Structure(Lattice.cubic(a + k / 10), split(f), [[0] * 3, [0.5] * 3])
+             for f, a in (("KF", 3.3), ("NaCl", 3.4)) for k in range(8)}  # fmt: skip
+    known = {f: known_crystals()[f] for f in ("KF", "NaCl", "KCl")} | cubic
+    energies = dict.fromkeys(known, -2.0) | dict.fromkeys(cubic, -1.9)
+    built = PrototypeIndex.build(known, energies=energies, distances=index.distances)
+    assert built.candidates("NaBr", 1, formula=True)[0].canonical.space_group == 225
+    assert built.candidates("NaBr", 1, formula=True)[0].score > 0.9
+
+
+def test_proposals_keep_their_distance_and_are_filled_up_by_a_model(index):
+    drawn = index.candidates("NaI", 1, space_groups=[221]) + index.candidates("NaI", 1, space_groups=[225])
+    found = propose("NaI", 2, space_group="Fm-3m", generate=lambda n: drawn, index=index)
+    assert [item.canonical.space_group for item in found] == [225, 221]  # the second of the two is there already
+    assert len(propose("NaI", 9, index=index)) == 2
+    assert propose("NaI", 9, min_distance=4.0, index=index) == []
+    assert propose({"Ti": 1, "O": 2}, 2, index=index) == []  # exact contents
+    assert propose("Ti", 1, generate=lambda n: [], index=index) == []
+
+    def refuse(n):
+        raise ValueError("no crystal")
+
+    assert len(propose("NaI", 9, generate=refuse, index=index)) == 2
+    with pytest.raises(ValueError, match="no crystal"):
+        propose("Ti", 1, generate=refuse, index=index)
+
+
+def test_embedded_index_of_the_materials_project_has_what_users_ask_for():
+    expected = {"TiO2": "C2/m I4_1/amd", "LiFePO4": "Pnma", "Al2O3": "R-3c", "CaCO3": "R-3c", "Si": "Fd-3m"}
+    for formula, groups in expected.items():
+        found = propose(formula, len(groups.split()))
+        assert [item.sequence.split(" | ")[1] for item in found] == groups.split()
+        assert all(item.source.startswith("known mp-") for item in found)
+    assert propose("Y3Al5O12")[0].structure.composition.num_atoms == 80
 
 
 def test_filters_and_unknown_contents(index):

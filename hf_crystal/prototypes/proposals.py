@@ -1,0 +1,87 @@
+"""One door to crystals of a formula: known ones, prototypes with its elements in them, then those of a model."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hf_crystal.crystals.record import COVALENT_RADII, close_pair
+from hf_crystal.mat2seq.space_groups import space_group_number
+from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
+from hf_crystal.mat2seq.validity import atoms_are_apart
+
+from .index import PrototypeIndex, embedded_index
+
+__all__ = ["propose"]
+
+_NEAREST = 0.5  # of the sum of covalent radii
+
+
+@functools.cache
+def _default_index() -> PrototypeIndex:
+    return embedded_index("mp")
+
+
+def propose(
+    composition: str | Mapping[Any, Any],
+    n: int = 1,
+    *,
+    known: bool = True,
+    space_group: str | int | Sequence[str | int] | None = None,
+    max_atoms: int | None = None,
+    min_distance: float | None = None,
+    generate: Callable[[int], Sequence[DecodedCrystal]] | None = None,
+    index: PrototypeIndex | None = None,
+) -> list[DecodedCrystal]:
+    """Crystals of a formula, the likeliest first: known ones, then prototypes, then those of a model.
+
+    ```python
+    propose("TiO2", 5)                   # known crystals, lowest energy first
+    propose("LiFeSO4F", 5, known=False)  # only what is not known of this formula
+    ```
+
+    Args:
+        composition: A formula, any number of units in the cell; or a mapping: atoms of the primitive cell.
+        n: Largest number of crystals.
+        known: False leaves out known crystals of the composition.
+        space_group: Symbol or number, or several of them.
+        max_atoms: Largest primitive cell.
+        min_distance: Leave out crystals with atoms nearer than this, Å. Those with two atoms closer than half the sum
+            of their covalent radii are left out always.
+        generate: Draws so many crystals from a model, for the places that prototypes do not fill.
+        index: Known crystals; by default the embedded ones of the Materials Project.
+
+    Returns:
+        Crystals, all different; `source` says where each comes from, see `PrototypeIndex.candidates`.
+
+    Raises:
+        ValueError: there is no such formula or space group.
+    """
+    several = [space_group] if isinstance(space_group, (str, int)) else space_group
+    groups = None if several is None else [space_group_number(group) for group in several]
+
+    def accepted(item: DecodedCrystal) -> bool:
+        record = item.canonical.to_record()  # type: ignore[union-attr]
+        radii = _NEAREST * COVALENT_RADII[record.atomic_numbers]
+        if close_pair(record.frac_coords, record.cell, radii) is not None:
+            return False
+        return min_distance is None or atoms_are_apart(item.structure, min_distance)
+
+    found = (_default_index() if index is None else index).candidates(
+        composition,
+        n,
+        formula=isinstance(composition, str),
+        known=known,
+        max_atoms=max_atoms,
+        space_groups=groups,
+        keeps=accepted,
+    )
+    if generate is not None and len(found) < n:
+        try:
+            drawn = generate(n)
+        except ValueError:  # what the model cannot write is no reason to refuse the rest
+            if not found:
+                raise
+            drawn = []
+        have = {item.sequence for item in found}
+        found += [item for item in drawn if item.sequence not in have and accepted(item)][: n - len(found)]
+    return found
