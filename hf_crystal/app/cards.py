@@ -74,12 +74,14 @@ def crystal_cards(crystals: Sequence[GeneratedCrystal]) -> str:
     for crystal in crystals:
         properties = "".join(f"<li>{html.escape(row['property'])}: {_number(row)}</li>" for row in crystal.properties)
         doubts = "".join(message(text, "note") for text in crystal.warnings)
+        if crystal.log_likelihood is not None:
+            properties += f"<li>log-likelihood: <b>{crystal.log_likelihood:.1f}</b></li>"
         marks = _mark(crystal.structure_valid, "distances") + _mark(crystal.composition_valid, "charges")
         cards.append(
             f"<article class='hfc-card'>{view_html(crystal.structure, 260)}"
             f"<h3>{html.escape(crystal.formula)} <small>{html.escape(crystal.space_group)}</small></h3>"
             f"<p>{marks}</p>{doubts}<ul>{properties}"
-            f"<li>log-likelihood: <b>{crystal.log_likelihood:.1f}</b></li></ul>"
+            f"<li>source: <b>{html.escape(crystal.source)}</b></li></ul>"
             f"<code>{html.escape(crystal.sequence)}</code></article>"
         )
     return f"<div class='hfc-gallery'>{''.join(cards)}</div>"

@@ -41,6 +41,7 @@ def generation_code(
     words += [f"num_return_sequences={num}", f"temperature={temperature:g}"]
     words += [] if seed is None else [f"seed={seed}"]
     chosen = _model(model, DEFAULT_GENERATOR)
+    words += [] if chosen else ["candidates='auto'"]
     return (
         f'{_PIPELINE}generate = pipeline("crystal-generation"{chosen})\ncrystals = generate({", ".join(words)})\n'
         'print(crystals[0]["cif"])'

@@ -194,9 +194,7 @@ def _generate_tab(gradio: Any, service: Service) -> None:
     conditions = service.conditions()
     with gradio.Row():
         with gradio.Column(scale=2, min_width=280):
-            composition = gradio.Textbox(
-                "SrTiO3", label="atoms of the primitive cell; empty for any", elem_id="generate-composition"
-            )
+            composition = gradio.Textbox("SrTiO3", label="formula; empty for any", elem_id="generate-composition")
             group = gradio.Dropdown(
                 [_ANY, *space_group_symbols()], value=_ANY, label="space group", elem_id="generate-group"
             )

@@ -76,7 +76,7 @@ class GeneratedCrystal:
 
     Attributes:
         structure: pymatgen `Structure`; `cif` the same as text.
-        formula, space_group, sequence, log_likelihood: as the pipeline gives them.
+        formula, space_group, sequence, log_likelihood, source: as the pipeline gives them.
         structure_valid: no atoms closer than 0.5 Å; composition_valid: charge-neutral by SMACT, None if not installed.
         properties: rows as in `Prediction.rows`.
         warnings: what is doubtful, as the pipeline gives it.
@@ -87,7 +87,8 @@ class GeneratedCrystal:
     formula: str
     space_group: str
     sequence: str
-    log_likelihood: float
+    log_likelihood: float | None
+    source: str
     structure_valid: bool
     composition_valid: bool | None
     properties: list[dict[str, Any]]
@@ -266,7 +267,7 @@ class Service:
         seed: int | None = None,
         model: str | None = None,
     ) -> list[GeneratedCrystal]:
-        """Crystals of a composition, the most probable first.
+        """Crystals of a formula, the most probable first; with other conditions, of atoms of the primitive cell.
 
         Raises:
             ValueError: no crystal can fulfill what is asked for: an element or a space group that does not exist, or a
@@ -282,6 +283,7 @@ class Service:
                 composition.strip() or None,
                 space_group=space_group or None,
                 properties=properties or None,
+                candidates="auto" if self.generator == DEFAULT_GENERATOR else None,
                 num_return_sequences=num,
                 temperature=temperature,
                 seed=seed,
@@ -311,6 +313,7 @@ class Service:
             space_group=result["space_group"],
             sequence=result["sequence"],
             log_likelihood=result["log_likelihood"],
+            source=result["source"],
             structure_valid=structure_is_valid(structure),
             composition_valid=neutral,
             properties=predicted,

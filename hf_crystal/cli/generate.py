@@ -13,9 +13,9 @@ from .structure_files import StructureFormat, crystal_files, folder_in_use, writ
 from .writers import Format, announce_written, format_of_file, open_writer
 
 EXAMPLE = (
-    "Example: hf-crystal generate SrTiO3 --num 4 --output-dir output\n\n"
-    "With predictions: hf-crystal generate SrTiO3 --num 4 --output json | hf-crystal predict -\n\n"
-    "Of a formula, from known crystals of other elements: hf-crystal generate TiO2 --candidates prototypes --num 5"
+    "Example: hf-crystal generate TiO2 --num 5 --output-dir output\n\n"
+    "With predictions: hf-crystal generate TiO2 --num 5 --output json | hf-crystal predict -\n\n"
+    "Of the language model, five atoms: hf-crystal generate SrTiO3 --candidates model --num 4"
 )
 _COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "source", "file"]
 _MORE_COLUMNS = ["sequence", "warnings", "cif"]  # of every form but the table
@@ -68,46 +68,8 @@ def _one_composition(word: str | None, option: str | None) -> str | None:
     return word if option is None else option
 
 
-def _from_prototypes(
-    composition: str | None, num: int, asked: dict[str, Any], min_distance: float | None
-) -> list[dict[str, Any]]:
-    """Results of known crystals with the elements of a formula put in."""
-    from ..mat2seq.space_groups import space_group_number
-    from ..mat2seq.validity import atoms_are_apart
-    from ..pipelines.pipeline_crystal_generation import result_of
-    from ..prototypes import embedded_index
-
-    given = [name for name, value in asked.items() if value is not None and name != "space_group"]
-    if composition is None or given:
-        raise typer.BadParameter(
-            f"prototypes takes a formula and --space-group, not {', '.join(given) or 'an empty prompt'}",
-            param_hint="--candidates",
-        )
-    groups = asked["space_group"] and [space_group_number(group) for group in asked["space_group"]]
-    index = embedded_index()
-    found = index.candidates(
-        composition,
-        num,
-        formula=True,
-        space_groups=groups,
-        keeps=lambda item: min_distance is None or atoms_are_apart(item.structure, min_distance),
-    )
-    if not found and index.candidates(composition, 1, formula=True):
-        raise ValueError(
-            f"known prototypes of {composition} are left out by space_group {groups} or min_distance {min_distance}"
-        )
-    if not found:
-        raise ValueError(
-            f"none of the {len(index):,} known crystals has the cell contents of {composition}; --candidates model "
-            "generates it"
-        )
-    return [result_of(item) for item in found]
-
-
 def generate(
-    composition: Annotated[
-        str | None, typer.Argument(help="Atoms of the primitive cell, such as SrTiO3 or Ti2O4; none: any.")
-    ] = None,
+    composition: Annotated[str | None, typer.Argument(help="Formula, such as TiO2; none: any.")] = None,
     composition_option: Annotated[str | None, typer.Option("--composition", help="The same as an option.")] = None,
     formula_units: Annotated[
         list[str] | None,
@@ -146,7 +108,9 @@ def generate(
         float, typer.Option(help="Above 1: properties asked for weigh more, at twice the time.")
     ] = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated at a time.")] = 256,
-    max_atoms: Annotated[int, typer.Option(help="Largest primitive cell where no composition is given.")] = 20,
+    max_atoms: Annotated[
+        int | None, typer.Option(help="Largest primitive cell; of the model 20 where no composition is given.")
+    ] = None,
     min_distance: Annotated[
         float | None, typer.Option(help="Leave out crystals with atoms closer than this, Å.")
     ] = None,
@@ -155,21 +119,25 @@ def generate(
         Unseen, typer.Option(help="Elements, or two elements together, that no training crystal has: warn or refuse.")
     ] = "warn",
     candidates: Annotated[
-        Literal["model", "prototypes"],
+        Literal["auto", "prototypes", "model"] | None,
         typer.Option(
-            help="Crystals of the language model; or known crystals, of the formula itself or with its elements put "
-            "in (any number of formula units in a cell of up to 20 atoms)."
+            help="prototypes: known crystals of the formula with any number of formula units, and known prototypes "
+            "with its elements; model: of the language model, the formula counts the atoms of the primitive cell; "
+            "auto, the default for a formula and a space group: prototypes, then the model."
         ),
-    ] = "model",
+    ] = None,
+    novel: Annotated[bool, typer.Option("--novel", help="Leave out known crystals of the formula.")] = False,
     model: Annotated[
         str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
     ] = DEFAULT_GENERATOR,
     device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
 ) -> None:
-    """Generate crystals, the most probable first; no two have the same sequence.
+    """Generate crystals, the likeliest first; no two have the same sequence.
 
-    Each has the composition and the space group asked for. Where the model repeats itself there may be fewer than
-    asked for; exit code 1 if there is none.
+    A formula gives known crystals, lowest energy first, then known prototypes with its elements, then what a language
+    model writes (column source). Conditions, parts of the crystal, options of sampling and --formula-units ask the
+    model alone; then a composition without --formula-units counts the atoms of the primitive cell. Where the model
+    repeats itself there may be fewer than asked for; exit code 1 if there is none.
     """
     if num < 1:
         raise typer.BadParameter(f"{num} is not positive", param_hint="--num")
@@ -190,32 +158,35 @@ def generate(
     if output_dir is not None and others and (seed is None or len({path.stem for path in others}) > num):
         raise folder_in_use(output_dir, others)  # before anything is sampled
     quiet_transformers()
-    if candidates == "prototypes":
-        sampling = {"unseen": unseen != "warn", "smact": smact, "num_beams": num_beams > 1, "guidance": guidance != 1}
-        sampling |= {"temperature": temperature != 1, "top_p": top_p != 1, "model": model != DEFAULT_GENERATOR}
-        asked |= {name: True for name, changed in sampling.items() if changed}
-        results = _from_prototypes(composition, num, asked, min_distance)
-    else:
-        from ..loading import load_generation_pipeline
+    changed: dict[str, Any] = {
+        name: value
+        for name, value, usual in (
+            ("temperature", temperature, 1.0),
+            ("top_p", top_p, 1.0),
+            ("num_beams", num_beams, 1),
+            ("guidance", guidance, 1.0),
+            ("smact", smact, False),
+            ("unseen", unseen, "warn"),
+            ("known", not novel, True),
+        )
+        if value != usual
+    }
+    from ..loading import load_generation_pipeline
 
-        pipe = load_generation_pipeline(model, device)
-        with counter(num, "crystal") as tell:
-            results = pipe(
-                composition,
-                **asked,
-                num_return_sequences=num,
-                seed=seed,
-                temperature=temperature,
-                top_p=top_p,
-                num_beams=num_beams,
-                guidance=guidance,
-                batch_size=batch_size,
-                max_atoms=max_atoms,
-                min_distance=min_distance,
-                smact=smact,
-                unseen=unseen,
-                progress=tell,
-            )
+    pipe = load_generation_pipeline(model, device)
+    with counter(num, "crystal") as tell:
+        results = pipe(
+            composition,
+            **asked,
+            **changed,
+            candidates=candidates,
+            num_return_sequences=num,
+            seed=seed,
+            batch_size=batch_size,
+            max_atoms=max_atoms,
+            min_distance=min_distance,
+            progress=tell,
+        )
     if not results:
         raise ValueError(
             f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}, unseen {unseen}); ask for "

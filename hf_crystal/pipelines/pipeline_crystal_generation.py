@@ -1,10 +1,15 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """The task "crystal-generation": a composition, a space group or nothing → crystals."""
 
+import dataclasses
+import functools
+import importlib
 import os
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from transformers import Pipeline
 
 from ..crystals.elements import cell_formula
@@ -38,9 +43,14 @@ _RESULT_FIELDS = (
     "min_distance",
     "smact",
     "unseen",
+    "candidates",
+    "known",
     "rank",
     "progress",
 )
+_SOURCES = ("auto", "prototypes", "model")
+_OF_FORMULAS = {"composition", "space_group"}  # what known prototypes can fulfill
+_OF_ALL = {"max_atoms", "min_distance", "progress", "seed"}  # options that do not ask for the model
 
 
 class CrystalGenerationPipeline(Pipeline):
@@ -48,7 +58,8 @@ class CrystalGenerationPipeline(Pipeline):
 
     ```python
     pipe = pipeline("crystal-generation")                                # the checkpoint embedded in hf_crystal
-    pipe("SrTiO3", num_return_sequences=4, seed=0)                       # a list of four dictionaries
+    pipe("TiO2", num_return_sequences=4)                                 # of the formula: a list of four dictionaries
+    pipe("SrTiO3", candidates="model", num_return_sequences=4, seed=0)   # of five atoms
     pipe(composition={"Ti": 2, "O": 4}, space_group="P4_2/mnm")
     pipe("TiO2", space_group=136, formula_units=2, cell={"a": 4.594}, sites=["Ti 2a"])   # a crystal given in part
     pipe(["SrTiO3", {"composition": "NaCl", "space_group": 225}], num_return_sequences=2)   # a list of two lists
@@ -62,8 +73,9 @@ class CrystalGenerationPipeline(Pipeline):
     - `formula`: formula of the primitive cell (`Ti2O4`); `space_group`: symbol as the sequence has it;
     - `sequence`: the sequence as text; equal crystals have equal sequences;
     - `log_likelihood`: natural logarithm of the probability of the generated part (temperature 1, without grammar);
-    - `source`: "model", `score`: None; candidates of known prototypes (`hf_crystal.prototypes`) name the known crystal
-      and have a share of the votes;
+      None where a known prototype is longer than the model's context;
+    - `source`: "model"; "known mp-…": a known crystal; "prototype mp-…": that one with other elements. `score`: None,
+      or the share of such a crystal in the votes, or by energy among those known;
     - `warnings`: list of what to know about it, such as a property outside the trained range or an
       element that no training crystal has; mostly empty.
 
@@ -72,7 +84,14 @@ class CrystalGenerationPipeline(Pipeline):
     The prompts of a list are generated together.
 
     Arguments of each call:
-        composition: Atoms of the primitive cell, a formula or a mapping; a list gives one list of results each.
+        composition: A formula, or a mapping: atoms of the primitive cell; a list gives one list of results each.
+        candidates (`"auto"`, `"prototypes"` or `"model"`, *optional*): Where crystals come from. "prototypes": known
+            crystals of the formula with any number of formula units, lowest energy first, then known prototypes with
+            its elements, see `hf_crystal.prototypes.propose`; "auto": then those of the model, and of the model alone
+            where more than a formula and a space group is asked for; "model": of the model, and a formula, too, counts
+            the atoms of the primitive cell. By default "auto" for the embedded default checkpoint where no option of
+            sampling is given, else "model". Where this file has been exported without its package, only "model".
+        known (`bool`, defaults to `True`): False leaves out known crystals of the formula.
         space_group, chemical_system, formula_units, properties, cell, sites, prompt: See `CrystalPrompt`; fields of
             the prompt may also come as one dictionary in place of the composition.
         num_return_sequences (`int`, defaults to 1): Crystals per prompt.
@@ -119,6 +138,8 @@ class CrystalGenerationPipeline(Pipeline):
         for name in ("num_return_sequences", "max_rounds", "generation_batch_size"):
             if given.get(name) is not None and given[name] < 1:
                 raise ValueError(f"{name.removeprefix('generation_')} is {given[name]}; accepted: at least 1")
+        if given.get("candidates") not in (None, *_SOURCES):
+            raise ValueError(f"candidates is {given['candidates']!r}; accepted: {', '.join(map(repr, _SOURCES))}")
         prompt = {name: given[name] for name in _PROMPT_FIELDS if given.get(name) is not None}
         forward = {name: given[name] for name in (*_SAMPLING_FIELDS, *_RESULT_FIELDS) if given.get(name) is not None}
         return prompt, forward, {}
@@ -162,19 +183,79 @@ class CrystalGenerationPipeline(Pipeline):
         generation_batch_size: int = 256,
         unique: bool = True,
         rank: Any = True,
+        candidates: str | None = None,
+        known: bool = True,
+        on_error: str = "raise",
         **options: Any,
     ) -> list[list[Any]]:
         """Decoded crystals of each prompt."""
-        found: list[list[Any]] = self.model.generate_crystals_for_prompts(
-            self.tokenizer,
-            prompts,
-            num_return=num_return_sequences,
-            batch_size=generation_batch_size,
-            unique=unique,
-            rank=rank,
-            **options,
-        )
+        draw = functools.partial(
+            self.model.generate_crystals_for_prompts, self.tokenizer,
+            batch_size=generation_batch_size, unique=unique, rank=rank, **options,
+        )  # fmt: skip
+        if candidates is None:
+            plain = set(options) <= _OF_ALL and unique and rank is True
+            candidates = "auto" if not known or (plain and self._is_default()) else "model"
+        propose = None if candidates == "model" else self._propose(candidates)
+        of_formulas = [propose is not None and _is_formula(prompt, candidates) for prompt in prompts]
+        left = [prompt for prompt, is_formula in zip(prompts, of_formulas, strict=True) if not is_formula]
+        drawn = iter(draw(left, num_return=num_return_sequences, on_error=on_error) if left else ())
+        found: list[list[Any]] = []
+        for prompt, is_formula in zip(prompts, of_formulas, strict=True):
+            if not is_formula:
+                found.append(next(drawn))
+                continue
+
+            def fill(n: int, prompt: dict[str, Any] = prompt) -> list[Any]:
+                units = {"formula_units": "any"} if isinstance(prompt["composition"], str) else {}
+                items: list[Any] = draw([prompt | units], num_return=n)[0]
+                return items
+
+            bounds = {name: options[name] for name in ("max_atoms", "min_distance") if name in options}
+            generate = fill if candidates == "auto" else None
+            try:
+                items = propose(**prompt, n=num_return_sequences, known=known, generate=generate, **bounds)
+            except ValueError as error:
+                if on_error == "raise":
+                    raise
+                items = [SimpleNamespace(error=error)]
+            found.append([self._with_likelihood(item) for item in items])
+            if items and options.get("progress") is not None:
+                options["progress"](len(items))
         return found
+
+    def _with_likelihood(self, item: Any) -> Any:
+        """A crystal with what the model thinks of it after its composition, where the model can read it."""
+        if item.error is not None or item.log_likelihood is not None:
+            return item
+        ids = self.tokenizer.encode(item.sequence)
+        if item.canonical.settings != self.tokenizer.settings or len(ids) > self.model.config.max_position_embeddings:
+            return item
+        begin = ids.index(self.tokenizer.convert_tokens_to_ids("|"))  # ends the composition
+        rows = torch.tensor([ids], device=self.model.device)
+        with torch.no_grad():
+            logits = self.model(input_ids=rows).logits[0, :-1].float().log_softmax(dim=-1)
+        likelihoods = logits.gather(1, rows[0, 1:, None])[begin:, 0].double()
+        return dataclasses.replace(item, log_likelihood=likelihoods.sum().item())
+
+    def _is_default(self) -> bool:
+        """Whether the model is the default one of this package."""
+        try:
+            embedded = importlib.import_module("hf_crystal.checkpoints")
+        except ImportError:
+            return False
+        return str(self.model.name_or_path) == str(embedded.checkpoint_folder(embedded.DEFAULT_GENERATOR))
+
+    @staticmethod
+    def _propose(candidates: str) -> Any:
+        """The function of the package, which does not travel with this file."""
+        try:
+            return importlib.import_module("hf_crystal.prototypes").propose
+        except ImportError as error:
+            raise ValueError(
+                f"candidates is {candidates!r}; accepted is 'model': the package hf_crystal, which has the known "
+                "crystals, is missing"
+            ) from error
 
     def postprocess(self, model_outputs: list[Any], **_: object) -> list[dict[str, Any]]:  # type: ignore[override]
         """Decoded crystals → results."""
@@ -192,6 +273,17 @@ class CrystalGenerationPipeline(Pipeline):
         """
         self.model.save_pretrained(save_directory, **kwargs)
         self.tokenizer.save_pretrained(save_directory)
+
+
+def _is_formula(prompt: Mapping[str, Any], candidates: str) -> bool:
+    """Whether known prototypes can fulfill a prompt."""
+    composition = prompt.get("composition")
+    more = sorted(set(prompt) - _OF_FORMULAS)
+    if candidates == "prototypes" and (composition is None or more):
+        raise ValueError(
+            f"candidates is 'prototypes', which takes composition and space_group, not {more or 'an empty prompt'}"
+        )
+    return not more and (isinstance(composition, str) or (candidates == "prototypes" and composition is not None))
 
 
 def result_of(item: Any) -> dict[str, Any]:

@@ -168,6 +168,20 @@ def test_what_is_generated_can_be_predicted(command, generator, tmp_path, monkey
     assert {row[STRUCTURE_COLUMN].partition(number)[2].split()[0] for row in iter_rows(made)} == {"221"}
 
 
+def test_formula_of_the_default_generator(command, generator):
+    code, out, _ = command("LiFePO4", "--num", 2)
+    rows = [line.split() for line in out.splitlines()[2:]]
+    assert (code, rows[0][:3], len(rows)) == (0, ["Li4Fe4P4O16", "Pnma", "28"], 2)
+    assert "known mp-" in out.splitlines()[2]
+    code, out, _ = command("LiFePO4", "--space-group", "Pnma", "--novel", "--output", "json")
+    assert code == 0 and json.loads(out)[0]["source"].startswith("prototype mp-")
+    words = ("NaCl", "--num", 2, "--seed", 0, "--model", generator, "--output", "json")
+    assert {row["source"] for row in json.loads(command(*words)[1])} == {"model"}
+    assert json.loads(command(*words, "--candidates", "auto")[1])[0]["source"].startswith("known mp-")
+    code, _, err = command(*words, "--candidates", "prototypes", "--property", "band_gap=2")
+    assert code == 1 and "takes composition and space_group" in err
+
+
 def test_model_that_is_no_generator(command, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     got, out, err = command("--composition", "NaCl", "--model", tmp_path)

@@ -1,6 +1,7 @@
 """The task "crystal-generation": what was asked for, seeds, repeats, filters, bad prompts, saving."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoTokenizer, pipeline
 from hf_crystal import CrystalGenerationPipeline, Mat2SeqForCausalLM, Mat2SeqTokenizer, canonicalize
 from hf_crystal.checkpoints import embedded_checkpoint
 from hf_crystal.crystals.reading import as_record
+from hf_crystal.loading import load_generation_pipeline
 from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 from hf_crystal.mat2seq.space_groups import space_group_number
 
@@ -41,6 +43,54 @@ def test_results_are_the_composition_and_decode_again(pipe):
         assert result["sequence"].startswith(("Sr 1 Ti 1 O 3 |", "Ti 1 Sr 1 O 3 |"))
         assert result["log_likelihood"] < 0
         assert pipe.tokenizer.decode_structure(pipe.tokenizer.encode(result["sequence"])) == result["structure"]
+
+
+@pytest.fixture(scope="module")
+def default_pipe() -> CrystalGenerationPipeline:
+    return load_generation_pipeline()
+
+
+def test_a_formula_gives_known_crystals_then_prototypes_then_those_of_the_model(default_pipe):
+    found = default_pipe("TiO2", num_return_sequences=2, seed=0)
+    assert [(item["formula"], item["space_group"]) for item in found] == [("Ti4O8", "C2/m"), ("Ti2O4", "I4_1/amd")]
+    assert all(item["source"].startswith("known mp-") and 0 < item["score"] < 1 for item in found)
+    new = default_pipe("TiO2", known=False, space_group="P4_2/nmc", num_return_sequences=1)
+    assert new[0]["source"].startswith("prototype mp-")
+    few = default_pipe("NaCl", space_group=225, num_return_sequences=2, seed=0)
+    assert [item["source"].split()[0] for item in few] == ["known", "model"]
+    assert len(default_pipe("NaCl", space_group=225, candidates="prototypes", num_return_sequences=2)) == 1
+
+
+def test_the_model_alone_gives_atoms_of_the_primitive_cell(default_pipe):
+    assert default_pipe("CaTiO3")[0]["formula"] == "Ca4Ti4O12"
+    asked = [{"candidates": "model"}, {"temperature": 0.5}, {"properties": {"band_gap": 2}}, {"formula_units": 1}]
+    for options in asked:
+        result = default_pipe("CaTiO3", seed=0, **options)[0]
+        assert (result["source"], result["formula"]) == ("model", "CaTiO3")
+    mapping, text = default_pipe([{"Ca": 1, "Ti": 1, "O": 3}, "CaTiO3"], seed=0)
+    assert (mapping[0]["source"], text[0]["source"][:5]) == ("model", "known")
+
+
+def test_likelihood_of_a_known_crystal_is_what_sampling_it_has(default_pipe):
+    sampled = default_pipe("SrTiO3", candidates="model", seed=0, num_return_sequences=3)
+    for result in sampled:
+        item = default_pipe.tokenizer.batch_decode_structures([default_pipe.tokenizer.encode(result["sequence"])])[0]
+        again = default_pipe._with_likelihood(item).log_likelihood
+        assert again == pytest.approx(result["log_likelihood"], abs=1e-4)
+    assert default_pipe("SrTiO3")[0]["log_likelihood"] < 0
+
+
+def test_candidates_that_cannot_be_are_refused(pipe, monkeypatch):
+    with pytest.raises(ValueError, match="candidates is 'both'; accepted: 'auto', 'prototypes', 'model'"):
+        pipe("NaCl", candidates="both")
+    with pytest.raises(ValueError, match=r"takes composition and space_group, not \['properties'\]"):
+        pipe("NaCl", candidates="prototypes", properties={"band_gap": 2})
+    results = pipe(["NaCl", "Xx2"], candidates="auto")
+    assert (results[0][0]["source"][:5], "Xx" in results[1][0]["error"]) == ("known", True)
+    monkeypatch.setitem(sys.modules, "hf_crystal.prototypes", None)  # as where the file was exported
+    with pytest.raises(ValueError, match="candidates is 'auto'; accepted is 'model'"):
+        pipe("NaCl", candidates="auto")
+    assert pipe("NaCl", seed=0)[0]["source"] == "model"
 
 
 def test_space_group_and_mapping(pipe):
@@ -167,7 +217,7 @@ def test_model_of_another_class_is_refused(pipe):
 def test_embedded_generator_is_the_default_and_its_card_is_of_it():
     folder = embedded_checkpoint("mat2seq-mp20")
     embedded = pipeline(TASK)
-    results = embedded("SrTiO3", num_return_sequences=4, seed=0)
+    results = embedded("SrTiO3", candidates="model", num_return_sequences=4, seed=0)
     assert [result["formula"] for result in results] == ["SrTiO3"] * 4
     assert sum(result["log_likelihood"] for result in results) / 4 > -120  # an untrained one has about -200
     card, metrics = (folder / "README.md").read_text(), json.loads((folder / "metrics.json").read_text())
