@@ -25,7 +25,7 @@ FREE_FIGURES = {
 }
 WITHOUT_GENERATOR = {  # of scripts/baseline_substitution.py and scripts/evaluate_prototypes.py
     "elements replaced in a training crystal, nothing learned": ROOT / "docs" / "baseline_substitution.json",
-    "**known prototypes**, alike elements learned (`--candidates prototypes`)": ROOT / "docs" / "prototypes.json",
+    "**known prototypes**, alike elements learned (index of the training part)": ROOT / "docs" / "prototypes.json",
 }
 # match rate in % and RMSE as published, MP-20, one attempt: unfiltered, filtered
 PUBLISHED = {
@@ -151,7 +151,7 @@ def against_section() -> str:
         ["bulk modulus by fine-tuning, MAE in log10(GPa)", *errors("crystalformer-elastic", "log10_bulk_modulus")],
         [
             "structure of a formula, match rate in %",
-            f"`--candidates prototypes` {prototypes}",
+            f"known prototypes of the training part {prototypes}",
             f"elements replaced {replaced}; best published {PUBLISHED[best][0]} ({best.partition(' ')[0]})",
         ],
     ]
