@@ -8,10 +8,11 @@
     python scripts/fit_error_heads.py CHECKPOINT --data DATA_FOLDER --training-table training_table.parquet --test
 
 Held-out crystals: validation rows of the training table and labeled rows of `materials_project.parquet` that are
-neither among the training rows nor in a test part (by id, and by reduced formula and space group). Four fifths fit the
-head, the rest, whole kinds of crystals, give the length of the intervals. CHECKPOINT is written in place: weights,
-configuration and, under `uncertainty`, the figures in `metrics.json`. `--test` fits nothing: it measures the head of
-CHECKPOINT on the test parts of `report_domain.py`. Embeddings are kept in `--cache`, by the content of the weights.
+neither among the training rows nor in a test part (by id, and by reduced formula and space group). In tenths, whole
+kinds of crystals each: eight fit the head, one chooses the epoch, one gives the length of the intervals. CHECKPOINT is
+written in place: weights, configuration and, under `uncertainty`, the figures in `metrics.json`. `--test` fits
+nothing: it measures the head of CHECKPOINT on the test parts of `report_domain.py`. Embeddings are kept in `--cache`,
+by the content of the weights.
 """
 
 import argparse
