@@ -195,7 +195,7 @@ class CrystalCalculator(Calculator):
         units = torch.eye(3, dtype=cell.dtype, device=cell.device)
         signs = torch.tensor([1.0, -1.0], dtype=cell.dtype, device=cell.device)
 
-        def slopes(positions: Any, cells: Any, step: float) -> Any:
+        def slopes(positions: "torch.Tensor", cells: "torch.Tensor", step: float) -> "torch.Tensor":
             """Slopes between neighbors of a batch, `(B / 2,)`."""
             rest = {name: value.expand(len(cells), *value.shape[1:]) for name, value in batch.items()}
             with torch.no_grad():

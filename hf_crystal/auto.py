@@ -129,7 +129,7 @@ def take_names(owner: Any) -> None:
         return
 
     @functools.wraps(inherited)
-    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls: type, *args: object, **kwargs: object) -> Any:
         return inherited(cls, *_folders(args), **_folders(kwargs))
 
     from_pretrained.takes_names = True  # type: ignore[attr-defined]
@@ -148,13 +148,13 @@ def _auto_takes_names(module: str, name: str) -> None:
     take_names(_load(module, name))
 
 
-def _field(location: Any, file: str, name: str) -> Any:
+def _field(location: object, file: str, name: str) -> Any:
     """Field of a JSON file of a local folder; None where there is none."""
     path = Path(location, file) if isinstance(location, (str, os.PathLike)) else None
     return json.loads(path.read_text(encoding="utf-8")).get(name) if path is not None and path.is_file() else None
 
 
-def _holds_generator(location: Any) -> bool:
+def _holds_generator(location: object) -> bool:
     """Whether a local folder holds a Llama over crystal sequences, by its tokenizer."""
     is_ours = _field(location, "tokenizer_config.json", "tokenizer_class") == "Mat2SeqTokenizer"
     return is_ours and _field(location, "config.json", "model_type") == "llama"
@@ -166,7 +166,7 @@ def _causal_lm_knows_generators() -> None:
     stock = auto_class.from_pretrained.__func__
 
     @functools.wraps(stock)
-    def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls: type, *args: object, **kwargs: object) -> Any:
         args, kwargs = _folders(args), _folders(kwargs)
         if not _holds_generator(args[0] if args else kwargs.get("pretrained_model_name_or_path")):
             return stock(cls, *args, **kwargs)
@@ -175,7 +175,7 @@ def _causal_lm_knows_generators() -> None:
     auto_class.from_pretrained = classmethod(from_pretrained)
 
 
-def _task_of(location: Any) -> str | None:
+def _task_of(location: object) -> str | None:
     """The task of a folder of this package."""
     if _holds_generator(location):
         return "crystal-generation"
@@ -189,7 +189,7 @@ def _pipeline_takes_names() -> None:
     stock = module.pipeline
 
     @functools.wraps(stock)
-    def pipeline(task: str | None = None, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def pipeline(task: str | None = None, model: object = None, *args: object, **kwargs: object) -> Any:
         model = folder_of_name(model)
         task = task or _task_of(model)
         own = next((_load(_module(file), name) for known, file, name, *_ in PIPELINES if known == task), None)
@@ -210,7 +210,7 @@ def _take_names_and_save_code(file: str, name: str) -> None:
         return
 
     @functools.wraps(stock)
-    def save_pretrained(self: Any, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(self: object, save_directory: str | os.PathLike[str], *args: object, **kwargs: object) -> Any:
         written = stock(self, save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             _load(f"{__package__}.hub.properties", "write_code")(Path(save_directory), getattr(self, "config", None))

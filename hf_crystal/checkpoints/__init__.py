@@ -43,7 +43,7 @@ def embedded_checkpoint(name: str = DEFAULT_MODEL) -> Path:
     return checkpoint_folder(name)
 
 
-def folder_of_name(name: Any) -> Any:
+def folder_of_name(name: object) -> Any:
     """Folder of an embedded checkpoint where `name` is one and no model folder of that name is here; else `name`."""
     if not isinstance(name, (str, os.PathLike)) or Path(name, "config.json").is_file():
         return name

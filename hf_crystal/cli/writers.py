@@ -187,7 +187,7 @@ class _Parquet:
         import pyarrow
         import pyarrow.parquet
 
-        def type_of(kind: Any) -> Any:
+        def type_of(kind: object) -> Any:
             """The Arrow type of a name; a type stays what it is."""
             return pyarrow.type_for_alias(kind) if isinstance(kind, str) else kind
 

@@ -7,7 +7,10 @@ A formula is written as chemists do, from atomic numbers: reduced (`TiO2`) or of
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = [
     "CHEMICAL_SYMBOLS",
@@ -102,7 +105,7 @@ def formula_sum(atomic_numbers: Iterable[int]) -> str:
     return " ".join(f"{symbol}{count}" for symbol, count in _counts(atomic_numbers).items())
 
 
-def mixture_formula(occupancies: Any) -> str:
+def mixture_formula(occupancies: "np.ndarray") -> str:
     """Formula of the cell of a disordered crystal, to 4 decimals: `K1.2Na2.8Cl4`.
 
     Args:

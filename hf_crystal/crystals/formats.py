@@ -358,7 +358,7 @@ def parse_json_text(text: str) -> Any:
 # --------------------------------------------------------------------------------------------------------- values
 
 
-def number_array(value: Any, field: str, dtype: type = np.float64) -> np.ndarray:
+def number_array(value: object, field: str, dtype: type = np.float64) -> np.ndarray:
     """Array of a field; ragged or non-numeric values give a reason that names the field."""
     try:
         array = np.asarray(value)
@@ -375,7 +375,7 @@ def number_array(value: Any, field: str, dtype: type = np.float64) -> np.ndarray
     return array
 
 
-def shortened(value: Any, limit: int = 80) -> str:
+def shortened(value: object, limit: int = 80) -> str:
     """`repr` of a value for a message, cut at `limit` characters."""
     # a huge array is never turned into text as a whole
     text = f"array of shape {value.shape}" if isinstance(value, np.ndarray) and value.size > 9 else repr(value)

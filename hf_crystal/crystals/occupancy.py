@@ -152,7 +152,7 @@ def record_of_sites(points: np.ndarray, cell: np.ndarray, sites: list[dict[str, 
     return record_of_species(numbers, amounts, points[places], cell)
 
 
-def site_species(site: Any, place: int) -> dict[str, float]:
+def site_species(site: object, place: int) -> dict[str, float]:
     """Elements and occupancies of one site of pymatgen's `as_dict`; malformed sites give a reason."""
     species = site.get("species") if isinstance(site, Mapping) else None
     if not isinstance(species, list) or not species or not all(isinstance(specie, Mapping) for specie in species):
@@ -165,7 +165,7 @@ def site_species(site: Any, place: int) -> dict[str, float]:
     return found
 
 
-def mixed_sites(listed: Any, key: str) -> list[dict[str, float]]:
+def mixed_sites(listed: object, key: str) -> list[dict[str, float]]:
     """Occupancies of each site where a list of them stands in place of symbols; empty where it does not.
 
     Args:
@@ -183,7 +183,7 @@ def mixed_sites(listed: Any, key: str) -> list[dict[str, float]]:
     return [{str(symbol): 1.0} if site is None else site for site, symbol in zip(sites, listed, strict=True)]
 
 
-def with_occupancies(record: CrystalRecord, value: Any) -> CrystalRecord:
+def with_occupancies(record: CrystalRecord, value: object) -> CrystalRecord:
     """Record with occupancies `(N,)` of its atoms, or `(N, 118)` of all elements at its sites."""
     amounts = number_array(value, "occupancies")
     numbers = record.atomic_numbers

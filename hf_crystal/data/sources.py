@@ -513,7 +513,7 @@ def iter_crystals(path: Path, source: str | None = None) -> Iterator[tuple[str, 
         yield printable(source), CrystalInputError(str(error))
 
 
-def load(source: Any, *, on_error: Literal["raise", "return"] = "raise") -> Any:
+def load(source: object, *, on_error: Literal["raise", "return"] = "raise") -> Any:
     """Read one crystal or many.
 
     Files, text ones also as .gz, .bz2, .xz or .zip: CIF, POSCAR, extended XYZ, JSON (pymatgen, JARVIS, responses of

@@ -66,7 +66,7 @@ class PropertyBins:
             raise ValueError(f"{self.name} is NaN; leave an unknown property out")
         return f"<bin_{bisect.bisect_right(self.edges, value)}>"
 
-    def check_target(self, value: Any) -> str | None:
+    def check_target(self, value: object) -> str | None:
         """Whether generation can be conditioned on a value.
 
         The outermost bins have no end of their own; training values lie near the edges. Properties with no edge below

@@ -196,7 +196,7 @@ class CrystalGenerationPipeline(Pipeline):
         if candidates is None:
             plain = set(options) <= _OF_ALL and unique and rank is True
             candidates = "auto" if not known or (plain and self._is_default()) else "model"
-        propose = None if candidates == "model" else self._propose(candidates)
+        propose: Any = None if candidates == "model" else self._propose(candidates)
         of_formulas = [propose is not None and _is_formula(prompt, candidates) for prompt in prompts]
         left = [prompt for prompt, is_formula in zip(prompts, of_formulas, strict=True) if not is_formula]
         drawn = iter(draw(left, num_return=num_return_sequences, on_error=on_error) if left else ())

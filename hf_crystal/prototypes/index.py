@@ -223,9 +223,9 @@ class PrototypeIndex:
         refused = [] if known else [self._item(row, self.known(row), "known", share) for row, share in own]
         found: list[DecodedCrystal] = []
         for row, share in own if known else ():
-            item = self._item(row, self.known(row), "known", share)
-            if (keeps is None or keeps(item)) and not any(self._same_crystal(item, other) for other in found):
-                found.append(item)
+            mine = self._item(row, self.known(row), "known", share)
+            if (keeps is None or keeps(mine)) and not any(self._same_crystal(mine, other) for other in found):
+                found.append(mine)
             if len(found) == n:
                 return found
         first = len(found)

@@ -119,6 +119,6 @@ def fit_volumes(compositions: Sequence[dict[int, int]], volumes: np.ndarray) -> 
     prior = np.eye(NUM_ELEMENTS) * 1e-2 / mean  # also keeps the volumes of rare elements near the mean
     targets = np.concatenate([np.ones(len(volumes)), np.diag(prior) * mean])
     table = np.column_stack([np.vstack([weighted, prior]), targets])
-    triangle = np.linalg.qr(table, mode="r")  # the same problem, of a few rows
+    triangle = np.asarray(np.linalg.qr(table, mode="r"))  # the same problem, of a few rows
     fitted, _ = nnls(triangle[:, :-1], triangle[:, -1])
     return np.round(np.maximum(fitted, 0.2 * mean), 2)
