@@ -33,7 +33,7 @@ def orderings(structure: CrystalLike, n: int = 8, *, max_atoms: int = 160, seed:
         seed: of the draws.
 
     Returns:
-        pymatgen `Structure`s, lowest energy first.
+        pymatgen `Structure` objects, lowest energy first.
 
     Raises:
         CrystalInputError: a crystal that cannot be read, or whose occupancies round to no atom at all.

@@ -8,7 +8,7 @@ import torch
 from hub_exports import METRICS, run_without_package, tiny_generator
 from hub_server import TOKEN, USER, Repository
 from huggingface_hub.errors import HfHubHTTPError
-from tiny_models import IRON, NACL, tiny_model
+from tiny_models import IRON, NACL, WITH_ERROR_HEAD, tiny_model
 
 from hf_crystal import CrystalFeatureExtractor
 from hf_crystal.hub import push_folder
@@ -59,7 +59,7 @@ def test_property_model_loads_by_name_without_the_package(hub, exported_property
     """
     done = load_by_name(hub, code, tmp_path)
     with torch.no_grad():
-        expected = tiny_model("crystalframer")(**CrystalFeatureExtractor()([NACL, IRON])).logits
+        expected = tiny_model("crystalframer", **WITH_ERROR_HEAD)(**CrystalFeatureExtractor()([NACL, IRON])).logits
     assert json.loads(done.stdout.splitlines()[-1]) == expected.tolist()
 
 
