@@ -136,6 +136,8 @@ class CrystalGenerationPipeline(Pipeline):
         if unknown:
             raise TypeError(f"unknown arguments {unknown}; accepted are {', '.join(known)}")
         for name in ("num_return_sequences", "max_rounds", "generation_batch_size", "max_atoms"):
+            if isinstance(given.get(name), str):
+                raise ValueError(f"{name} is {given[name]!r}; accepted: a whole number")
             if given.get(name) is not None and given[name] < 1:
                 raise ValueError(f"{name.removeprefix('generation_')} is {given[name]}; accepted: at least 1")
         if given.get("candidates") not in (None, *_SOURCES):

@@ -189,6 +189,7 @@ def test_filter_and_rank(pipe):
         ("NaCl", {"properties": {"color": 1}}, ValueError, "color"),
         ("NaCl", {"chemical_system": "Na-Cl"}, ValueError, "exclude each other"),
         ("Na2Cl2", {"max_atoms": 3}, ValueError, "max_atoms is 3; the composition asked for has 4 atoms"),
+        ("NaCl", {"max_atoms": "6"}, ValueError, "max_atoms is '6'; accepted: a whole number"),
         ("NaCl", {"max_atoms": 0}, ValueError, "max_atoms is 0; accepted: at least 1"),
         ("NaCl", {"known": False, "candidates": "model"}, ValueError, "known is False .*; accepted: with a formula"),
         ("NaCl0", {}, ValueError, "composition is 'NaCl0', with a count of 0"),
