@@ -257,6 +257,8 @@ def _read_table(path: Path) -> tuple[str, list[str], list[float]]:
         known = ", ".join(sorted(file.stem for file in REFERENCES.glob("*.parquet")))
         what = "has another ending than" if path.is_file() else "does not exist; accepted is a file"
         raise ValueError(f"table {path} {what} .csv, .jsonl or .parquet; embedded references: {known}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path.name} is empty")
     try:
         table = readers[path.suffix](path)
     except (ValueError, csv.Error) as error:

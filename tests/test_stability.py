@@ -113,7 +113,7 @@ def test_table_of_a_user(tmp_path):
         load_reference(file)
     with pytest.raises(ValueError, match="nothing does not exist.*embedded references: matbench_mp_e_form"):
         load_reference("nothing")
-    for content, reason in (("", "mine.csv is no table"), ("formula,energy\n", "mine.csv has no rows")):
+    for content, reason in (("", "mine.csv is empty"), ("formula,energy\n", "mine.csv has no rows")):
         file.write_text(content)
         with pytest.raises(ValueError, match=reason):
             load_reference(file)
@@ -138,6 +138,7 @@ def test_command_line(tmp_path, capsys):
     assert "LiFePO4" in printed
     assert " + " in printed
     assert run(["stability"]) == 2
+    assert run(["stability", "Qq"]) == 1  # nothing was found
 
 
 def test_predict_adds_the_distance_from_the_hull(tmp_path, capsys):

@@ -188,9 +188,17 @@ def generate(
             progress=tell,
         )
     if not results:
+        limits = {
+            "max-atoms": max_atoms,
+            "min-distance": min_distance,
+            "smact": smact,
+            "unseen": changed.get("unseen"),
+        }
+        given = [f"--{name}" + f" {value}" * (value is not True) for name, value in limits.items() if value]
         raise ValueError(
-            f"no crystal passed the filters (min_distance {min_distance} Å, smact {smact}, unseen {unseen}); ask for "
-            "more or allow less"
+            f"no crystal found for {composition or 'this prompt'}"
+            + (f"; what was found does not pass {', '.join(given)}" if given else "")
+            + (": no known prototype fits" if candidates == "prototypes" and not given else "")
         )
     if "error" in results[0]:
         raise ValueError(results[0]["error"])

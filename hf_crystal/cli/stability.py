@@ -43,9 +43,13 @@ def stability(
     if energies is not None:
         asked = read_energies(energies, hull.energy_column)
     chosen = output or format_of_file(output_file) or "table"
+    errors: list[str | None] = []
     with open_writer(chosen, output_file, _COLUMNS, _TYPES) as writer:
         for row in _rows(hull, asked):
             writer.write(row)
+            errors.append(row.get("error"))
+    if errors and all(errors):
+        raise ValueError(f"no formula has a hull: {errors[0]}" + f" (and {len(errors) - 1} more)" * (len(errors) > 1))
 
 
 def _rows(hull: Any, asked: Any) -> Iterator[dict[str, Any]]:

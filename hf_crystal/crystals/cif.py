@@ -23,7 +23,7 @@ from .cif_symmetry import (
     symmetry_candidates,
 )
 from .formats import CIF_MARKS, one_line
-from .occupancy import record_of_species
+from .occupancy import overfull_site, record_of_species
 from .record import (
     CHEMICAL_SYMBOLS,
     MAX_COORDINATE,
@@ -364,7 +364,8 @@ def _record_of(content: CifContent) -> CrystalRecord:
         record = record_of_species(record.atomic_numbers, occupied, record.frac_coords, cell, record.warnings)
     frac = record.frac_coords
     if len(np.unique(np.round(frac % 1, 4) % 1, axis=0)) != len(frac):
-        raise CrystalInputError("disordered: atoms share a site, and together they are more than one")
+        full = overfull_site(record.atomic_numbers, np.ones(len(frac)), frac) if record.occupancies is None else None
+        raise CrystalInputError(full or "disordered: atoms share a site, and together they are more than one")
     return record
 
 

@@ -5,6 +5,7 @@ A formula is written as chemists do, from atomic numbers: reduced (`TiO2`) or of
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,8 @@ def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
         except ImportError as error:
             raise ImportError("a formula as text needs pymatgen: pip install pymatgen") from error
 
+        if re.search(r"(?<![\d.])0+(?:\.0*)?(?![\d.])", composition):
+            raise ValueError(f"composition is {composition!r}, with a count of 0; accepted: whole numbers of atoms")
         try:
             composition = Composition(composition)
         except ValueError as error:

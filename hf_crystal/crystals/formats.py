@@ -263,6 +263,8 @@ def parse_extxyz(text: str) -> CrystalRecord:
         CrystalInputError: no lattice, wrong counts, or more than one frame.
     """
     lines = text.lstrip("\ufeff").strip().splitlines()
+    if lines[0].strip() == "0":
+        raise CrystalInputError("0 atoms; at least one is needed")
     total = (_counts([lines[0].strip()]) or [0])[0] if len(lines) > 2 else 0
     if not total:
         raise CrystalInputError("XYZ text does not start with the number of its atom lines and a comment line")

@@ -22,6 +22,7 @@ __all__ = [
     "as_composition",
     "first_mixed_site",
     "mixed_sites",
+    "overfull_site",
     "record_of_sites",
     "record_of_species",
     "site_species",
@@ -40,6 +41,17 @@ def as_composition(numbers: np.ndarray, occupancies: np.ndarray | None) -> np.nd
     composition = np.zeros((len(numbers), NUM_SPECIES))
     composition[np.arange(len(numbers)), numbers - 1] = 1.0
     return composition
+
+
+def overfull_site(numbers: np.ndarray, occupancies: np.ndarray, frac_coords: np.ndarray) -> str | None:
+    """What is wrong with the first place where atoms are together more than one; None if there is none."""
+    place = np.unique(np.round(frac_coords % 1, 4) % 1, axis=0, return_inverse=True)[1].ravel()
+    totals = np.bincount(place, occupancies)
+    if totals.max(initial=0.0) <= _LARGEST_OCCUPANCY:
+        return None
+    rows = np.flatnonzero(place == np.argmax(totals > _LARGEST_OCCUPANCY))
+    atoms = " + ".join(f"{CHEMICAL_SYMBOLS[int(numbers[row])]} {occupancies[row]:g}" for row in rows)
+    return f"disordered: atoms share a site, and together they are more than one: {atoms}; up to 1 is accepted"
 
 
 def record_of_species(
@@ -79,6 +91,8 @@ def record_of_species(
     if not filled.any():
         raise CrystalInputError("0 atoms: all sites are empty (occupancy 0); at least one atom is needed")
     numbers, occupancies, frac = numbers[filled], occupancies[filled], frac_coords[filled]
+    if shared := overfull_site(numbers, occupancies, frac):
+        raise CrystalInputError(shared)
     site, widest = _split_sites(occupancies, frac, cell)
     first, site = np.unique(site, return_index=True, return_inverse=True)[1:]
     composition = np.zeros((len(first), NUM_SPECIES))

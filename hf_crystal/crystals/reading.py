@@ -58,6 +58,7 @@ __all__ = [
 logger = logging.get_logger(__name__)
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
+_FILE_ENDINGS = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json")
 _MAX_DEPTH = 4  # a row that holds JSON text that holds a crystal
 
 ACCEPTED_FORMS = (
@@ -290,6 +291,11 @@ def _record_from_text(text: str, hint: str | None = None, depth: int = 0) -> Cry
         return parse_extxyz(text)
     if chosen == "cif":
         return parse_cif(text)
+    if "\n" not in text and text.strip().lower().endswith(_FILE_ENDINGS):
+        raise CrystalInputError(
+            "the name of a file in place of a crystal; a table names files beside or below itself, by relative names "
+            "without '..', and other documents hold the text of the file"
+        )
     # the text itself is not quoted: it may come from a file that the reader of the message must not see
     raise CrystalInputError(
         f"not a crystal structure: {len(text)} characters of no known format; accepted: {ACCEPTED_FORMS}"

@@ -61,6 +61,7 @@ TABLE_SUFFIXES = (".jsonl", ".parquet", ".db", ".traj")  # a CSV in a folder may
 _MAGIC: tuple[tuple[bytes, Form], ...] = ((b"PAR1", "parquet"), (b"SQLite format 3", "ase"), (b"- of Ulm", "ase"))
 _LIKELY_COLUMNS = ("structure", "cif", "atoms", "poscar", "crystal", "attributes", "file", "filename", "path")
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "id", "material_id", "jid", "name")
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+(?:[eE][+-]?\d+)?\s*")
 _READ_CHARS = 1 << 20
 _HEAD_CHARS = 1 << 12
 _COMMENT_WORD = re.compile(r"([\w-]+)=([^\s\"'{\[]+)(?:\s|$)")  # plain words only: quoted ones are arrays
@@ -248,14 +249,23 @@ def _delimiter(header: str) -> str:
     return max(",;\t", key=header.count)
 
 
+def _with_point(value: Any) -> Any:
+    """A cell that is a number with a decimal comma, with a point."""
+    return value.replace(",", ".") if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value) else value
+
+
 def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any]]:
     """Rows of a CSV with a column of CIF text, POSCAR text or file names (relative to the CSV), or plain columns."""
     csv.field_size_limit(_CSV_FIELD_LIMIT)
     with _open_text(path) as stream:
         header = stream.readline()
         reader = csv.DictReader(chain([header], stream), delimiter=_delimiter(header))
+        if not header.strip():
+            raise ValueError(f"{path.name} is empty; a header and a row for each crystal are expected")
         columns = _find_crystal_columns(reader.fieldnames or [], structure_column, path.name)
         for row in reader:
+            if reader.reader.dialect.delimiter != ",":
+                row = {name: _with_point(value) for name, value in row.items()}
             crystal: Any = _take(row, columns)
             row.pop(None, None)  # cells beyond the header
             if isinstance(crystal, dict):  # lists as text, in the spelling of JSON or of numpy
@@ -529,7 +539,8 @@ def load(source: object, *, on_error: Literal["raise", "return"] = "raise") -> A
 
     Returns:
         A `CrystalRecord` where the file or object is one crystal; a list of them for a file of several, a table, a
-        database, a folder, a list. `record_to_structure` makes a pymatgen `Structure` of a record.
+        database, a folder, a list. `record_to_structure` makes a pymatgen `Structure` of a record. Partly occupied
+        sites are in `occupancies`, axes that do not repeat in `pbc`.
 
     Raises:
         CrystalInputError: a crystal that cannot be read, with its reason and place.
@@ -541,7 +552,8 @@ def load(source: object, *, on_error: Literal["raise", "return"] = "raise") -> A
     found: list[Any] = []
     for place, (name, crystal) in enumerate(named):
         try:
-            record = as_record(crystal, index=place if many else None, name=name)
+            index = place if many else None
+            record = as_record(crystal, index=index, name=name, disorder="mix", partly_periodic=True)
             found.append(record if record.name or not name else replace(record, name=name))
         except CrystalInputError as error:
             if on_error == "raise":

@@ -470,7 +470,8 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
     """The encoder: crystals in, states of atoms and an embedding of each crystal out."""
 
     layer_class: type[CrystalformerLayer] = CrystalformerLayer
-    _keys_to_ignore_on_load_unexpected = [r"^head\."]  # the encoder of a property model is asked for, not its head
+    # the encoder of a property model is asked for, not its heads
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^error_head\."]
 
     def __init__(self, config: CrystalformerConfig):
         super().__init__(config)

@@ -49,6 +49,7 @@ MAT2SEQ_SIZES = {
 }
 
 _REDRAWN = 16  # samples at a time where the crystals of greedy or beam search were all left out
+_MAX_ATOMS = 20  # of the primitive cell, where the prompt does not say it
 _FILTERED = "the crystals of greedy or beam search were left out by min_distance, smact or unseen"
 
 
@@ -149,7 +150,7 @@ def generate_crystals_for_prompts(
     guidance: float = 1.0,
     seed: int | None = None,
     batch_size: int = 256,
-    max_atoms: int = 20,
+    max_atoms: int | None = None,
     max_length: int | None = None,
     unique: bool = False,
     min_distance: float | None = None,
@@ -176,7 +177,8 @@ def generate_crystals_for_prompts(
             and the number of samples are; copies of a prompt draw crystals of their own. Holds where the model
             computes in float32 or float64. None: other crystals in each call. The global random state is not used.
         batch_size: Sequences generated at a time; more are faster and need more memory.
-        max_atoms: Largest primitive cell where no composition is given.
+        max_atoms: Largest primitive cell; a composition of more atoms is refused. None: any composition that is asked
+            for, 20 where there is none.
         max_length: Longest sequence in tokens; the model's context by default.
         unique: Leave out repeated sequences of a prompt and draw others in their place.
         min_distance: Leave out crystals with two atoms nearer than this, Å, and draw others. Greedy and beam search
@@ -201,6 +203,8 @@ def generate_crystals_for_prompts(
         ImportError: if smact is asked for and missing.
     """
     _check_options(num_return, batch_size, max_rounds, temperature, top_p, num_beams)
+    if max_atoms is not None and max_atoms < 1:
+        raise ValueError(f"max_atoms is {max_atoms}; accepted: at least 1")
     if unseen not in ("warn", "refuse"):
         raise ValueError(f"unseen is {unseen!r}; accepted: 'warn' or 'refuse'")
     if guidance < 0 or (guidance != 1 and num_beams > 1):
@@ -211,8 +215,9 @@ def generate_crystals_for_prompts(
     if grammar is None:
         context = int(getattr(model.config, "max_position_embeddings", 1024)) if max_length is None else max_length
         # room for all conditions in every call: what a prompt may become must not depend on the prompts beside it
-        grammar = _grammar(tokenizer, max_atoms, context - 2 * len(tokenizer.property_bins))
-    prepared, errors = _prepare(asked, tokenizer, grammar, on_error, smact, domain if unseen == "refuse" else None)
+        grammar = _grammar(tokenizer, max_atoms or _MAX_ATOMS, context - 2 * len(tokenizer.property_bins))
+    strict = domain if unseen == "refuse" else None
+    prepared, errors = _prepare(asked, tokenizer, grammar, on_error, smact, strict, max_atoms)
     search = CrystalSampler(
         model,
         tokenizer,
@@ -324,6 +329,7 @@ def _prepare(
     on_error: str,
     smact: bool,
     domain: TrainingDomain | None,
+    max_atoms: int | None,
 ) -> tuple[dict[int, PreparedPrompt], dict[int, ValueError]]:
     """Prompts that can be fulfilled, and the reasons why the others cannot, by place."""
     if on_error not in ("raise", "return"):
@@ -334,6 +340,7 @@ def _prepare(
             found = prepare_prompt(prompt, tokenizer, grammar)
             if domain is not None and (foreign := domain.unseen([[*found.constraint.needed_elements]])[0]):
                 raise ValueError("; ".join(foreign))
+            found = found if max_atoms is None else _without_large(found, max_atoms)
         except ValueError as error:
             if on_error == "raise":
                 raise error if len(asked) == 1 else ValueError(f"prompt {index}: {error}") from error
@@ -344,6 +351,22 @@ def _prepare(
         except ValueError as error:  # the prompt is sound, the filter decides: no reason to stop the others
             errors[index] = error
     return prepared, errors
+
+
+def _without_large(prompt: PreparedPrompt, max_atoms: int) -> PreparedPrompt:
+    """The prompt without compositions of more atoms.
+
+    Raises:
+        ValueError: if all of them have more.
+    """
+    compositions = prompt.constraint.compositions
+    if compositions is None:
+        return prompt
+    small = tuple(counts for counts in compositions if sum(n for _, n in counts) <= max_atoms)
+    if not small:
+        smallest = min(sum(n for _, n in counts) for counts in compositions)
+        raise ValueError(f"max_atoms is {max_atoms}; the composition asked for has {smallest} atoms")
+    return dataclasses.replace(prompt, constraint=dataclasses.replace(prompt.constraint, compositions=small))
 
 
 def _without_refused(prompt: PreparedPrompt) -> PreparedPrompt:

@@ -135,7 +135,9 @@ class CrystalGenerationPipeline(Pipeline):
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise TypeError(f"unknown arguments {unknown}; accepted are {', '.join(known)}")
-        for name in ("num_return_sequences", "max_rounds", "generation_batch_size"):
+        for name in ("num_return_sequences", "max_rounds", "generation_batch_size", "max_atoms"):
+            if isinstance(given.get(name), str):
+                raise ValueError(f"{name} is {given[name]!r}; accepted: a whole number")
             if given.get(name) is not None and given[name] < 1:
                 raise ValueError(f"{name.removeprefix('generation_')} is {given[name]}; accepted: at least 1")
         if given.get("candidates") not in (None, *_SOURCES):
@@ -198,6 +200,11 @@ class CrystalGenerationPipeline(Pipeline):
             candidates = "auto" if not known or (plain and self._is_default()) else "model"
         propose: Any = None if candidates == "model" else self._propose(candidates)
         of_formulas = [propose is not None and _is_formula(prompt, candidates) for prompt in prompts]
+        if not known and not all(of_formulas):
+            raise ValueError(
+                "known is False (--novel); accepted: with a formula, alone or with a space group, and candidates "
+                "'auto' or 'prototypes': what the model alone writes is not compared with known crystals"
+            )
         left = [prompt for prompt, is_formula in zip(prompts, of_formulas, strict=True) if not is_formula]
         drawn = iter(draw(left, num_return=num_return_sequences, on_error=on_error) if left else ())
         found: list[list[Any]] = []
@@ -211,7 +218,7 @@ class CrystalGenerationPipeline(Pipeline):
                 items: list[Any] = draw([prompt | units], num_return=n)[0]
                 return items
 
-            bounds = {name: options[name] for name in ("max_atoms", "min_distance") if name in options}
+            bounds = {name: options[name] for name in ("max_atoms", "min_distance", "unseen") if name in options}
             generate = fill if candidates == "auto" else None
             try:
                 items = propose(**prompt, n=num_return_sequences, known=known, generate=generate, **bounds)

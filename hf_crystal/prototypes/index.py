@@ -1,6 +1,7 @@
 """`PrototypeIndex`: known crystals as canonical sequences, from which candidates for other compositions are made."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections import defaultdict
@@ -74,6 +75,11 @@ class PrototypeIndex:
         self._members = families(self.sequences)
         self._families: dict[Counts, Family] = {}
         self._shapes: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    @functools.cached_property
+    def elements(self) -> frozenset[str]:
+        """Symbols of the elements that its crystals have."""
+        return frozenset(word for text in self.sequences for word in text.split(f" {SEPARATOR} ", 1)[0].split()[::2])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -245,6 +251,11 @@ class PrototypeIndex:
                 break
         found[first:] = sorted(found[first:], key=lambda item: item.score or 0.0, reverse=True)
         return found[:n]
+
+    def is_known(self, item: DecodedCrystal) -> bool:
+        """Whether a crystal is one of the index, but for its volume and small differences of its shape."""
+        own = self._own([item.canonical.composition], self._allowed(None, frozenset()))  # type: ignore[union-attr]
+        return any(self._same_crystal(item, self._item(row, self.known(row), "known", share)) for row, share in own)
 
     def _same_crystal(self, first: DecodedCrystal, second: DecodedCrystal) -> bool:
         """Whether two candidates are of one label and shape."""

@@ -1,9 +1,12 @@
 """One door to crystals of a formula: known ones, prototypes with its elements in them, then those of a model."""
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS, parse_composition
 from hf_crystal.crystals.record import COVALENT_RADII, close_pair
 from hf_crystal.mat2seq.space_groups import space_group_number
 from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
@@ -14,6 +17,7 @@ from .index import PrototypeIndex, embedded_index
 __all__ = ["propose"]
 
 _NEAREST = 0.5  # of the sum of covalent radii
+_GUESSED = "its size, and what it is like, are guesses"
 
 
 @functools.cache
@@ -29,6 +33,7 @@ def propose(
     space_group: str | int | Sequence[str | int] | None = None,
     max_atoms: int | None = None,
     min_distance: float | None = None,
+    unseen: Literal["warn", "refuse"] = "warn",
     generate: Callable[[int], Sequence[DecodedCrystal]] | None = None,
     index: PrototypeIndex | None = None,
 ) -> list[DecodedCrystal]:
@@ -47,6 +52,7 @@ def propose(
         max_atoms: Largest primitive cell.
         min_distance: Leave out crystals with atoms nearer than this, Å. Those with two atoms closer than half the sum
             of their covalent radii are left out always.
+        unseen: What becomes of elements that no known crystal has: a warning of each crystal, or an error.
         generate: Draws so many crystals from a model, for the places that prototypes do not fill.
         index: Known crystals; by default the embedded ones of the Materials Project.
 
@@ -54,7 +60,7 @@ def propose(
         Crystals, all different; `source` says where each comes from, see `PrototypeIndex.candidates`.
 
     Raises:
-        ValueError: there is no such formula or space group.
+        ValueError: there is no such formula or space group, or an element is refused.
     """
     several = [space_group] if isinstance(space_group, (str, int)) else space_group
     groups = None if several is None else [space_group_number(group) for group in several]
@@ -66,7 +72,12 @@ def propose(
             return False
         return min_distance is None or atoms_are_apart(item.structure, min_distance)
 
-    found = (_default_index() if index is None else index).candidates(
+    index = _default_index() if index is None else index
+    foreign = [CHEMICAL_SYMBOLS[number] for number in parse_composition(composition)]
+    notes = tuple(f"{symbol}: in no known crystal; {_GUESSED}" for symbol in foreign if symbol not in index.elements)
+    if notes and unseen == "refuse":
+        raise ValueError("; ".join(notes))
+    found = index.candidates(
         composition,
         n,
         formula=isinstance(composition, str),
@@ -75,13 +86,15 @@ def propose(
         space_groups=groups,
         keeps=accepted,
     )
+    found = [dataclasses.replace(item, warnings=(*item.warnings, *notes)) for item in found] if notes else found
     if generate is not None and len(found) < n:
         try:
-            drawn = generate(n)
+            drawn = generate(n if known else 2 * n)  # some will be known ones
         except ValueError:  # what the model cannot write is no reason to refuse the rest
             if not found:
                 raise
             drawn = []
         have = {item.sequence for item in found}
-        found += [item for item in drawn if item.sequence not in have and accepted(item)][: n - len(found)]
+        fresh = (item for item in drawn if item.sequence not in have and accepted(item))
+        found += list(itertools.islice((item for item in fresh if known or not index.is_known(item)), n - len(found)))
     return found

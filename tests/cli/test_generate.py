@@ -132,7 +132,7 @@ def test_a_crystal_given_in_part_by_beam_search(command, generator):
         (["--composition", "NaCl", "--cell", "a=wide"], 2, "expected name=value or name=low..high"),
         (["--composition", "NaCl", "--formula-units", "some"], 2, "expected whole numbers or any"),
         (["--composition", "NaCl", "--site", "Na 4a"], 1, "need one space_group"),
-        (["--composition", "NaCl", "--min-distance", "100", "--seed", "0"], 1, "no crystal passed the filters"),
+        (["--composition", "NaCl", "--min-distance", "100", "--seed", "0"], 1, "does not pass --min-distance 100"),
         (["--composition", "NaCl", "--output", "parquet"], 2, "needs --output-file"),
     ],
 )

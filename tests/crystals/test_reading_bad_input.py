@@ -62,7 +62,7 @@ BAD = {
     "CIF with zero length": (NACL_CIF.replace(f"{A}(2)", "0"), "_cell_length_a is '0'"),
     "CIF with comma": (NACL_CIF.replace(f"{A}(2)", "5,64"), "_cell_length_a is '5,64'"),
     "CIF, partial occupancy": (NACL_CIF.replace("0 0 0 1", "0 0 0 0.5"), "disordered: site 0 has partial occupancy"),
-    "CIF, shared site": (NACL_CIF + "K1 K 0 0 0 1\n", "disordered: atoms share a site"),
+    "CIF, shared site": (NACL_CIF + "K1 K 0 0 0 1\n", "together they are more than one: Na 1 . K 1"),
     "CIF, unknown occupancy": (NACL_CIF.replace("0 0 0 1", "0 0 0 ?"), "occupancy of site Na1 is unknown"),
     "CIF, unknown coordinate": (NACL_CIF.replace("0 0 0 1", "? 0 0 1"), "site Na1 is '\\?', not a number"),
     "CIF, dummy": (NACL_CIF.replace("Cl1 Cl1-", "Xx1 Xx"), "unknown element 'Xx'"),

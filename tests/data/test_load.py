@@ -8,6 +8,7 @@ import sqlite3
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +17,8 @@ from pymatgen.core import IStructure, Structure
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 
 import hf_crystal
-from hf_crystal.crystals.reading import as_record, record_to_structure
-from hf_crystal.data.sources import count_crystals, iter_crystals
+from hf_crystal.crystals.reading import CrystalInputError, as_record, record_to_structure
+from hf_crystal.data.sources import count_crystals, iter_crystals, iter_csv
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILES = [EXAMPLES / f"{name}.cif" for name in ("NaCl", "Si", "SrTiO3")]
@@ -166,8 +167,9 @@ def test_a_mixed_folder_reads_with_reasons(tmp_path):
     (tmp_path / "mixed.json").write_text(json.dumps(mixed))
     found = hf_crystal.load(tmp_path, on_error="return")
     reasons = [each.reason for each in found if isinstance(each, ValueError)]
-    assert (len(found), len(reasons)) == (4 * 3 + 3, 3)  # the two CSV in a folder may hold labels
-    assert any("empty" in reason for reason in reasons) and any("disordered" in reason for reason in reasons)
+    assert (len(found), len(reasons)) == (4 * 3 + 3, 2)  # the two CSV in a folder may hold labels
+    assert any("empty" in reason for reason in reasons)
+    assert [each.occupancies is None for each in found if not isinstance(each, ValueError)].count(False) == 1
     with pytest.raises(hf_crystal.CrystalInputError, match="broken.cif"):
         hf_crystal.load(tmp_path)
 
@@ -181,3 +183,27 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "no.db").write_bytes(b"SQLite format 3\0 and then nothing")
     with pytest.raises(ValueError, match="no.db cannot be read as a file of ASE"):
         hf_crystal.load(tmp_path / "no.db")
+
+
+def test_load_keeps_partial_occupancy_and_axes_that_do_not_repeat():
+    from ase.build import molecule
+
+    cell = {"cell": np.eye(3) * 4, "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]]}
+    mixed, water = hf_crystal.load([{**cell, "species": [{"Na": 0.5, "K": 0.5}, "Cl"]}, molecule("H2O")])
+    assert mixed.occupancies is not None
+    assert water.pbc == (False, False, False)
+
+
+def test_tables_of_excel_and_names_that_are_not_opened(tmp_path):
+    (tmp_path / "a.cif").write_text(STRUCTURES[0].to(fmt="cif"))
+    (tmp_path / "semicolons.csv").write_text("file;x\na.cif;-1,5\n", encoding="utf-8-sig")
+    assert next(iter_csv(tmp_path / "semicolons.csv", None))["x"] == "-1.5"
+    (tmp_path / "absolute.csv").write_text(f"file,x\n{tmp_path / 'a.cif'},1\n")
+    with pytest.raises(CrystalInputError, match="the name of a file in place of a crystal; a table"):
+        hf_crystal.load(tmp_path / "absolute.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ValueError, match=r"empty.csv is empty; a header"):
+        hf_crystal.load(tmp_path / "empty.csv")
+    (tmp_path / "zero.extxyz").write_text('0\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3\n')
+    with pytest.raises(CrystalInputError, match="0 atoms"):
+        hf_crystal.load(tmp_path / "zero.extxyz")

@@ -128,6 +128,17 @@ def test_proposals_keep_their_distance_and_are_filled_up_by_a_model(index):
         propose("Ti", 1, generate=refuse, index=index)
 
 
+def test_novel_leaves_out_what_a_model_finds_again_and_unseen_elements_are_told(index):
+    drawn = index.candidates("NaCl", 2) + index.candidates("KCl", 1)  # Fm-3m is known, Pm-3m is not
+    assert {item.canonical.space_group for item in drawn[:2]} == {221, 225}
+    found = propose("NaCl", 9, known=False, generate=lambda n: drawn[:2], index=index)
+    assert [item.canonical.space_group for item in found] == [221]
+    assert found[0].warnings == ()
+    assert all("Fm: in no known crystal" in item.warnings[0] for item in propose("FmCl", 2, index=index))
+    with pytest.raises(ValueError, match="Fm: in no known crystal"):
+        propose("FmCl", 2, unseen="refuse", index=index)
+
+
 def test_embedded_index_of_the_materials_project_has_what_users_ask_for():
     expected = {"TiO2": "C2/m I4_1/amd", "LiFePO4": "Pnma", "Al2O3": "R-3c", "CaCO3": "R-3c", "Si": "Fd-3m"}
     for formula, groups in expected.items():
