@@ -8,9 +8,9 @@ with that: relaxations distort some by so much, galena among them. Nothing is he
 index `mp20_train`, or `exclude`.
 
 Energies are those of PBE with the corrections of one release: `mb_e_form`, where it is missing those of other columns,
-shifted to it by the crystals of the same formula that have both. A crystal without any is taken to be as far above the
-lowest of its formula as others are in the middle. Distances between elements are those of `mp20_train`, most of whose
-crystals have been made.
+shifted to it by the crystals of the same formula that have both. A crystal without any is taken to be farther above
+the lowest of its formula than three of four others are. Distances between elements are those of `mp20_train`, most of
+whose crystals have been made.
 
 Data: Materials Project, release 2025.02.12, CC BY 4.0. About 15 CPU minutes.
 """
@@ -44,9 +44,9 @@ def energies(table: pd.DataFrame) -> pd.Series:
             shift = shift.fillna(0.0)
         found = found.fillna(other + shift)
     rises = found - found.groupby(table.reduced).transform("min")
-    middle = rises[rises > 0].median()
-    print(f"{found.isna().mean():.1%} without an energy: {middle:.3f} eV/atom above the lowest of the formula")
-    return found.fillna(found.groupby(table.reduced).transform("min") + middle)
+    high = rises[rises > 0].quantile(0.75)
+    print(f"{found.isna().mean():.1%} without an energy: {high:.3f} eV/atom above the lowest of the formula")
+    return found.fillna(found.groupby(table.reduced).transform("min") + high)
 
 
 def crystals(table: pd.DataFrame, max_sites: int) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -53,7 +52,8 @@ def propose(
         min_distance: Leave out crystals with atoms nearer than this, Å. Those with two atoms closer than half the sum
             of their covalent radii are left out always.
         unseen: What becomes of elements that no known crystal has: a warning of each crystal, or an error.
-        generate: Draws so many crystals from a model, for the places that prototypes do not fill.
+        generate: Draws so many crystals from a model, for the places that prototypes do not fill, and of several for
+            the last one: no index holds what has never been made.
         index: Known crystals; by default the embedded ones of the Materials Project.
 
     Returns:
@@ -87,14 +87,16 @@ def propose(
         keeps=accepted,
     )
     found = [dataclasses.replace(item, warnings=(*item.warnings, *notes)) for item in found] if notes else found
-    if generate is not None and len(found) < n:
+    if generate is not None and (len(found) < n or n > 1):
+        count = n if len(found) < n else 2
         try:
-            drawn = generate(n if known else 2 * n)  # some will be known ones
+            drawn = generate(count if known else 2 * count)  # some will be known ones
         except ValueError:  # what the model cannot write is no reason to refuse the rest
             if not found:
                 raise
             drawn = []
         have = {item.sequence for item in found}
-        fresh = (item for item in drawn if item.sequence not in have and accepted(item))
-        found += list(itertools.islice((item for item in fresh if known or not index.is_known(item)), n - len(found)))
-    return found
+        new = [item for item in drawn if item.sequence not in have and accepted(item)]
+        new = [item for item in new if known or not index.is_known(item)]
+        found = [*found[: n - 1], *new] if new and n > 1 else found + new
+    return found[:n]

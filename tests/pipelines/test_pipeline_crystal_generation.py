@@ -51,9 +51,10 @@ def default_pipe() -> CrystalGenerationPipeline:
 
 
 def test_a_formula_gives_known_crystals_then_prototypes_then_those_of_the_model(default_pipe):
-    found = default_pipe("TiO2", num_return_sequences=2, seed=0)
+    *found, last = default_pipe("TiO2", num_return_sequences=3, seed=0)
     assert [(item["formula"], item["space_group"]) for item in found] == [("Ti4O8", "C2/m"), ("Ti2O4", "I4_1/amd")]
     assert all(item["source"].startswith("known mp-") and 0 < item["score"] < 1 for item in found)
+    assert (last["source"], last["score"]) == ("model", None)
     new = default_pipe("TiO2", known=False, space_group="P4_2/nmc", num_return_sequences=1)
     assert new[0]["source"].startswith("prototype mp-")
     few = default_pipe("NaCl", space_group=225, num_return_sequences=2, seed=0)

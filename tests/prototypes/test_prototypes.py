@@ -1,5 +1,7 @@
 """Candidates from known crystals: a small index of rock salt, CsCl, perovskites and rutile."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
@@ -115,6 +117,11 @@ def test_proposals_keep_their_distance_and_are_filled_up_by_a_model(index):
     drawn = index.candidates("NaI", 1, space_groups=[221]) + index.candidates("NaI", 1, space_groups=[225])
     found = propose("NaI", 2, space_group="Fm-3m", generate=lambda n: drawn, index=index)
     assert [item.canonical.space_group for item in found] == [225, 221]  # the second of the two is there already
+    other = dataclasses.replace(drawn[0], sequence="Na 1 I 1 | another", source="model")
+    both = propose(
+        "NaI", 2, generate=lambda n: [*drawn, other][-n:], index=index
+    )  # of several the last is the model's
+    assert [item.source for item in both] == [propose("NaI", 1, index=index)[0].source, "model"]
     assert len(propose("NaI", 9, index=index)) == 2
     assert propose("NaI", 9, min_distance=4.0, index=index) == []
     assert propose({"Ti": 1, "O": 2}, 2, index=index) == []  # exact contents
