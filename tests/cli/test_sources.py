@@ -62,9 +62,9 @@ def test_text_of_cells_and_of_standard_input_is_never_a_path(tmp_path, monkeypat
     table = tmp_path / "paths.parquet"
     for column in ("cif", "structure", "atoms"):
         pq.write_table(pa.table({column: [str(planted), f"file://{planted}"]}), table)
-        assert all("no known format" in reason for _, reason in outcomes(table))
+        assert all("name of a file in place of a crystal" in reason for _, reason in outcomes(table))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(str(planted).encode())))
-    assert "no known format" in outcomes("-")[0][1]
+    assert "name of a file in place of a crystal" in outcomes("-")[0][1]
 
 
 def test_names_and_signs_that_are_not_utf8(tmp_path, monkeypatch):
