@@ -223,10 +223,10 @@ def test_text_in_a_document_is_never_a_path(tmp_path):
     path.write_text(NACL_CIF, encoding="utf-8")
     assert as_record(str(path)).num_atoms == 8
     for document in ({"cif": str(path)}, {"structure": {"atoms": str(path)}}, json.dumps([{"crystal": str(path)}])):
-        with pytest.raises(CrystalInputError, match="not a crystal structure") as caught:
+        with pytest.raises(CrystalInputError, match="name of a file in place of a crystal") as caught:
             as_record(document)
         assert "planted" not in str(caught.value)
-    with pytest.raises(CrystalInputError, match="not a crystal structure"):
+    with pytest.raises(CrystalInputError, match="name of a file in place of a crystal"):
         as_record(str(path), nested=True)
     assert as_record({"cif": NACL_CIF}, nested=True).num_atoms == 8
 
