@@ -91,7 +91,7 @@ if [ -n "$newest" ]; then
     "$uv" pip uninstall -q --python "$scratch/newest/bin/python" hf_crystal
     grep -qx "gradio==$(sed -n 's/^sdk_version: //p' "$scratch/space/README.md")" "$scratch/space/requirements.txt" ||
         { note "the Space's sdk_version is not the gradio of constraints.txt" >&2; exit 1; }
-    (cd "$scratch/space" && "$scratch/newest/bin/python" -c "import app; app.demo.get_api_info()")
+    (cd "$scratch/space" && "$scratch/newest/bin/python" -c "import app; from hf_crystal.app.page import build_page; build_page().get_api_info()")
     note "the pins work on the newest Python"
 else
     note "SKIPPED the newest Python: neither 3.14 nor 3.13 here; set PYTHON_NEWEST"
