@@ -19,15 +19,10 @@ import yaml
 
 from hf_crystal.evaluation import DIFFCSP_MATCHER, filter_matches, match_rate
 from hf_crystal.evaluation.intervals import wilson_interval
+from hf_crystal.evaluation.results import reduced_formula
 from hf_crystal.mat2seq.prompts import parse_composition
 from hf_crystal.prototypes import PrototypeIndex, embedded_index, propose
 from hf_crystal.prototypes.families import contents, read_contents
-
-
-def formula_of(counts: Any, numbers: Any) -> tuple[tuple[int, int], ...]:
-    """Atomic numbers with their counts over the largest common divisor."""
-    divisor = int(np.gcd.reduce(list(counts)))
-    return tuple(sorted((int(number), int(count) // divisor) for number, count in zip(numbers, counts, strict=True)))
 
 
 def benchmark(
@@ -47,9 +42,11 @@ def benchmark(
     rows = rows[rows.split == split]
     exclude: set[str] = set()
     if without_formulas:
-        held = {formula_of(*np.unique(z, return_counts=True)[::-1]) for z in rows.atomic_numbers}
-        pairs = zip(index.names, index.sequences, strict=True)
-        exclude = {name for name, sequence in pairs if formula_of(*read_contents(sequence)) in held}
+        held = {reduced_formula(numbers) for numbers in rows.atomic_numbers}
+        for name, sequence in zip(index.names, index.sequences, strict=True):
+            counts, numbers = read_contents(sequence)
+            if reduced_formula(np.repeat(numbers, counts)) in held:
+                exclude.add(name)
         print(f"left out {len(exclude):,} of {len(index):,} known crystals: their formulas are among those asked for")
     rows = rows.sample(limit, random_state=0) if limit else rows
     truth = rows[["lattice", "frac_coords", "atomic_numbers"]].to_dict("records")
