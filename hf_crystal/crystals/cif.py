@@ -17,6 +17,7 @@ from .cif_symmetry import (
     UNSET,
     CifContent,
     cif_number,
+    cif_numbers,
     expand_sites,
     first_value,
     load_gemmi,
@@ -188,19 +189,18 @@ def _site_columns(content: CifContent) -> tuple[list[str], np.ndarray, np.ndarra
             raise CrystalInputError("CIF has Cartesian coordinates only; _atom_site_fract_x, y, z are needed")
         raise CrystalInputError("CIF has no atoms (no _atom_site_fract_x); 0 atoms are not accepted")
     labels = content.get("_atom_site_label") or content.get("_atom_site_type_symbol") or [""] * sites
-    points = np.full((sites, 3), np.nan)
-    for axis, column in enumerate(columns):
-        if len(column) != sites or len(labels) != sites:
-            raise CrystalInputError("CIF columns of _atom_site_ differ in length")
-        for place, value in enumerate(column):
-            points[place, axis] = cif_number(value)
-            if not abs(points[place, axis]) < np.inf:
-                raise CrystalInputError(
-                    f"CIF _atom_site_fract_{'xyz'[axis]} of site {one_line(labels[place], 20)} is "
-                    f"{one_line(value, 40)!r}, not a number"
-                )
+    if any(len(column) != sites for column in (*columns, labels)):
+        raise CrystalInputError("CIF columns of _atom_site_ differ in length")
+    points = np.stack([cif_numbers(column) for column in columns], axis=1)
+    for place, axis in np.argwhere(~np.isfinite(points)):
+        raise CrystalInputError(
+            f"CIF _atom_site_fract_{'xyz'[axis]} of site {one_line(labels[place], 20)} is "
+            f"{one_line(columns[axis][place], 40)!r}, not a number"
+        )
     occupancies = np.ones(sites)
     for place, value in enumerate(content.get("_atom_site_occupancy", [])[:sites]):
+        if value == "1":
+            continue
         label = one_line(labels[place], 20)
         if value == "?":
             raise CrystalInputError(f"CIF _atom_site_occupancy of site {label} is unknown ('?'); 0 to 1 is accepted")
@@ -280,7 +280,12 @@ def _numbers(content: CifContent, labels: list[str], formula: dict[int, float]) 
 
 
 def _contradiction(
-    content: CifContent, numbers: np.ndarray, occupancies: np.ndarray, orbits: list[np.ndarray], order: int
+    content: CifContent,
+    formula: dict[int, float],
+    numbers: np.ndarray,
+    occupancies: np.ndarray,
+    orbits: list[np.ndarray],
+    order: int,
 ) -> tuple[str, bool, str]:
     """What in the file contradicts the atoms, whether anything confirmed their number, and a small disagreement."""
     sizes = np.array([len(orbit) for orbit in orbits])
@@ -293,7 +298,6 @@ def _contradiction(
             message = f"site {place} has multiplicity {given[place]:g} in the file, but {sizes[place]} were read"
             return message, False, ""
         confirmed = bool((given == sizes).all() and given.max() > 1)
-    formula = _formula(content)
     if not formula:
         foreign = "\\" in first_value(content, ("_chemical_formula_sum",))  # escaped on reading
         return "", confirmed, "CIF _chemical_formula_sum has foreign signs and was not compared" if foreign else ""
@@ -323,13 +327,19 @@ def _words(counts: dict[int, float]) -> str:
     return " ".join(f"{CHEMICAL_SYMBOLS[number]}{counts[number]:g}" for number in sorted(counts))
 
 
+def _places(frac: np.ndarray) -> set[tuple[float, ...]]:
+    """Distinct rounded positions within the cell; `np.unique` takes longer than the rest of the reader."""
+    return set(map(tuple, (np.round(frac % 1, 4) % 1).tolist()))
+
+
 def _record_of(content: CifContent) -> CrystalRecord:
     labels, points, occupancies = _site_columns(content)
     cell = _cell(content)
     modulated = cif_number(first_value(content, ("_cell_modulation_dimension",))) > 0
     if modulated or any("_ssg_" in name or name.startswith("_cell_wave_vector") for name in content):
         raise CrystalInputError("CIF describes a modulated structure (superspace); periodic crystals are accepted")
-    numbers = _numbers(content, labels, _formula(content))
+    formula = _formula(content)
+    numbers = _numbers(content, labels, formula)
     results: list[tuple[list[np.ndarray], str]] = []
     reason = ""
     for operations, doubt in symmetry_candidates(content, cell):
@@ -341,7 +351,7 @@ def _record_of(content: CifContent) -> CrystalRecord:
                 "Atoms or a record instead"
             )
         orbits = expand_sites(points, operations, cell, occupancies < 1)
-        contradiction, confirmed, note = _contradiction(content, numbers, occupancies, orbits, order)
+        contradiction, confirmed, note = _contradiction(content, formula, numbers, occupancies, orbits, order)
         if doubt and not confirmed:
             contradiction = contradiction or f"{doubt}, and nothing in the file says which is meant"
         reason = reason or contradiction
@@ -349,7 +359,7 @@ def _record_of(content: CifContent) -> CrystalRecord:
             results.append((orbits, note))
     if not results:
         raise CrystalInputError(f"CIF contradicts itself: {reason}")
-    ways = {np.unique(np.round(np.concatenate(orbits) % 1, 4) % 1, axis=0).tobytes() for orbits, _ in results}
+    ways = {frozenset(_places(np.concatenate(orbits))) for orbits, _ in results if len(results) > 1}
     if len(ways) > 1:
         raise CrystalInputError(
             f"CIF names a space group of {len(results)} settings (origin, axes) and does not say which; give it in "
@@ -363,7 +373,7 @@ def _record_of(content: CifContent) -> CrystalRecord:
         occupied = np.repeat(occupancies, repeats)
         record = record_of_species(record.atomic_numbers, occupied, record.frac_coords, cell, record.warnings)
     frac = record.frac_coords
-    if len(np.unique(np.round(frac % 1, 4) % 1, axis=0)) != len(frac):
+    if len(_places(frac)) != len(frac):
         full = overfull_site(record.atomic_numbers, np.ones(len(frac)), frac) if record.occupancies is None else None
         raise CrystalInputError(full or "disordered: atoms share a site, and together they are more than one")
     return record

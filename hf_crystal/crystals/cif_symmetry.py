@@ -19,6 +19,7 @@ __all__ = [
     "Operations",
     "UNSET",
     "cif_number",
+    "cif_numbers",
     "expand_sites",
     "first_value",
     "load_gemmi",
@@ -63,6 +64,17 @@ def load_gemmi() -> Any:
 def first_value(content: CifContent, names: tuple[str, ...]) -> str:
     """First value given under any of the data names; empty text where there is none."""
     return next((content[name][0] for name in names if content.get(name, [""])[0] not in UNSET), "")
+
+
+def cif_numbers(texts: list[str]) -> np.ndarray:
+    """`cif_number` of each text, `(n,)`."""
+    joined = "".join(texts)
+    if joined.isascii() and "_" not in joined and "(" not in joined:
+        try:
+            return np.array(texts, dtype=np.float64)
+        except ValueError:
+            pass
+    return np.array([cif_number(text) for text in texts], dtype=np.float64)
 
 
 def cif_number(text: str) -> float:
@@ -255,23 +267,31 @@ def expand_sites(
 ) -> list[np.ndarray]:
     """Distinct images `(m, 3)` of each site; a site near a special position is put on it first."""
     rotations, shifts = operations
+    if len(rotations) == 1:  # the identity, most written CIFs
+        return list(points[:, None] + shifts)
+    # all sites at once: the loop below runs over sites on special positions only
+    images = np.einsum("aij,nj->nai", rotations, points) + shifts
+    away = images - points[:, None]
+    away -= np.round(away)
+    tolerances = np.where(is_partial, _SPLIT_POSITION, _SPECIAL_POSITION)
+    same = ((away @ cell) ** 2).sum(axis=-1) < tolerances[:, None] ** 2
     orbits = []
-    for point, tolerance in zip(points, np.where(is_partial, _SPLIT_POSITION, _SPECIAL_POSITION), strict=True):
-        images = rotations @ point + shifts
-        away = images - point
-        away -= np.round(away)
-        same = np.einsum("ai,ij,aj->a", away, cell @ cell.T, away) < tolerance**2
-        if same.sum() > 1:
-            moved = away[same].mean(axis=0)
-            if np.abs(moved).max() > 1e-12:
-                images = rotations @ (point + moved) + shifts
+    for place, stays in enumerate(same):
+        site = images[place]
+        if stays.sum() == 1:
+            orbits.append(site)
+            continue
+        moved = away[place][stays].mean(axis=0)
+        if np.abs(moved).max() > 1e-12:
+            site = np.einsum("aij,j->ai", rotations, points[place] + moved) + shifts
         # cosets of the site's own symmetry: the images of the special position are equal or well apart
-        keys = np.round((images % 1.0) * 1e6).astype(np.int64) % 1_000_000
+        keys = np.round((site % 1.0) * 1e6).astype(np.int64) % 1_000_000
         near = np.round(keys / 50).astype(np.int64) % 20_000
-        first = np.sort(np.unique(near, axis=0, return_index=True)[1])
-        if len(first) * same.sum() != len(rotations):
-            first = _apart(images, cell)
-        orbits.append(images[first])
+        first: dict[tuple[int, ...], int] = {}
+        for number, key in enumerate(map(tuple, near.tolist())):
+            first.setdefault(key, number)
+        chosen = np.fromiter(first.values(), dtype=np.int64)
+        orbits.append(site[chosen if len(chosen) * stays.sum() == len(rotations) else _apart(site, cell)])
     return orbits
 
 
