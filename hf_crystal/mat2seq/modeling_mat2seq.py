@@ -8,11 +8,9 @@ package is not installed. `generate_crystals` also takes any other causal langua
 import copy
 import dataclasses
 import json
-import math
 import os
 import secrets
 import weakref
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +24,9 @@ from .grammar import CrystalGrammar
 from .logits_processor import CrystalLogitsProcessor
 from .prompts import CrystalPrompt, PreparedPrompt, parse_composition, prepare_prompt
 from .sampler import CrystalSampler
+from .selection import CrystalSelection, crystal_filter, log_likelihood_of
 from .tokenization_mat2seq import DecodedCrystal, Mat2SeqTokenizer
-from .validity import atoms_are_apart, load_smact, smact_accepts
+from .validity import smact_accepts
 
 __all__ = [
     "MAT2SEQ_SIZES",
@@ -48,9 +47,7 @@ MAT2SEQ_SIZES = {
     "paper": (1024, 8, 8, 2816),
 }
 
-_REDRAWN = 16  # samples at a time where the crystals of greedy or beam search were all left out
 _MAX_ATOMS = 20  # of the primitive cell, where the prompt does not say it
-_FILTERED = "the crystals of greedy or beam search were left out by min_distance, smact or unseen"
 
 
 def mat2seq_config(size: str, tokenizer: Mat2SeqTokenizer, **changes: Any) -> LlamaConfig:
@@ -156,6 +153,7 @@ def generate_crystals_for_prompts(
     min_distance: float | None = None,
     smact: bool = False,
     unseen: Literal["warn", "refuse"] = "warn",
+    collisions: Literal["replace", "keep"] = "replace",
     max_rounds: int = 4,
     rank: bool | Callable[[DecodedCrystal], float] = False,
     on_error: Literal["raise", "return"] = "raise",
@@ -188,6 +186,9 @@ def generate_crystals_for_prompts(
         unseen: What becomes of elements, and pairs of elements in one crystal, that no training crystal has: "warn":
             `warnings` of the crystal names them; "refuse": a prompt that needs them raises, other crystals with them
             are left out.
+        collisions: What becomes of crystals with two atoms closer than half the sum of their covalent radii:
+            "replace": others are drawn in their place, likewise; where all collide they are kept, and `warnings` says
+            so; "keep": nothing is done.
         max_rounds: How often crystals that were left out are replaced, the first drawing included.
         rank: True: most probable crystal first, by `log_likelihood`; a function: largest value first.
         on_error: "return": a prompt that no crystal fulfills gives one `DecodedCrystal` with the error, the others are
@@ -209,16 +210,18 @@ def generate_crystals_for_prompts(
         raise ValueError(f"unseen is {unseen!r}; accepted: 'warn' or 'refuse'")
     if guidance < 0 or (guidance != 1 and num_beams > 1):
         raise ValueError(f"guidance is {guidance}; accepted: at least 0, and 1 with beam search")
+    if collisions not in ("replace", "keep"):
+        raise ValueError(f"collisions is {collisions!r}; accepted: 'replace' or 'keep'")
     domain = TrainingDomain(model.config)
-    keeps = _filter(min_distance, smact, domain if unseen == "refuse" else None)
+    strict = domain if unseen == "refuse" else None
+    keeps = crystal_filter(min_distance, smact, strict)
     asked = [prompt if isinstance(prompt, CrystalPrompt) else CrystalPrompt(**prompt) for prompt in prompts]
     if grammar is None:
         context = int(getattr(model.config, "max_position_embeddings", 1024)) if max_length is None else max_length
         # room for all conditions in every call: what a prompt may become must not depend on the prompts beside it
         grammar = _grammar(tokenizer, max_atoms or _MAX_ATOMS, context - 2 * len(tokenizer.property_bins))
-    strict = domain if unseen == "refuse" else None
     prepared, errors = _prepare(asked, tokenizer, grammar, on_error, smact, strict, max_atoms)
-    search = CrystalSampler(
+    sampler = CrystalSampler(
         model,
         tokenizer,
         grammar,
@@ -229,49 +232,50 @@ def generate_crystals_for_prompts(
         seed=secrets.randbits(63) if seed is None else seed,
         guidance=guidance,
     )
-    kept: dict[int, list[DecodedCrystal]] = {index: [] for index in prepared}
-    seen: dict[int, set[str]] = {index: set() for index in prepared}
-    drawn: Counter[int] = Counter()
-    random, count = temperature > 0 and num_beams == 1, 0
-
-    def collect(sampler: CrystalSampler, counts: dict[int, int], note: str | None = None) -> None:
-        """Draw crystals and keep those that pass, up to `num_return`; `note` warns of how they were found."""
-        nonlocal count
-        refused: set[int] = set()
-        for index, item in sampler.draw(prepared, counts, dict(drawn)):
-            drawn[index] += 1
-            repeated = unique and item.sequence in seen[index]
-            seen[index].add(item.sequence)
-            if keeps is not None and not keeps(item):
-                refused.add(index)
-            elif not repeated and len(kept[index]) < num_return:
-                composition = [*item.canonical.composition]  # type: ignore[union-attr]
-                warnings = prepared[index].warnings + tuple(domain.unseen([composition])[0])
-                if note is not None:
-                    warnings += (note,)
-                elif not random and index in refused:
-                    warnings += (f"{_FILTERED}; this is one of the next beams",)
-                kept[index].append(dataclasses.replace(item, warnings=warnings))
-                count += 1
-                if progress is not None:
-                    progress(count)
-
+    selection = CrystalSelection(
+        prepared,
+        domain,
+        num_return=num_return,
+        unique=unique,
+        keeps=keeps,
+        collisions=collisions == "keep",
+        progress=progress,
+    )
     with torch.no_grad():
-        for _ in range(max_rounds if random and (unique or keeps) else 1):
-            wanted = {index: num_return - len(found) for index, found in kept.items() if len(found) < num_return}
-            if not random and num_beams > 1 and keeps is not None:
-                wanted = dict.fromkeys(wanted, num_beams)
-            collect(search, wanted)
-        sampling = copy.copy(search)
-        sampling.temperature, sampling.num_beams = temperature or 1.0, 1
-        empty = [] if random or keeps is None else [index for index, found in kept.items() if not found]
-        drawn.clear()  # samples are counted from the first, however many beams there were
-        for _ in range(max_rounds if empty else 0):
-            wanted = {index: max(num_return, _REDRAWN) for index in empty if len(kept[index]) < num_return}
-            collect(sampling, wanted, f"{_FILTERED}; this one is sampled at temperature {sampling.temperature:g}")
-    score = rank if callable(rank) else _log_likelihood
-    ranked = {i: sorted(found, key=score, reverse=True) if rank else found for i, found in kept.items()}
-    return [ranked[i] if i in ranked else [DecodedCrystal(None, errors[i])] for i in range(len(asked))]
+        _draw(sampler, prepared, selection, max_rounds, unique)
+    score = rank if callable(rank) else log_likelihood_of
+    for found in selection.kept.values() if rank else ():
+        found.sort(key=score, reverse=True)
+    selection.add_colliding()  # last, however likely
+    kept = selection.kept
+    return [kept[index] if index in kept else [DecodedCrystal(None, errors[index])] for index in range(len(asked))]
+
+
+def _draw(
+    sampler: CrystalSampler,
+    prompts: Mapping[int, PreparedPrompt],
+    selection: CrystalSelection,
+    max_rounds: int,
+    unique: bool,
+) -> None:
+    """Draw crystals until each prompt has its number; where greedy or beam search gives none that pass, sample."""
+    is_beam, replaces = sampler.num_beams > 1, selection.replaces
+    if sampler.temperature > 0 and not is_beam:
+        for turn in range(max_rounds if unique or replaces else 1):
+            selection.add(sampler.draw(prompts, selection.missing(turn), dict(selection.drawn)))
+        return
+    wanted = selection.missing()
+    selection.add(
+        sampler.draw(prompts, dict.fromkeys(wanted, sampler.num_beams) if is_beam and replaces else wanted),
+        is_beam=True,
+    )
+    empty = selection.none() if replaces else []
+    sampling = copy.copy(sampler)
+    sampling.temperature, sampling.num_beams = sampler.temperature or 1.0, 1
+    selection.drawn.clear()  # samples are counted from the first, however many beams there were
+    for _ in range(max_rounds if empty else 0):
+        wanted = {key: count for key, count in selection.missing(2).items() if key in empty}
+        selection.add_sampled(sampling.draw(prompts, wanted, dict(selection.drawn)), sampling.temperature)
 
 
 _GRAMMARS: weakref.WeakKeyDictionary[Mat2SeqTokenizer, dict[tuple[int, int], CrystalGrammar]] = (
@@ -298,28 +302,6 @@ def _check_options(
         )
     if num_beams > 1 and num_return > num_beams:
         raise ValueError(f"num_return is {num_return}; beam search gives up to num_beams = {num_beams} crystals")
-
-
-def _filter(
-    min_distance: float | None, smact: bool, domain: TrainingDomain | None
-) -> Callable[[DecodedCrystal], bool] | None:
-    """Which crystals are kept; None for all."""
-    if min_distance is not None and not 0 < min_distance <= 100:
-        raise ValueError(f"min_distance is {min_distance}; accepted: above 0 up to 100 Å")
-    if smact:
-        load_smact()  # fail before anything is sampled
-    if min_distance is None and not smact and domain is None:
-        return None
-
-    def keeps(item: DecodedCrystal) -> bool:
-        """Whether a crystal passes the filters."""
-        if min_distance is not None and not atoms_are_apart(item.structure, min_distance):
-            return False
-        if domain is not None and domain.unseen([[*item.canonical.composition]])[0]:  # type: ignore[union-attr]
-            return False
-        return not smact or smact_accepts(tuple(sorted(item.canonical.composition.items())))  # type: ignore[union-attr]
-
-    return keeps
 
 
 def _prepare(
@@ -383,7 +365,3 @@ def _without_refused(prompt: PreparedPrompt) -> PreparedPrompt:
         names = ", ".join(cell_formula([z for z, n in counts for _ in range(n)]) for counts in compositions[:5])
         raise ValueError(f"SMACT finds no charge-neutral oxidation states for {names}; leave out smact to generate it")
     return dataclasses.replace(prompt, constraint=dataclasses.replace(prompt.constraint, compositions=accepted))
-
-
-def _log_likelihood(item: DecodedCrystal) -> float:
-    return -math.inf if item.log_likelihood is None else item.log_likelihood

@@ -3,12 +3,18 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["SMACT_STATES", "atoms_are_apart", "load_smact", "smact_accepts"]
+from ..crystals.record import COVALENT_RADII, close_pair
+
+if TYPE_CHECKING:
+    from .tokenization_mat2seq import DecodedCrystal
+
+__all__ = ["SMACT_STATES", "atoms_are_apart", "atoms_collide", "load_smact", "smact_accepts"]
 
 SMACT_STATES = "smact14"  # the oxidation states of the literature; no longer SMACT's default
 _LAST_SMACT_ELEMENT = 103
+_NEAREST = 0.5  # of the sum of covalent radii
 
 
 def atoms_are_apart(structure: Any, min_distance: float) -> bool:
@@ -20,6 +26,12 @@ def atoms_are_apart(structure: Any, min_distance: float) -> bool:
     """
     distances = structure.get_neighbor_list(float(min_distance))[3]
     return not bool((distances < min_distance).any())
+
+
+def atoms_collide(item: "DecodedCrystal") -> bool:
+    """Whether two atoms, periodic images included, are closer than half the sum of their covalent radii."""
+    record = item.canonical.to_record()  # type: ignore[union-attr]
+    return close_pair(record.frac_coords, record.cell, _NEAREST * COVALENT_RADII[record.atomic_numbers]) is not None
 
 
 def load_smact() -> Callable[..., bool]:

@@ -43,6 +43,7 @@ _RESULT_FIELDS = (
     "min_distance",
     "smact",
     "unseen",
+    "collisions",
     "candidates",
     "known",
     "rank",
@@ -105,6 +106,8 @@ class CrystalGenerationPipeline(Pipeline):
             be installed, and draw others.
         unseen (`"warn"` or `"refuse"`, defaults to `"warn"`): Elements, and pairs of elements in one crystal, that no
             training crystal has: `warnings` names them, or the prompt raises and crystals with them are left out.
+        collisions (`"replace"` or `"keep"`, defaults to `"replace"`): What becomes of crystals of the model with two
+            atoms closer than half the sum of their covalent radii.
         progress (function, *optional*): Called with the number of crystals so far.
         max_rounds (`int`, defaults to 4): How often crystals that were left out are replaced.
         rank (`bool` or function of a `DecodedCrystal`, defaults to `True`): Most probable crystal first, by

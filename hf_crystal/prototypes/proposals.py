@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS, parse_composition
-from hf_crystal.crystals.record import COVALENT_RADII, close_pair
 from hf_crystal.mat2seq.space_groups import space_group_number
 from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
-from hf_crystal.mat2seq.validity import atoms_are_apart
+from hf_crystal.mat2seq.validity import atoms_are_apart, atoms_collide
 
 from .index import PrototypeIndex, embedded_index
 
 __all__ = ["propose"]
 
-_NEAREST = 0.5  # of the sum of covalent radii
 _GUESSED = "its size, and what it is like, are guesses"
 
 
@@ -66,11 +64,7 @@ def propose(
     groups = None if several is None else [space_group_number(group) for group in several]
 
     def accepted(item: DecodedCrystal) -> bool:
-        record = item.canonical.to_record()  # type: ignore[union-attr]
-        radii = _NEAREST * COVALENT_RADII[record.atomic_numbers]
-        if close_pair(record.frac_coords, record.cell, radii) is not None:
-            return False
-        return min_distance is None or atoms_are_apart(item.structure, min_distance)
+        return not atoms_collide(item) and (min_distance is None or atoms_are_apart(item.structure, min_distance))
 
     index = _default_index() if index is None else index
     foreign = [CHEMICAL_SYMBOLS[number] for number in parse_composition(composition)]

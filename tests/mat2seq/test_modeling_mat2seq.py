@@ -24,6 +24,7 @@ from hf_crystal.mat2seq.modeling_mat2seq import (
 from hf_crystal.mat2seq.prompts import prepare_prompt
 from hf_crystal.mat2seq.space_groups import space_group
 from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
+from hf_crystal.mat2seq.validity import atoms_collide
 
 RUTILE = "Ti 2 O 4 | P4_2/mnm | a 4.59 c 2.96 | Ti 2a"
 
@@ -167,7 +168,8 @@ def test_rounding_of_a_batch_decides_no_token(tokenizer, model, monkeypatch):
     from hf_crystal.mat2seq import sampler
 
     def write():
-        return sequences(generate_crystals_for_prompts(model, tokenizer, MIXED[:3], num_return=3, seed=2))
+        options = {"num_return": 3, "seed": 2, "collisions": "keep"}
+        return sequences(generate_crystals_for_prompts(model, tokenizer, MIXED[:3], **options))
 
     plain, exact, source = write(), sampler._Rows.logits, torch.Generator().manual_seed(0)
 
@@ -295,13 +297,36 @@ def test_crystals_that_filters_leave_out_are_replaced(tokenizer, model):
     assert [item.sequence for item in once] == [item.sequence for item in plain if nearest(item) >= limit]
 
 
+def test_colliding_crystals_are_replaced_or_named(tokenizer, model):
+    options = {"composition": "Sr4O4", "seed": 3, "num_return": 12}
+    plain = model.generate_crystals(tokenizer, collisions="keep", **options)
+    assert any(map(atoms_collide, plain))
+    assert all(item.warnings == () for item in plain)
+    replaced = model.generate_crystals(tokenizer, **options)
+    assert len(replaced) == 12
+    assert [item.sequence for item in replaced if not item.warnings][:2] == [
+        item.sequence for item in plain if not atoms_collide(item)
+    ][:2]
+    doubtful = ("two atoms are closer than half the sum of their covalent radii; no crystal without was drawn",)
+    assert all(item.warnings == (doubtful if atoms_collide(item) else ()) for item in replaced)
+    assert sum(map(atoms_collide, replaced)) < sum(map(atoms_collide, plain))
+    once = model.generate_crystals(tokenizer, max_rounds=1, **options)
+    assert sorted(item.sequence for item in once) == sorted(item.sequence for item in plain)
+    places = [atoms_collide(item) for item in once]
+    assert places == sorted(places)  # the doubtful ones are last
+    with pytest.raises(ValueError, match="collisions is 'drop'; accepted: 'replace' or 'keep'"):
+        model.generate_crystals(tokenizer, collisions="drop", **options)
+
+
 def test_greedy_and_beams_that_filters_leave_out_are_replaced(tokenizer, model, monkeypatch):
-    from hf_crystal.mat2seq import modeling_mat2seq as generation_mat2seq
+    from hf_crystal.mat2seq import selection
 
     left_out: list = []
-    monkeypatch.setattr(generation_mat2seq, "atoms_are_apart", lambda structure, _: structure not in left_out)
+    monkeypatch.setattr(selection, "atoms_are_apart", lambda structure, _: structure not in left_out)
     options = {"composition": "KBr", "seed": 0, "min_distance": 0.5}
-    reason = "the crystals of greedy or beam search were left out by min_distance, smact or unseen; this "
+    reason = (
+        "the crystals of greedy or beam search were left out by min_distance, smact, unseen or colliding atoms; this "
+    )
     (greedy,) = model.generate_crystals(tokenizer, temperature=0, **options)
     first, second, third = model.generate_crystals(tokenizer, num_beams=3, num_return=3, **options)
     assert greedy.warnings == first.warnings == second.warnings == third.warnings == ()
