@@ -164,14 +164,14 @@ class PrototypeIndex:
 
         if not Path(path).is_file():
             raise FileNotFoundError(f"no such index: {path}")
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.ParquetFile(path).read()  # no pandas, which read_table imports
         metadata = (table.schema.metadata or {}).get(_METADATA)
         if metadata is None:
             raise ValueError(f"{path} is no index of prototypes: make one with hf-crystal index")
         learned = json.loads(metadata)
         distances, volumes = np.array(learned["distances"]), np.array(learned["volumes"])
         names, sequences = (table.column(name).to_pylist() for name in ("material_id", "sequence"))
-        rises = table.column("rise").to_numpy() / 1000
+        rises = np.array(table.column("rise").to_pylist()) / 1000
         return cls(names, sequences, distances, volumes, CanonicalSettings(**learned["settings"]), rises)
 
     def compositions(self, unit: dict[int, int], max_atoms: int | None = None) -> list[dict[int, int]]:
