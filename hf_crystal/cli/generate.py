@@ -18,8 +18,9 @@ EXAMPLE = (
     "Of the language model, five atoms: hf-crystal generate SrTiO3 --candidates model --num 4"
 )
 _COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "source", "file"]
+_STABILITY = ["e_above_hull", "e_above_hull_standard_error", "decomposes_to", "energy_of"]
 _MORE_COLUMNS = ["sequence", "warnings", "cif"]  # of every form but the table
-_TYPES = {"num_atoms": "int64", "volume": "double", "log_likelihood": "double", "score": "double"}
+_TYPES = {"num_atoms": "int64", **dict.fromkeys(["volume", "log_likelihood", "score", *_STABILITY[:2]], "double")}
 
 
 def _properties(given: list[str]) -> dict[str, float] | None:
@@ -127,6 +128,13 @@ def generate(
         ),
     ] = None,
     novel: Annotated[bool, typer.Option("--novel", help="Leave out known crystals of the formula.")] = False,
+    stability: Annotated[
+        bool,
+        typer.Option(
+            "--stability",
+            help="Add how far the energy predicted for each unrelaxed crystal is above the hull of known phases.",
+        ),
+    ] = False,
     model: Annotated[
         str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
     ] = DEFAULT_GENERATOR,
@@ -168,6 +176,7 @@ def generate(
             ("smact", smact, False),
             ("unseen", unseen, "warn"),
             ("known", not novel, True),
+            ("stability", stability, False),
         )
         if value != usual
     }
@@ -204,15 +213,14 @@ def generate(
         raise ValueError(results[0]["error"])
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)
+    if stability:
+        print(f"hf-crystal: e_above_hull is of {results[0]['energy_of']}: no ranking of stability", file=sys.stderr)
     files = [None] * len(results) if output_dir is None else write_structures(output_dir, results, form)
-    with open_writer(
-        output, output_file, _COLUMNS if output == "table" else [*_COLUMNS, *_MORE_COLUMNS], _TYPES
-    ) as writer:
+    columns = [*_COLUMNS[:-1], *_STABILITY[: -1 if output == "table" else None] * stability, "file"]
+    with open_writer(output, output_file, columns + _MORE_COLUMNS * (output != "table"), _TYPES) as writer:
         for file, result in zip(files, results, strict=True):
-            names = ("formula", "space_group", "log_likelihood", "score", "source")
-            row: dict[str, Any] = {name: result[name] for name in names}
-            row |= {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
-            row["file"] = file
+            row = {name: result[name] for name in columns if name in result}
+            row |= {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume), "file": file}
             writer.write(row if output == "table" else row | {key: result[key] for key in _MORE_COLUMNS})
     if output_dir is not None:
         announce_written(f"{output_dir} ({len(files)} {form} file{'s' * (len(files) != 1)})")

@@ -182,6 +182,22 @@ def test_formula_of_the_default_generator(command, generator):
     assert code == 1 and "takes composition and space_group" in err
 
 
+def test_distance_from_the_hull_has_its_caveat(command, generator):
+    words = ("NaCl", "--num", 2, "--seed", 0, "--model", generator)
+    _, plain, _ = command(*words, "--output", "json")
+    code, out, err = command(*words, "--stability", "--output", "json")
+    rows = json.loads(out)
+    added = {"e_above_hull", "e_above_hull_standard_error", "decomposes_to", "energy_of"}
+    assert code == 0
+    assert [{key: row[key] for key in row if key not in added | {"warnings"}} for row in rows] == [
+        {key: row[key] for key in row if key != "warnings"} for row in json.loads(plain)
+    ]
+    assert all(row["e_above_hull"] > -0.5 and row["decomposes_to"] == "NaCl" for row in rows)
+    assert "e_above_hull is of the unrelaxed crystal, by crystalformer-mp: no ranking of stability" in err
+    head = command(*words, "--stability")[1].splitlines()[0].split()
+    assert "e_above_hull" in head and "energy_of" not in head
+
+
 def test_model_that_is_no_generator(command, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     got, out, err = command("--composition", "NaCl", "--model", tmp_path)
