@@ -8,6 +8,15 @@ import typer
 
 from ..checkpoints import DEFAULT_GENERATOR
 from .progress import counter, quiet_transformers
+from .relaxation import (
+    RELAXED_COLUMNS,
+    RELAXED_TYPES,
+    CalculatorName,
+    KeepSymmetry,
+    MaxSteps,
+    Relax,
+    relax_with,
+)
 from .screening import Unseen
 from .structure_files import StructureFormat, crystal_files, folder_in_use, write_structures
 from .writers import Format, announce_written, format_of_file, open_writer
@@ -20,7 +29,11 @@ EXAMPLE = (
 _COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "source", "file"]
 _STABILITY = ["e_above_hull", "e_above_hull_standard_error", "decomposes_to", "energy_of"]
 _MORE_COLUMNS = ["sequence", "warnings", "cif"]  # of every form but the table
-_TYPES = {"num_atoms": "int64", **dict.fromkeys(["volume", "log_likelihood", "score", *_STABILITY[:2]], "double")}
+_TYPES = {
+    "num_atoms": "int64",
+    **RELAXED_TYPES,
+    **dict.fromkeys(["volume", "log_likelihood", "score", *_STABILITY[:2]], "double"),
+}
 
 
 def _properties(given: list[str]) -> dict[str, float] | None:
@@ -135,6 +148,10 @@ def generate(
             help="Add how far the energy predicted for each unrelaxed crystal is above the hull of known phases.",
         ),
     ] = False,
+    relax: Relax = False,
+    calculator: CalculatorName = "chgnet",
+    keep_symmetry: KeepSymmetry = False,
+    max_steps: MaxSteps = 500,
     model: Annotated[
         str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
     ] = DEFAULT_GENERATOR,
@@ -182,6 +199,11 @@ def generate(
     }
     from ..loading import load_generation_pipeline
 
+    potential = None
+    if relax:  # before anything is sampled
+        from ..ase import load_calculator
+
+        potential = load_calculator(calculator)
     pipe = load_generation_pipeline(model, device)
     with counter(num, "crystal") as tell:
         results = pipe(
@@ -211,12 +233,19 @@ def generate(
         )
     if "error" in results[0]:
         raise ValueError(results[0]["error"])
+    if potential is not None:
+        results = relax_with(potential, results, keep_symmetry=keep_symmetry, max_steps=max_steps)
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)
     if stability:
         print(f"hf-crystal: e_above_hull is of {results[0]['energy_of']}: no ranking of stability", file=sys.stderr)
     files = [None] * len(results) if output_dir is None else write_structures(output_dir, results, form)
-    columns = [*_COLUMNS[:-1], *_STABILITY[: -1 if output == "table" else None] * stability, "file"]
+    columns = [
+        *_COLUMNS[:-1],
+        *RELAXED_COLUMNS * relax,
+        *_STABILITY[: -1 if output == "table" else None] * stability,
+        "file",
+    ]
     with open_writer(output, output_file, columns + _MORE_COLUMNS * (output != "table"), _TYPES) as writer:
         for file, result in zip(files, results, strict=True):
             row = {name: result[name] for name in columns if name in result}
