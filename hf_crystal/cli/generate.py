@@ -1,6 +1,5 @@
 """`hf-crystal generate`: crystals of a composition."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,32 +7,16 @@ import typer
 
 from ..checkpoints import DEFAULT_GENERATOR
 from .progress import counter, quiet_transformers
-from .relaxation import (
-    RELAXED_COLUMNS,
-    RELAXED_TYPES,
-    CalculatorName,
-    KeepSymmetry,
-    MaxSteps,
-    Relax,
-    relax_with,
-)
+from .relaxation import CalculatorName, KeepSymmetry, MaxSteps, Relax, relax_with
 from .screening import Unseen
-from .structure_files import StructureFormat, crystal_files, folder_in_use, write_structures
-from .writers import Format, announce_written, format_of_file, open_writer
+from .structure_files import StructureFormat, crystal_files, folder_in_use, write_crystals
+from .writers import Format, format_of_file
 
 EXAMPLE = (
     "Example: hf-crystal generate TiO2 --num 5 --output-dir output\n\n"
     "With predictions: hf-crystal generate TiO2 --num 5 --output json | hf-crystal predict -\n\n"
     "Of the language model, five atoms: hf-crystal generate SrTiO3 --candidates model --num 4"
 )
-_COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "source", "file"]
-_STABILITY = ["e_above_hull", "e_above_hull_standard_error", "decomposes_to", "energy_of"]
-_MORE_COLUMNS = ["sequence", "warnings", "cif"]  # of every form but the table
-_TYPES = {
-    "num_atoms": "int64",
-    **RELAXED_TYPES,
-    **dict.fromkeys(["volume", "log_likelihood", "score", *_STABILITY[:2]], "double"),
-}
 
 
 def _properties(given: list[str]) -> dict[str, float] | None:
@@ -145,7 +128,8 @@ def generate(
         bool,
         typer.Option(
             "--stability",
-            help="Add how far the energy predicted for each unrelaxed crystal is above the hull of known phases.",
+            help="Add how far each crystal is above the hull of known phases: by --calculator with --relax, else by "
+            "the energy that a model predicts for the unrelaxed crystal.",
         ),
     ] = False,
     relax: Relax = False,
@@ -193,7 +177,7 @@ def generate(
             ("smact", smact, False),
             ("unseen", unseen, "warn"),
             ("known", not novel, True),
-            ("stability", stability, False),
+            ("stability", stability and not relax, False),
         )
         if value != usual
     }
@@ -234,22 +218,5 @@ def generate(
     if "error" in results[0]:
         raise ValueError(results[0]["error"])
     if potential is not None:
-        results = relax_with(potential, results, keep_symmetry=keep_symmetry, max_steps=max_steps)
-    for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
-        print(f"hf-crystal: warning: {warning}", file=sys.stderr)
-    if stability:
-        print(f"hf-crystal: e_above_hull is of {results[0]['energy_of']}: no ranking of stability", file=sys.stderr)
-    files = [None] * len(results) if output_dir is None else write_structures(output_dir, results, form)
-    columns = [
-        *_COLUMNS[:-1],
-        *RELAXED_COLUMNS * relax,
-        *_STABILITY[: -1 if output == "table" else None] * stability,
-        "file",
-    ]
-    with open_writer(output, output_file, columns + _MORE_COLUMNS * (output != "table"), _TYPES) as writer:
-        for file, result in zip(files, results, strict=True):
-            row = {name: result[name] for name in columns if name in result}
-            row |= {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume), "file": file}
-            writer.write(row if output == "table" else row | {key: result[key] for key in _MORE_COLUMNS})
-    if output_dir is not None:
-        announce_written(f"{output_dir} ({len(files)} {form} file{'s' * (len(files) != 1)})")
+        results = relax_with(potential, results, stability, keep_symmetry=keep_symmetry, max_steps=max_steps)
+    write_crystals(results, output, output_file, output_dir, form)

@@ -1,14 +1,14 @@
-"""Options of the commands that relax crystals, and what they add to a row."""
+"""Options of the commands that relax crystals."""
 
+import contextlib
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 
 from .progress import counter
 
-RELAXED_COLUMNS = ["energy", "converged", "num_steps", "volume_change"]
-RELAXED_TYPES = {"energy": "double", "converged": "bool", "num_steps": "int64", "volume_change": "double"}
 Relax = Annotated[
     bool, typer.Option("--relax", help="Relax atoms and cell with an interatomic potential; energies in eV/atom.")
 ]
@@ -22,11 +22,19 @@ MaxSteps = Annotated[int, typer.Option(min=1, help="Steps of a relaxation at mos
 
 
 def relax_with(
-    calculator: Any, results: list[dict[str, Any]], *, keep_symmetry: bool, max_steps: int
+    calculator: Any, results: list[dict[str, Any]], stability: bool, **options: Any
 ) -> list[dict[str, Any]]:
-    """`relax_candidates` with a bar."""
-    from ..candidates import relax_candidates
+    """Relaxed results, with their distance from the hull where that is asked for."""
+    from ..candidates import RelaxedHull, relax_candidates
 
-    with counter(len(results), "crystal") as tell, warnings.catch_warnings():
+    with show_relaxation(len(results)) as tell:
+        results = relax_candidates(results, calculator, progress=tell, **options)
+        return RelaxedHull(calculator, **options).judge(results) if stability else results
+
+
+@contextlib.contextmanager
+def show_relaxation(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar, and no warnings of a potential's own code."""
+    with counter(total, "crystal") as tell, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"chgnet\.")  # of its use of torch and pymatgen
-        return relax_candidates(results, calculator, keep_symmetry=keep_symmetry, max_steps=max_steps, progress=tell)
+        yield tell
