@@ -13,7 +13,10 @@ relax(generated_structures, any_ase_calculator)        # energies before and aft
 `hf_crystal.ase` is a module of this package; `import ase` here and everywhere else is the real one.
 """
 
+import contextlib
 import copy
+import importlib
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
     from .encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
-__all__ = ["CrystalCalculator", "RelaxedCrystal", "relax"]
+__all__ = ["CrystalCalculator", "RelaxedCrystal", "load_calculator", "relax"]
 
 _DERIVATIVES = ("forces", "stress")
 _PER_ATOM = ("stresses", "energies")
@@ -251,6 +254,7 @@ def relax(
     max_force: float = 0.05,
     max_steps: int = 500,
     relax_cell: bool = True,
+    keep_symmetry: bool = False,
     optimizer: "type[Optimizer] | None" = None,
     reference_energies: Mapping[str, float] | None = None,
 ) -> list[RelaxedCrystal]:
@@ -264,6 +268,7 @@ def relax(
         max_force: threshold, eV/Å.
         max_steps: steps of the optimizer at most.
         relax_cell: relax the cell too.
+        keep_symmetry: keep the space group (`ase.constraints.FixSymmetry`), found within 0.01 Å.
         optimizer: class from `ase.optimize`; FIRE by default.
         reference_energies: symbol → energy of the element, eV/atom, computed with the same calculator.
 
@@ -275,6 +280,7 @@ def relax(
     """
     if max_force <= 0 or max_steps < 1:
         raise ValueError(f"max_force is {max_force}, max_steps {max_steps}; accepted: above 0, at least 1")
+    from ase.constraints import FixSymmetry
     from ase.optimize import FIRE
 
     from .encoders.feature_extraction_crystal import is_many
@@ -285,11 +291,42 @@ def relax(
         try:
             atoms = _to_atoms(item)
             atoms.calc = calculator if isinstance(calculator, Calculator) else calculator()
+            if keep_symmetry:
+                atoms.set_constraint(FixSymmetry(atoms))
             relaxed = _relax_one(atoms, max_force, max_steps, relax_cell, optimizer or FIRE)
             results.append(_with_formation_energy(relaxed, atoms, reference_energies))
         except _CALCULATOR_ERRORS as error:
             results.append(RelaxedCrystal(error=f"{type(error).__name__}: {error}"))
     return results
+
+
+def load_calculator(name: str = "chgnet") -> Calculator:
+    """An interatomic potential by name.
+
+    Args:
+        name: "chgnet", a universal one whose weights come with its package (extra `relax`), or `module:name` of a
+            class or function that gives a calculator without arguments, such as "ase.calculators.emt:EMT".
+
+    Raises:
+        ValueError: the name is none, the module has no such name, or what it gives is no calculator.
+        ImportError: its package is not installed.
+    """
+    module, _, attribute = name.partition(":")
+    if name == "chgnet":
+        try:
+            from chgnet.model.dynamics import CHGNetCalculator
+        except ImportError as error:
+            raise ImportError(
+                f"calculator chgnet needs its package ({error}): pip install 'hf_crystal[relax]', or name another one "
+                "as module:class"
+            ) from error
+        with contextlib.redirect_stdout(sys.stderr):  # it prints, and standard output is for results
+            return cast(Calculator, CHGNetCalculator(on_isolated_atoms="error"))
+    make = getattr(importlib.import_module(module), attribute, None) if module and attribute else None
+    made = make() if callable(make) else make
+    if not isinstance(made, Calculator):
+        raise ValueError(f"calculator is {name!r}; accepted: chgnet, or module:class of an ASE calculator")
+    return made
 
 
 def _to_atoms(item: Any) -> Atoms:

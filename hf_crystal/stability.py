@@ -15,12 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .checkpoints import DEFAULT_MODEL
 from .crystals.elements import CHEMICAL_SYMBOLS, parse_composition, reduced_formula
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = ["ReferenceHull", "Stability", "add_stability", "energy_target", "load_reference", "read_energies"]
+__all__ = [
+    "ReferenceHull",
+    "Stability",
+    "add_stability",
+    "energy_target",
+    "load_reference",
+    "predict_stability",
+    "read_energies",
+]
 
 REFERENCES = Path(__file__).parent / "references"
 DEFAULT_REFERENCE = "matbench_mp_e_form"
@@ -303,6 +312,52 @@ def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> d
         doubts = [*result.get("warnings", ()), str(error)]
         return {**result, "e_above_hull": None, "decomposes_to": None, "warnings": doubts}
     return {**result, "e_above_hull": found.e_above_hull, "decomposes_to": found.text_of(found.decomposition)}
+
+
+def predict_stability(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Generated crystals with the distance of their energy, as the default property model predicts it, from the hull.
+
+    The model was trained on relaxed crystals. A generated crystal is not relaxed, and its energy not the lowest that
+    it may reach: the distance is a hint for each crystal, and no ranking of several.
+
+    Args:
+        results: Results of the pipeline "crystal-generation"; those with an `error` are returned as they are.
+
+    Returns:
+        The results with `e_above_hull` (eV/atom) and `decomposes_to`, see `add_stability`; the standard error of the
+        energy as `e_above_hull_standard_error`; whose energy it is as `energy_of`; and what is doubtful about the
+        prediction among the `warnings`.
+    """
+    given = [dict(result) for result in results]
+    pipe, target = _default_predictor()
+    predicted = iter(pipe([result["structure"] for result in given if "error" not in result]))
+    found = []
+    for result in given:
+        if "error" not in result:
+            values = next(predicted)
+            values = {"warnings": [values["error"]]} if "error" in values else add_stability(values, target, _hull())
+            result |= {
+                "e_above_hull": values.get("e_above_hull"),
+                "e_above_hull_standard_error": values.get(f"{target}_standard_error"),
+                "decomposes_to": values.get("decomposes_to"),
+                "energy_of": f"the unrelaxed crystal, by {DEFAULT_MODEL}",
+                "warnings": list(dict.fromkeys([*result["warnings"], *values["warnings"]])),
+            }
+        found.append(result)
+    return found
+
+
+def _hull() -> ReferenceHull:
+    return _embedded_reference(DEFAULT_REFERENCE)
+
+
+@functools.lru_cache(maxsize=1)
+def _default_predictor() -> tuple[Any, str]:
+    """Pipeline of the default property model, and its target that is an energy."""
+    from .loading import load_property_pipeline
+
+    pipe = load_property_pipeline()
+    return pipe, energy_target(pipe.model.config)
 
 
 def _counts(composition: str | Mapping[Any, Any]) -> dict[int, int]:

@@ -15,7 +15,8 @@ from ase.calculators.lj import LennardJones
 from tiny_models import NACL, OVERLAPPING, save_tiny_model, tiny_model
 
 from hf_crystal import CrystalFeatureExtractor
-from hf_crystal.ase import CrystalCalculator, relax
+from hf_crystal.ase import CrystalCalculator, load_calculator, relax
+from hf_crystal.evaluation.results import find_space_group
 from hf_crystal.loading import load_property_model
 from hf_crystal.pipelines.pipeline_crystal_property import CrystalPropertyPipeline
 from hf_crystal.testing import make_discriminating
@@ -184,6 +185,21 @@ def test_a_crystal_that_fails_gives_its_reason_and_the_others_go_on(tmp_path):
     assert results[2].converged
     assert "no/such.cif" in results[3].error
     assert [result.structure is None for result in results] == [True, True, False, True]
+
+
+def test_a_relaxation_can_keep_the_space_group():
+    nearly_cubic = Atoms("Cu2", scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.5]], cell=[2.9, 2.9, 2.905], pbc=True)
+    free, kept = (relax(nearly_cubic, EMT(), keep_symmetry=keep, max_force=0.005)[0] for keep in (False, True))
+    assert free.converged and kept.converged
+    assert [find_space_group(result.structure, 1e-4) for result in (free, kept)] == [139, 229]
+    assert kept.energy < kept.initial_energy
+
+
+def test_calculators_by_name():
+    assert isinstance(load_calculator("ase.calculators.emt:EMT"), EMT)
+    for name in ("emt", "ase.calculators.emt:Nothing", "ase:__version__"):
+        with pytest.raises(ValueError, match=rf"calculator is '{name}'; accepted: chgnet, or module:class"):
+            load_calculator(name)
 
 
 def test_an_unfinished_relaxation_says_so():

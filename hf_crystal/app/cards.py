@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..typing import CrystalLike
 from ..viz.sequence import KIND_COLORS, explain_sequence
 from ..viz.view3d import view_3d
-from .service import GeneratedCrystal, Insight, Prediction
+from .service import ABOVE_HULL, GeneratedCrystal, Insight, Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,6 +56,11 @@ def prediction_table(found: Prediction) -> str:
         note = (
             "± is the standard error of the value; of a model without an error head, its mean error on the test set."
         )
+        if any(row["property"] == ABOVE_HULL for row in found.rows):
+            note += (
+                " Energy above hull: of the crystal as given, not relaxed, by the model's formation energy; "
+                "known phases of the Materials Project (2018)."
+            )
         parts.append(f"<p class='hfc-note'>{note}</p>")
     parts += [message(f"{name}: {text}", "note") for name, doubts in found.warnings.items() for text in doubts]
     parts += [message(f"{name}: {reason}") for name, reason in found.errors]
@@ -72,7 +77,10 @@ def crystal_cards(crystals: Sequence[GeneratedCrystal]) -> str:
     """A gallery: each crystal in 3-D with what is known about it."""
     cards = []
     for crystal in crystals:
-        properties = "".join(f"<li>{html.escape(row['property'])}: {_number(row)}</li>" for row in crystal.properties)
+        named = [
+            (row["property"] + ", not relaxed" * (row["property"] == ABOVE_HULL), row) for row in crystal.properties
+        ]
+        properties = "".join(f"<li>{html.escape(name)}: {_number(row)}</li>" for name, row in named)
         doubts = "".join(message(text, "note") for text in crystal.warnings)
         if crystal.log_likelihood is not None:
             properties += f"<li>log-likelihood: <b>{crystal.log_likelihood:.1f}</b></li>"

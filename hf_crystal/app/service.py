@@ -37,6 +37,7 @@ MAX_GENERATED = 12
 MAX_COMPOSITION = 200  # characters
 _FOLDERS_KEPT = 32  # of files to be fetched; Gradio copies a file before the answer leaves
 _ROW_FIELDS = ("crystal", "formula", "atoms", "property", "value", "unit", "typical error", "metal probability")
+ABOVE_HULL = "energy above hull"
 _CSV_FIELDS = (*_ROW_FIELDS, "warnings", "error")
 
 
@@ -211,7 +212,7 @@ class Service:
         return [*record.warnings, *TrainingDomain(loaded.config).unseen(numbers)[0], *odd]
 
     def properties(self, model: str, crystal: CrystalLike) -> list[dict[str, Any]]:
-        """Rows of one crystal, one per target."""
+        """Rows of one crystal, one per target, and one of its energy above the hull where the model is embedded."""
         import torch
 
         from ..crystals.elements import reduced_formula
@@ -222,10 +223,15 @@ class Service:
             output = loaded(**extractor.pad([arrays]))
         numbers = arrays["atomic_numbers"].tolist()
         config, values = loaded.config, output.logits[0].tolist()
-        errors = measured_errors(model)
+        errors: dict[str, float | None] = {**measured_errors(model)}
         if output.standard_errors is not None:
             errors = dict(zip(config.target_names, output.standard_errors[0].tolist(), strict=True))
         metal = None if output.metal_probability is None else float(output.metal_probability[0])
+        targets = list(zip(config.target_names, config.target_units, values, strict=True))
+        if model in embedded_checkpoints() and (above := self._above_hull(config, numbers, values)) is not None:
+            name, distance = above
+            targets.append((ABOVE_HULL, "eV/atom", distance))
+            errors[ABOVE_HULL] = errors.get(name)
         return [
             {
                 "formula": reduced_formula(numbers),
@@ -236,8 +242,20 @@ class Service:
                 "typical error": errors.get(name),
                 "metal probability": metal if name == config.gap_target else None,
             }
-            for name, unit, value in zip(config.target_names, config.target_units, values, strict=True)
+            for name, unit, value in targets
         ]
+
+    def _above_hull(self, config: Any, numbers: list[int], values: list[float]) -> tuple[str, float] | None:
+        """The target that is an energy, and its distance from the hull; None where either is not known."""
+        from ..stability import energy_target, load_reference
+
+        try:
+            name = energy_target(config)
+            counts = {number: numbers.count(number) for number in set(numbers)}
+            found = load_reference().stability(counts, values[config.target_names.index(name)])
+        except ValueError:  # a model of other properties; an element that no known phase has
+            return None
+        return None if found.e_above_hull is None else (name, found.e_above_hull)
 
     def write_csv(self, found: Prediction) -> Path:
         """Rows and errors of a prediction as a CSV file in a folder of its own."""

@@ -1,6 +1,5 @@
 """`hf-crystal generate`: crystals of a composition."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,18 +7,16 @@ import typer
 
 from ..checkpoints import DEFAULT_GENERATOR
 from .progress import counter, quiet_transformers
+from .relaxation import CalculatorName, KeepSymmetry, MaxSteps, Relax, relax_with
 from .screening import Unseen
-from .structure_files import StructureFormat, crystal_files, folder_in_use, write_structures
-from .writers import Format, announce_written, format_of_file, open_writer
+from .structure_files import StructureFormat, crystal_files, folder_in_use, write_crystals
+from .writers import Format, format_of_file
 
 EXAMPLE = (
     "Example: hf-crystal generate TiO2 --num 5 --output-dir output\n\n"
     "With predictions: hf-crystal generate TiO2 --num 5 --output json | hf-crystal predict -\n\n"
     "Of the language model, five atoms: hf-crystal generate SrTiO3 --candidates model --num 4"
 )
-_COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "source", "file"]
-_MORE_COLUMNS = ["sequence", "warnings", "cif"]  # of every form but the table
-_TYPES = {"num_atoms": "int64", "volume": "double", "log_likelihood": "double", "score": "double"}
 
 
 def _properties(given: list[str]) -> dict[str, float] | None:
@@ -127,6 +124,18 @@ def generate(
         ),
     ] = None,
     novel: Annotated[bool, typer.Option("--novel", help="Leave out known crystals of the formula.")] = False,
+    stability: Annotated[
+        bool,
+        typer.Option(
+            "--stability",
+            help="Add how far each crystal is above the hull of known phases: by --calculator with --relax, else by "
+            "the energy that a model predicts for the unrelaxed crystal.",
+        ),
+    ] = False,
+    relax: Relax = False,
+    calculator: CalculatorName = "chgnet",
+    keep_symmetry: KeepSymmetry = False,
+    max_steps: MaxSteps = 500,
     model: Annotated[
         str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
     ] = DEFAULT_GENERATOR,
@@ -168,11 +177,17 @@ def generate(
             ("smact", smact, False),
             ("unseen", unseen, "warn"),
             ("known", not novel, True),
+            ("stability", stability and not relax, False),
         )
         if value != usual
     }
     from ..loading import load_generation_pipeline
 
+    potential = None
+    if relax:  # before anything is sampled
+        from ..ase import load_calculator
+
+        potential = load_calculator(calculator)
     pipe = load_generation_pipeline(model, device)
     with counter(num, "crystal") as tell:
         results = pipe(
@@ -202,17 +217,6 @@ def generate(
         )
     if "error" in results[0]:
         raise ValueError(results[0]["error"])
-    for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
-        print(f"hf-crystal: warning: {warning}", file=sys.stderr)
-    files = [None] * len(results) if output_dir is None else write_structures(output_dir, results, form)
-    with open_writer(
-        output, output_file, _COLUMNS if output == "table" else [*_COLUMNS, *_MORE_COLUMNS], _TYPES
-    ) as writer:
-        for file, result in zip(files, results, strict=True):
-            names = ("formula", "space_group", "log_likelihood", "score", "source")
-            row: dict[str, Any] = {name: result[name] for name in names}
-            row |= {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
-            row["file"] = file
-            writer.write(row if output == "table" else row | {key: result[key] for key in _MORE_COLUMNS})
-    if output_dir is not None:
-        announce_written(f"{output_dir} ({len(files)} {form} file{'s' * (len(files) != 1)})")
+    if potential is not None:
+        results = relax_with(potential, results, stability, keep_symmetry=keep_symmetry, max_steps=max_steps)
+    write_crystals(results, output, output_file, output_dir, form)

@@ -8,7 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from . import convert, demo, embed, evaluate, export, generate, index, info, plot, predict, push, stability, train
+from . import (
+    convert,
+    demo,
+    embed,
+    evaluate,
+    export,
+    generate,
+    index,
+    info,
+    plot,
+    predict,
+    propose,
+    push,
+    stability,
+    train,
+)
 
 app = typer.Typer(
     name="hf-crystal",
@@ -42,6 +57,7 @@ for _name, _function, _line, _example in (
     ("predict", predict.predict, "Predict properties of crystals.", predict.EXAMPLE),
     ("stability", stability.stability, "Distance from the hull of known phases.", stability.EXAMPLE),
     ("generate", generate.generate, "Generate crystals.", generate.EXAMPLE),
+    ("propose", propose.propose, "Generate, group, relax, distance to the hull.", propose.EXAMPLE),
     ("embed", embed.embed, "Vectors of crystals; similar crystals.", embed.EXAMPLE),
     ("index", index.index, "Index known crystals as prototypes.", index.EXAMPLE),
     ("demo", demo.demo, "Serve the web page.", demo.EXAMPLE),

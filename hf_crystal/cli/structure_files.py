@@ -1,11 +1,54 @@
-"""Generated crystals as files: CIF, POSCAR, extended XYZ."""
+"""Generated crystals as a list and as files: CIF, POSCAR, extended XYZ."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from .writers import Format, announce_written, open_writer
+
 StructureFormat = Literal["cif", "poscar", "extxyz"]
 _SUFFIXES: dict[StructureFormat, str] = {"cif": ".cif", "poscar": ".vasp", "extxyz": ".extxyz"}
+
+
+_COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "source"]
+_ADDED = {  # by grouping, relaxation, stability
+    "num_equal": "int64",
+    "energy": "double",
+    "converged": "bool",
+    "num_steps": "int64",
+    "volume_change": "double",
+    "e_above_hull": "double",
+    "e_above_hull_standard_error": "double",
+    "decomposes_to": "string",
+}
+_MORE_COLUMNS = ["energy_of", "sequence", "warnings", "cif"]  # of every form but the table
+_TYPES = {**_ADDED, "num_atoms": "int64", **dict.fromkeys(["volume", "log_likelihood", "score"], "double")}
+
+
+def write_crystals(
+    results: list[dict[str, Any]], output: Format, output_file: Path | None, folder: Path | None, form: StructureFormat
+) -> None:
+    """Write the list and, into a folder, one file each; warnings go to standard error.
+
+    Raises:
+        ValueError: the folder holds other crystals, or the list cannot be written there.
+    """
+    for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
+        print(f"hf-crystal: warning: {warning}", file=sys.stderr)
+    if about := results[0].get("energy_of"):
+        caveat = "" if "energy" in results[0] else ": no ranking of stability"
+        print(f"hf-crystal: e_above_hull is of {about}{caveat}", file=sys.stderr)
+    files = [None] * len(results) if folder is None else write_structures(folder, results, form)
+    more = [name for name in _MORE_COLUMNS if name in results[0]] if output != "table" else []
+    columns = [*_COLUMNS, *(name for name in _ADDED if name in results[0]), "file", *more]
+    with open_writer(output, output_file, columns, _TYPES) as writer:
+        for file, result in zip(files, results, strict=True):
+            size = {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
+            row = {**result, **size, "file": file}
+            writer.write({name: row[name] for name in columns})
+    if folder is not None:
+        announce_written(f"{folder} ({len(files)} {form} file{'s' * (len(files) != 1)})")
 
 
 def write_structures(folder: Path, results: list[dict[str, Any]], form: StructureFormat) -> list[str]:
@@ -57,9 +100,8 @@ def _text(result: dict[str, Any], form: StructureFormat) -> str:
 def _extended_xyz(result: dict[str, Any]) -> str:
     structure = result["structure"]
     lattice = " ".join(f"{value:.8f}" for value in structure.lattice.matrix.ravel())
-    about = (
-        f'Lattice="{lattice}" Properties=species:S:1:pos:R:3 pbc="T T T" '
-        f'space_group="{result["space_group"]}" log_likelihood={result["log_likelihood"]:.6f}'
-    )
+    about = f'Lattice="{lattice}" Properties=species:S:1:pos:R:3 pbc="T T T" space_group="{result["space_group"]}"'
+    if result["log_likelihood"] is not None:
+        about += f" log_likelihood={result['log_likelihood']:.6f}"
     atoms = [f"{site.specie.symbol} " + " ".join(f"{value:.8f}" for value in site.coords) for site in structure]
     return "\n".join([str(len(structure)), about, *atoms]) + "\n"

@@ -77,6 +77,7 @@ class CrystalGenerationPipeline(Pipeline):
       None where a known prototype is longer than the model's context;
     - `source`: "model"; "known mp-…": a known crystal; "prototype mp-…": that one with other elements. `score`: None,
       or the share of such a crystal in the votes, or by energy among those known;
+    - with `stability=True`: `e_above_hull` and more, see `hf_crystal.stability.predict_stability`;
     - `warnings`: list of what to know about it, such as a property outside the trained range or an
       element that no training crystal has; mostly empty.
 
@@ -110,6 +111,8 @@ class CrystalGenerationPipeline(Pipeline):
             atoms closer than half the sum of their covalent radii.
         progress (function, *optional*): Called with the number of crystals so far.
         max_rounds (`int`, defaults to 4): How often crystals that were left out are replaced.
+        stability (`bool`, defaults to `False`): Predict how far each crystal, unrelaxed, is above the hull of known
+            phases. Results are not ordered by it. Needs the package.
         rank (`bool` or function of a `DecodedCrystal`, defaults to `True`): Most probable crystal first, by
             `log_likelihood`; a function: largest value first; `False`: in the order of generation.
     """
@@ -134,7 +137,7 @@ class CrystalGenerationPipeline(Pipeline):
             raise ValueError(f"tokenizer is {type(self.tokenizer).__name__}; expected Mat2SeqTokenizer")
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        known = (*_PROMPT_FIELDS, *_SAMPLING_FIELDS, *_RESULT_FIELDS)
+        known = (*_PROMPT_FIELDS, *_SAMPLING_FIELDS, *_RESULT_FIELDS, "stability")
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise TypeError(f"unknown arguments {unknown}; accepted are {', '.join(known)}")
@@ -147,7 +150,7 @@ class CrystalGenerationPipeline(Pipeline):
             raise ValueError(f"candidates is {given['candidates']!r}; accepted: {', '.join(map(repr, _SOURCES))}")
         prompt = {name: given[name] for name in _PROMPT_FIELDS if given.get(name) is not None}
         forward = {name: given[name] for name in (*_SAMPLING_FIELDS, *_RESULT_FIELDS) if given.get(name) is not None}
-        return prompt, forward, {}
+        return prompt, forward, {"stability": given["stability"]} if "stability" in given else {}
 
     def __call__(  # type: ignore[override]
         self, composition: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None, **kwargs: Any
@@ -157,10 +160,11 @@ class CrystalGenerationPipeline(Pipeline):
             kwargs["generation_batch_size"] = kwargs.pop("batch_size")
         if not isinstance(composition, (list, tuple)):
             return super().__call__({} if composition is None else composition, **kwargs)
-        prompt, parameters, _ = self._sanitize_parameters(**kwargs)
+        prompt, parameters, after = self._sanitize_parameters(**kwargs)
         prompts = [self.preprocess(item, **{**self._preprocess_params, **prompt}) for item in composition]
         parameters = {**self._forward_params, **parameters}
-        return [self.postprocess(found) for found in self._generate(prompts, on_error="return", **parameters)]
+        after = {**self._postprocess_params, **after}
+        return [self.postprocess(found, **after) for found in self._generate(prompts, on_error="return", **parameters)]
 
     def preprocess(self, input_: str | Mapping[str, Any], **prompt: object) -> dict[str, Any]:
         """Fields of one prompt: those of the call, and those of the input if it is a dictionary of them."""
@@ -201,7 +205,8 @@ class CrystalGenerationPipeline(Pipeline):
         if candidates is None:
             plain = set(options) <= _OF_ALL and unique and rank is True
             candidates = "auto" if not known or (plain and self._is_default()) else "model"
-        propose: Any = None if candidates == "model" else self._propose(candidates)
+        needs = f"candidates is {candidates!r}; accepted is 'model'"
+        propose: Any = None if candidates == "model" else _of_package("prototypes", needs).propose
         of_formulas = [propose is not None and _is_formula(prompt, candidates) for prompt in prompts]
         if not known and not all(of_formulas):
             raise ValueError(
@@ -256,20 +261,17 @@ class CrystalGenerationPipeline(Pipeline):
             return False
         return str(self.model.name_or_path) == str(embedded.checkpoint_folder(embedded.DEFAULT_GENERATOR))
 
-    @staticmethod
-    def _propose(candidates: str) -> Any:
-        """The function of the package, which does not travel with this file."""
-        try:
-            return importlib.import_module("hf_crystal.prototypes").propose
-        except ImportError as error:
-            raise ValueError(
-                f"candidates is {candidates!r}; accepted is 'model': the package hf_crystal, which has the known "
-                "crystals, is missing"
-            ) from error
-
-    def postprocess(self, model_outputs: list[Any], **_: object) -> list[dict[str, Any]]:  # type: ignore[override]
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: list[Any], stability: bool = False, **_: object
+    ) -> list[dict[str, Any]]:
         """Decoded crystals → results."""
-        return [result_of(item) for item in model_outputs]
+        results = [result_of(item) for item in model_outputs]
+        if not stability:
+            return results
+        judged: list[dict[str, Any]] = _of_package(
+            "stability", "stability is True; accepted is False"
+        ).predict_stability(results)
+        return judged
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> None:
         """Save model and tokenizer; load with the same task name after `import hf_crystal`.
@@ -283,6 +285,14 @@ class CrystalGenerationPipeline(Pipeline):
         """
         self.model.save_pretrained(save_directory, **kwargs)
         self.tokenizer.save_pretrained(save_directory)
+
+
+def _of_package(name: str, needs: str) -> Any:
+    """A module of the package that does not travel with this file."""
+    try:
+        return importlib.import_module(f"hf_crystal.{name}")
+    except ImportError as error:
+        raise ValueError(f"{needs}: the package hf_crystal, which has the known crystals, is missing") from error
 
 
 def _is_formula(prompt: Mapping[str, Any], candidates: str) -> bool:

@@ -16,13 +16,13 @@ import torch
 from pymatgen.core import Composition, Structure
 from tiny_models import save_tiny_model
 
-from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer
+from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer, load_reference
 from hf_crystal.app.cards import crystal_cards, insight_table, message, prediction_table, sequence_html, view_html
 from hf_crystal.app.code import generation_code, inside_code, prediction_code
 from hf_crystal.app.page import _number
 from hf_crystal.app.reading import MAX_ATOMS, MAX_BYTES, CrystalReaders, limit_memory
-from hf_crystal.app.service import Prediction, Service, example_files, measured_errors
-from hf_crystal.checkpoints import embedded_checkpoints
+from hf_crystal.app.service import ABOVE_HULL, Prediction, Service, example_files, measured_errors
+from hf_crystal.checkpoints import DEFAULT_MODEL, embedded_checkpoints
 from hf_crystal.crystals.reading import as_record, record_to_structure
 from hf_crystal.evaluation.pools import JobPool
 from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
@@ -92,6 +92,19 @@ def test_errors_are_those_that_were_measured():
     errors = measured_errors(embedded_checkpoints()[0])
     assert errors
     assert all(0 < error < 10 for error in errors.values())
+
+
+def test_distance_from_the_hull_of_embedded_models_with_its_caveat(service, model, titanate):
+    name = DEFAULT_MODEL
+    found = service.predict(name, [example_files()["NaCl"]])
+    energy, above = found.rows[0], found.rows[-1]
+    assert (above["property"], above["unit"]) == (ABOVE_HULL, "eV/atom")
+    assert above["value"] == pytest.approx(energy["value"] - load_reference().stability("NaCl").hull_energy)
+    assert above["typical error"] == energy["typical error"] is not None
+    assert "of the crystal as given, not relaxed" in prediction_table(found)
+    assert ABOVE_HULL not in measured_errors(name)
+    # energies of another model may be of another kind
+    assert all(row["property"] != ABOVE_HULL for row in service.properties(model, titanate))
 
 
 def test_generated_crystals_have_the_composition_and_open_in_pymatgen(service):

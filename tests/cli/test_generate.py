@@ -182,6 +182,44 @@ def test_formula_of_the_default_generator(command, generator):
     assert code == 1 and "takes composition and space_group" in err
 
 
+def test_distance_from_the_hull_has_its_caveat(command, generator):
+    words = ("NaCl", "--num", 2, "--seed", 0, "--model", generator)
+    _, plain, _ = command(*words, "--output", "json")
+    code, out, err = command(*words, "--stability", "--output", "json")
+    rows = json.loads(out)
+    added = {"e_above_hull", "e_above_hull_standard_error", "decomposes_to", "energy_of"}
+    assert code == 0
+    assert [{key: row[key] for key in row if key not in added | {"warnings"}} for row in rows] == [
+        {key: row[key] for key in row if key != "warnings"} for row in json.loads(plain)
+    ]
+    assert all(row["e_above_hull"] > -0.5 and row["decomposes_to"] == "NaCl" for row in rows)
+    assert "e_above_hull is of the unrelaxed crystal, by crystalformer-mp: no ranking of stability" in err
+    head = command(*words, "--stability")[1].splitlines()[0].split()
+    assert "e_above_hull" in head and "energy_of" not in head
+
+
+def test_relaxed_crystals_are_written_relaxed(command, tmp_path):
+    words = ("CuAu", "--num", 2, "--candidates", "prototypes", "--output", "json")
+    emt = ("--relax", "--keep-symmetry", "--calculator", "ase.calculators.emt:EMT")
+    plain = json.loads(command(*words)[1])
+    code, out, err = command(*words, *emt, "--output-dir", tmp_path / "made")
+    assert code == 0
+    for before, after in zip(plain, json.loads(out), strict=True):
+        assert after["converged"] and after["num_steps"] > 0
+        assert after["volume"] == pytest.approx(before["volume"] * (1 + after["volume_change"]))
+        assert (after["space_group"], after["sequence"]) == (before["space_group"], before["sequence"])
+        written = Structure.from_file(after["file"], primitive=True)
+        assert written.volume == pytest.approx(after["volume"], rel=2e-3)  # lengths have three decimals
+    code, out, err = command("CuAu", *words[1:], *emt, "--max-steps", 1)
+    assert code == 0 and "warning: the relaxation has not converged after 1 steps\n" in err
+    code, out, err = command("NaCl", "--relax", "--calculator", "ase.calculators.emt:EMT", "--output", "json")
+    (row,) = json.loads(out)  # the potential has no sodium
+    assert (code, row["energy"], row["converged"]) == (0, None, False)
+    assert "warning: not relaxed: NotImplementedError: No EMT-potential for" in err
+    code, out, err = command("NaCl", "--relax", "--calculator", "emt")
+    assert (code, out) == (1, "") and "calculator is 'emt'; accepted: chgnet, or module:class" in err
+
+
 def test_model_that_is_no_generator(command, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     got, out, err = command("--composition", "NaCl", "--model", tmp_path)

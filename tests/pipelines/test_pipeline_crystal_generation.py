@@ -9,10 +9,16 @@ from pymatgen.core import Composition, Structure
 from pymatgen.io.cif import CifFile
 from transformers import AutoTokenizer, pipeline
 
-from hf_crystal import CrystalGenerationPipeline, Mat2SeqForCausalLM, Mat2SeqTokenizer, canonicalize
+from hf_crystal import (
+    CrystalGenerationPipeline,
+    Mat2SeqForCausalLM,
+    Mat2SeqTokenizer,
+    canonicalize,
+    load_reference,
+)
 from hf_crystal.checkpoints import embedded_checkpoint
 from hf_crystal.crystals.reading import as_record
-from hf_crystal.loading import load_generation_pipeline
+from hf_crystal.loading import load_generation_pipeline, load_property_pipeline
 from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 from hf_crystal.mat2seq.space_groups import space_group_number
 
@@ -79,6 +85,31 @@ def test_likelihood_of_a_known_crystal_is_what_sampling_it_has(default_pipe):
         again = default_pipe._with_likelihood(item).log_likelihood
         assert again == pytest.approx(result["log_likelihood"], abs=1e-4)
     assert default_pipe("SrTiO3")[0]["log_likelihood"] < 0
+
+
+def test_distance_from_the_hull_is_that_of_predict_and_orders_nothing(default_pipe, monkeypatch):
+    prompts = ["TiO2", "Xx2"]
+    options = {"num_return_sequences": 2, "seed": 0}
+    plain = default_pipe(prompts, **options)
+    found = default_pipe(prompts, stability=True, **options)
+    assert found[1] == plain[1]
+    hull, predict = load_reference(), load_property_pipeline()
+    for before, after in zip(plain[0], found[0], strict=True):
+        value = predict(after["structure"])
+        expected = value["formation_energy"] - hull.stability("TiO2").hull_energy
+        assert after["e_above_hull"] == pytest.approx(expected, abs=1e-5)
+        error = value["formation_energy_standard_error"]
+        assert after["e_above_hull_standard_error"] == pytest.approx(error, rel=1e-3)
+        assert after["energy_of"] == "the unrelaxed crystal, by crystalformer-mp"
+        assert after["decomposes_to"] == "TiO2"
+        assert after["sequence"] == before["sequence"]
+    with pytest.warns(UserWarning, match="Po: not in the training data"):
+        (polonium,) = default_pipe("PoO2", stability=True)
+    assert polonium["e_above_hull"] is None and "no phase of matbench_mp_e_form has Po" in polonium["warnings"][-1]
+    assert any("Po: not in the training data of crystalformer-mp" in warning for warning in polonium["warnings"])
+    monkeypatch.setitem(sys.modules, "hf_crystal.stability", None)  # as where the file was exported
+    with pytest.raises(ValueError, match="stability is True; accepted is False: the package hf_crystal"):
+        default_pipe("TiO2", stability=True)
 
 
 def test_candidates_that_cannot_be_are_refused(pipe, monkeypatch):

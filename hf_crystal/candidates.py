@@ -1,0 +1,196 @@
+"""What follows generation: equal candidates are grouped, relaxed, and their distance from the hull is found.
+
+```python
+crystals = pipeline("crystal-generation")("Cu2ZnSnS4", num_return_sequences=8)
+shortlist(crystals)                                        # the model's distance, of unrelaxed crystals
+shortlist(crystals, calculator=load_calculator("chgnet"))  # relaxed, the lowest first
+```
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .mat2seq.canonicalize import CanonicalSettings, canonicalize
+from .mat2seq.space_groups import space_group_symbols
+from .stability import ReferenceHull, Stability, load_reference, predict_stability
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+    from .prototypes import PrototypeIndex
+
+__all__ = ["RelaxedHull", "group_candidates", "relax_candidates", "shortlist"]
+
+_FINE = CanonicalSettings.preset("fine")  # lengths to 0.001 Å: relaxed crystals come from no sequence
+
+
+def shortlist(
+    results: Iterable[Mapping[str, Any]],
+    *,
+    calculator: "Calculator | None" = None,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Candidates of generation without repeats, with their distance from the hull of known phases.
+
+    Args:
+        results: Results of the pipeline "crystal-generation".
+        calculator: Relaxes the crystals, and the known phases that they are compared with. None: nothing is relaxed,
+            and the energies are those that the default property model predicts.
+        progress: Called with the number of crystals relaxed so far.
+        **options: See `relax_candidates`.
+
+    Returns:
+        One result of each group of equal crystals, with what `group_candidates` and `predict_stability`, or
+        `relax_candidates` and `RelaxedHull.judge`, add. Relaxed ones are ordered by `e_above_hull`, those without it
+        last; others stay in the order given: energies of unrelaxed crystals are no ranking of stability.
+    """
+    groups = group_candidates(results)
+    if calculator is None:
+        return predict_stability(groups)
+    relaxed = group_candidates(relax_candidates(groups, calculator, progress=progress, **options))
+    judged = RelaxedHull(calculator, **options).judge(relaxed)
+    return sorted(judged, key=lambda result: (result["e_above_hull"] is None, result["e_above_hull"] or 0.0))
+
+
+def group_candidates(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The first of each group of crystals that pymatgen's `StructureMatcher` calls equal.
+
+    `num_equal` is the number of crystals in the group. Results with an `error` are left out.
+    """
+    from .evaluation import uniqueness
+
+    given = [result for result in results if "error" not in result]
+    if not given:
+        return []
+    first = uniqueness([result["structure"] for result in given], bucket_by="formula").representative
+    sizes: Counter[int] = Counter()
+    for place, result in enumerate(given):  # one that the matcher cannot read is alone
+        sizes[first[place] if first[place] is not None else place] += result.get("num_equal", 1)  # type: ignore[index]
+    return [{**given[place], "num_equal": size} for place, size in sorted(sizes.items())]
+
+
+class RelaxedHull:
+    """Known phases relaxed with the calculator that candidates are relaxed with, so that energies are comparable.
+
+    Which phases compete at a composition is taken from a reference; their energies are those of the calculator alone.
+
+    Args:
+        calculator: ASE calculator with forces and stress.
+        reference: Says which phases there are at a composition; the embedded one by default.
+        index: Crystals of the phases, of each formula the lowest; by default the embedded one of the Materials
+            Project.
+        **options: See `hf_crystal.ase.relax`.
+    """
+
+    def __init__(
+        self,
+        calculator: "Calculator",
+        *,
+        reference: ReferenceHull | None = None,
+        index: "PrototypeIndex | None" = None,
+        **options: Any,
+    ):
+        from .prototypes.proposals import _default_index
+
+        self.calculator, self.options = calculator, options
+        self.reference = load_reference() if reference is None else reference
+        self.index = _default_index() if index is None else index
+        self._energies: dict[str, float] = {}
+
+    def energy(self, composition: str | Mapping[Any, Any]) -> tuple[float, dict[str, float]]:
+        """Energy of the hull at a composition, eV/atom of the calculator; its phases and their fractions of the atoms.
+
+        Raises:
+            ValueError: the reference has no such element; a phase is in no known crystal, or cannot be relaxed.
+        """
+        phases = self.reference.stability(composition).decomposition
+        return sum(share * self._phase(formula) for formula, share in phases.items()), phases
+
+    def judge(self, results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Relaxed candidates with `e_above_hull` (eV/atom), `decomposes_to` and whose energy it is (`energy_of`).
+
+        Args:
+            results: What `relax_candidates` gave with the same calculator and options. One without an energy has no
+                distance; where the hull is not known, the `warnings` have the reason.
+        """
+        name = type(self.calculator).__name__.removesuffix("Calculator")
+        found = []
+        for result in results:
+            values: dict[str, Any] = {"e_above_hull": None, "decomposes_to": None}
+            doubts = list(result["warnings"])
+            if result["energy"] is not None:
+                try:
+                    energy, phases = self.energy(result["formula"])
+                    values = {"e_above_hull": result["energy"] - energy, "decomposes_to": Stability.text_of(phases)}
+                except ValueError as error:
+                    doubts.append(f"distance from the hull is not known: {error}")
+            found.append({**result, **values, "energy_of": f"the relaxed crystal, by {name}", "warnings": doubts})
+        return found
+
+    def _phase(self, formula: str) -> float:
+        """Energy of the lowest known crystal of a formula, relaxed, eV/atom."""
+        if formula not in self._energies:
+            from .ase import relax
+
+            item = next(iter(self.index.candidates(formula, 1, formula=True)), None)
+            if item is None or not item.source.startswith("known"):
+                raise ValueError(f"no crystal of the phase {formula} in the index of known crystals")
+            relaxed = relax(item.structure, self.calculator, **self.options)[0]
+            if relaxed.energy is None or not relaxed.converged:
+                reason = relaxed.error or f"not converged after {relaxed.num_steps} steps"
+                raise ValueError(f"the phase {formula} ({item.source}) was not relaxed: {reason}")
+            self._energies[formula] = relaxed.energy
+        return self._energies[formula]
+
+
+def relax_candidates(
+    results: Iterable[Mapping[str, Any]],
+    calculator: "Calculator",
+    *,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Results of generation, relaxed.
+
+    Args:
+        results: Results of the pipeline "crystal-generation"; those with an `error` are returned as they are.
+        calculator: ASE calculator with forces and stress.
+        progress: Called with the number of crystals so far.
+        **options: `max_force`, `max_steps`, `relax_cell`, `keep_symmetry` and `optimizer` of `hf_crystal.ase.relax`.
+
+    Returns:
+        The results with the relaxed `structure`, its `cif` and `space_group`; `energy` and `initial_energy` (eV/atom
+        of the calculator), `converged`, `num_steps` and `volume_change`. `sequence` and `log_likelihood` stay those of
+        the crystal before. A crystal that cannot be relaxed stays what it was, with `energy` None and the reason
+        among the `warnings`, where one that has not converged is named, too.
+    """
+    from .ase import RelaxedCrystal, relax
+
+    kept = ("energy", "initial_energy", "converged", "num_steps", "volume_change")
+    found = []
+    for number, result in enumerate(results, 1):
+        if "error" not in result:
+            relaxed = relax(result["structure"], calculator, **options)[0]
+            changes: dict[str, Any] = {}
+            try:
+                changes = {} if relaxed.error else _described(relaxed.structure)
+            except ValueError as error:  # two atoms that moved into one, for instance
+                relaxed = RelaxedCrystal(error=str(error))
+            doubts = [f"not relaxed: {relaxed.error}"] if relaxed.error else []
+            if not relaxed.error and not relaxed.converged:
+                doubts.append(f"the relaxation has not converged after {relaxed.num_steps} steps")
+            values = {name: getattr(relaxed, name) for name in kept}
+            result = {**result, **changes, **values, "warnings": [*result["warnings"], *doubts]}
+        found.append(dict(result))
+        if progress is not None:
+            progress(number)
+    return found
+
+
+def _described(structure: Any) -> dict[str, Any]:
+    """Fields of a result that depend on the structure."""
+    crystal = canonicalize(structure, settings=_FINE)
+    symbol = space_group_symbols()[crystal.space_group - 1]
+    return {"structure": structure, "cif": crystal.to_cif(), "space_group": symbol}

@@ -1,0 +1,89 @@
+"""`hf-crystal propose`: candidates for a composition, from generation to the distance from the hull."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..checkpoints import DEFAULT_GENERATOR
+from .progress import counter, quiet_transformers
+from .relaxation import CalculatorName, KeepSymmetry, MaxSteps, Relax, show_relaxation
+from .structure_files import StructureFormat, crystal_files, folder_in_use, write_crystals
+from .writers import Format, format_of_file
+
+EXAMPLE = (
+    "Example: hf-crystal propose Cu2ZnSnS4 --num 8 --output-dir output\n\n"
+    "Relaxed by a universal potential (pip install 'hf_crystal[relax]'): hf-crystal propose Cu2ZnSnS4 --relax"
+)
+
+
+def propose(
+    composition: Annotated[str, typer.Argument(help="Formula, such as Cu2ZnSnS4.")],
+    num: Annotated[int, typer.Option(min=1, help="Crystals generated; equal ones are one candidate.")] = 8,
+    space_group: Annotated[
+        list[str] | None, typer.Option(help="Symbol such as Pm-3m, or number 1 to 230; may be repeated.")
+    ] = None,
+    novel: Annotated[bool, typer.Option("--novel", help="Leave out known crystals of the formula.")] = False,
+    candidates: Annotated[
+        Literal["auto", "prototypes", "model"], typer.Option(help="Where crystals come from, see generate.")
+    ] = "auto",
+    max_atoms: Annotated[int | None, typer.Option(min=1, help="Largest primitive cell.")] = None,
+    relax: Relax = False,
+    calculator: CalculatorName = "chgnet",
+    keep_symmetry: KeepSymmetry = False,
+    max_steps: MaxSteps = 500,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Write one file per crystal here; a folder with crystals is refused.")
+    ] = None,
+    form: Annotated[StructureFormat, typer.Option("--format", help="Form of these files.")] = "cif",
+    output: Annotated[
+        Format | None, typer.Option(help="How the list is written; by default as --output-file ends, else a table.")
+    ] = None,
+    output_file: Annotated[Path | None, typer.Option(help="Write the list here, not to standard output.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed; without one each call gives other crystals.")] = None,
+    model: Annotated[
+        str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
+    ] = DEFAULT_GENERATOR,
+    device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
+) -> None:
+    """Propose crystals of a formula: generate, group equal ones, relax if asked for, find the distance to the hull.
+
+    With --relax the crystals and the known phases that they would decompose into are relaxed with one potential, and
+    the lowest comes first. Without, the distance is that of the energy which a model predicts for the crystals as
+    generated, and the order is that of generation.
+    """
+    output = output or format_of_file(output_file) or "table"
+    if output == "parquet" and output_file is None:
+        raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
+    if output_dir is not None and (others := crystal_files(output_dir)):
+        raise folder_in_use(output_dir, others)
+    quiet_transformers()
+    from ..candidates import shortlist
+    from ..loading import load_generation_pipeline
+
+    potential: Any = None
+    options: dict[str, Any] = {}
+    if relax:  # before anything is generated
+        from ..ase import load_calculator
+
+        potential = load_calculator(calculator)
+        options = {"keep_symmetry": keep_symmetry, "max_steps": max_steps}
+    groups = [int(word) if word.isdecimal() else word for word in space_group or []] or None
+    with counter(num, "crystal") as tell:
+        results = load_generation_pipeline(model, device)(
+            composition,
+            space_group=groups,
+            candidates=candidates,
+            num_return_sequences=num,
+            max_atoms=max_atoms,
+            seed=seed,
+            progress=tell,
+            **({"known": False} if novel else {}),
+        )
+    if not results:
+        raise ValueError(f"no crystal found for {composition}")
+    with show_relaxation(len(results)) as tell:
+        found = shortlist(results, calculator=potential, progress=tell, **options)
+    if not found:
+        raise ValueError(results[0]["error"])
+    write_crystals(found, output, output_file, output_dir, form)

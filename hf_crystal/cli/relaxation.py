@@ -1,0 +1,40 @@
+"""Options of the commands that relax crystals."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+
+from .progress import counter
+
+Relax = Annotated[
+    bool, typer.Option("--relax", help="Relax atoms and cell with an interatomic potential; energies in eV/atom.")
+]
+CalculatorName = Annotated[
+    str, typer.Option(help="The potential: chgnet (extra relax), or module:class of an ASE calculator.")
+]
+KeepSymmetry = Annotated[
+    bool, typer.Option("--keep-symmetry", help="Keep the space group of each crystal while it is relaxed.")
+]
+MaxSteps = Annotated[int, typer.Option(min=1, help="Steps of a relaxation at most.")]
+
+
+def relax_with(
+    calculator: Any, results: list[dict[str, Any]], stability: bool, **options: Any
+) -> list[dict[str, Any]]:
+    """Relaxed results, with their distance from the hull where that is asked for."""
+    from ..candidates import RelaxedHull, relax_candidates
+
+    with show_relaxation(len(results)) as tell:
+        results = relax_candidates(results, calculator, progress=tell, **options)
+        return RelaxedHull(calculator, **options).judge(results) if stability else results
+
+
+@contextlib.contextmanager
+def show_relaxation(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar, and no warnings of a potential's own code."""
+    with counter(total, "crystal") as tell, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"chgnet\.")  # of its use of torch and pymatgen
+        yield tell
