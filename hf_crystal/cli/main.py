@@ -8,7 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from . import convert, demo, embed, evaluate, export, generate, index, info, plot, predict, push, stability, train
+from . import (
+    convert,
+    demo,
+    embed,
+    evaluate,
+    export,
+    generate,
+    index,
+    info,
+    plot,
+    predict,
+    push,
+    serve,
+    stability,
+    train,
+)
 
 app = typer.Typer(
     name="hf-crystal",
@@ -45,6 +60,7 @@ for _name, _function, _line, _example in (
     ("embed", embed.embed, "Vectors of crystals; similar crystals.", embed.EXAMPLE),
     ("index", index.index, "Index known crystals as prototypes.", index.EXAMPLE),
     ("demo", demo.demo, "Serve the web page.", demo.EXAMPLE),
+    ("serve", serve.serve, "Serve programs and assistants.", serve.EXAMPLE),
     ("convert", convert.convert, "Convert an official checkpoint.", convert.EXAMPLE),
     ("export", export.export, "Write a folder for the Hub.", export.EXAMPLE),
     ("push", push.push, "Upload a folder to the Hub.", push.EXAMPLE),
