@@ -36,6 +36,7 @@ DEFAULT_REFERENCE = "matbench_mp_e_form"
 ENERGY_COLUMNS = ("formation_energy", "energy")
 _LARGEST_FORMATION_ENERGY = 10.0  # eV/atom; fluorides have about -4.5
 _MOST_ATOMS = 100_000  # of a formula
+_MOST_ELEMENTS = 16  # each more doubles the chemical systems to look through
 _PART = re.compile(r"([A-Z][a-z]?)(\d*)")
 _Phase = tuple[tuple[int, int], ...]  # reduced: atomic numbers, ascending, with their counts
 
@@ -183,10 +184,12 @@ class ReferenceHull:
             energy: Energy of the crystal, eV/atom, of the kind of this reference's `energy_column`.
 
         Raises:
-            ValueError: for a composition that cannot be read, an element that no phase has, and an energy that is not
-                finite or no formation energy.
+            ValueError: for a composition that cannot be read, more than 16 elements, an element that no phase has, and
+                an energy that is not finite or no formation energy.
         """
         phase = _reduced(_counts(composition))
+        if len(phase) > _MOST_ELEMENTS:
+            raise ValueError(f"{_formula(phase)} has {len(phase)} elements; accepted: up to {_MOST_ELEMENTS}")
         foreign = [CHEMICAL_SYMBOLS[z] for z, _ in phase if z not in self._known]
         if foreign:
             raise ValueError(f"{_formula(phase)}: no phase of {self.name} has {' or '.join(foreign)}")

@@ -1,21 +1,30 @@
 """Reading what strangers send, in separate processes: a text that freezes or swells ends its process, not the page."""
 
+import importlib
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..crystals.reading import as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
 from ..evaluation.pools import JobPool
 
-__all__ = ["MAX_ATOMS", "MAX_BYTES", "CrystalReaders", "limit_memory"]
+__all__ = ["MAX_ATOMS", "MAX_BYTES", "CrystalReaders", "description_of", "limit_memory"]
 
 MAX_ATOMS = 1000  # larger cells would keep a small server busy for minutes
 MAX_BYTES = 5_000_000
 _SECONDS = 5.0  # for one crystal; a good one takes milliseconds
 _SECONDS_OF_A_REQUEST = 20.0
 _MEMORY = 1 << 30  # bytes, on top of what the process has before it reads
+
+
+def _prepare() -> None:
+    """Import what is needed, as the time of a job is limited; then limit the memory."""
+    for module in ("gemmi", "hf_crystal.mat2seq.canonicalize"):
+        importlib.import_module(module)
+    limit_memory()
 
 
 def limit_memory() -> None:
@@ -29,13 +38,40 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + _MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _read(job: tuple[str, str | Path]) -> CrystalRecord | str:
-    """The crystal, or the reason why there is none."""
-    name, source = job
+def description_of(record: CrystalRecord) -> dict[str, Any]:
+    """Formula, size, space group and canonical sequence of a crystal.
+
+    Raises:
+        ValueError: it has no sequence: it is disordered, or its primitive cell too large.
+    """
+    from ..mat2seq.canonicalize import canonicalize
+    from ..mat2seq.space_groups import space_group
+
+    canonical = canonicalize(record)
+    group = space_group(canonical.space_group)
+    return {
+        "formula": record.formula,
+        "num_atoms": record.num_atoms,
+        "num_atoms_primitive": sum(canonical.composition.values()),
+        "volume": record.volume,
+        "space_group": group.symbol,
+        "space_group_number": group.number,
+        "crystal_system": group.crystal_system,
+        "sequence": canonical.to_text(),
+        "warnings": list(record.warnings),
+    }
+
+
+def _read(job: tuple[str, str | Path, Callable[[CrystalRecord], Any] | None]) -> Any:
+    """The crystal or what `then` makes of it, or the reason why there is none."""
+    name, source, then = job
     try:
-        return as_record(source, name=name, max_atoms=MAX_ATOMS, nested=True)
+        record = as_record(source, name=name, max_atoms=MAX_ATOMS, nested=True)
+        return record if then is None else then(record)
     except CrystalInputError as error:
         return error.reason
+    except ValueError as error:
+        return str(error)
 
 
 class CrystalReaders:
@@ -46,23 +82,26 @@ class CrystalReaders:
     """
 
     def __init__(self, seconds: float = _SECONDS):
-        self._pool = JobPool(_read, prepare=limit_memory, num_workers=2, time_limit=seconds)
+        self._pool = JobPool(_read, prepare=_prepare, num_workers=2, time_limit=seconds)
         weakref.finalize(self, self._pool.__exit__)
 
-    def read(self, sources: Sequence[tuple[str, str | Path]]) -> Iterator[tuple[str, CrystalRecord | str]]:
-        """Name and crystal, or name and reason, in order.
+    def read(
+        self, sources: Sequence[tuple[str, str | Path]], then: Callable[[CrystalRecord], Any] | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """Name and `CrystalRecord`, or name and reason (`str`), in order.
 
         Args:
             sources: names, and files or texts; a text is never the name of a file.
+            then: a function of a module that makes something else of each crystal, in the same process.
         """
         end = time.monotonic() + _SECONDS_OF_A_REQUEST
         for name, source in sources:  # one after the other, so that others have their turn in between
             size = source.stat().st_size if isinstance(source, Path) else len(source)
             if size > MAX_BYTES:
-                yield name, f"{size} bytes; this page reads {MAX_BYTES}"
+                yield name, f"{size} bytes; accepted: up to {MAX_BYTES}"
             elif time.monotonic() > end:
                 yield name, f"not read: those before it took more than {_SECONDS_OF_A_REQUEST:g} s"
             else:
-                outcome = self._pool.run([(name, source)])[0]
+                outcome = self._pool.run([(name, source, then)])[0]
                 failed = outcome.failure and f"cannot be read ({outcome.failure}: {outcome.reason})"
                 yield name, failed or outcome.value

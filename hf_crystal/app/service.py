@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators
-from ..crystals.checkpoint_settings import TrainingDomain
-from ..crystals.record import CrystalInputError, CrystalRecord, geometry_warnings
-from ..loading import load_generation_pipeline, load_property_model, resolve_model
+from ..crystals.record import CrystalInputError, CrystalRecord
+from ..loading import load_generation_pipeline, load_property_pipeline, resolve_model
 from ..typing import CrystalLike
 from .reading import CrystalReaders
 
@@ -129,15 +128,19 @@ class Service:
     Args:
         property_models: names of embedded checkpoints, folders or repositories; the first is the default.
         generator: name of an embedded generator, folder or repository.
+        device: torch device of all models.
     """
 
-    def __init__(self, property_models: Sequence[str] | None = None, generator: str | None = None):
+    def __init__(
+        self, property_models: Sequence[str] | None = None, generator: str | None = None, device: str = "cpu"
+    ):
         self.property_models = list(property_models or _default_first(embedded_checkpoints(), DEFAULT_MODEL))
         self.generator = generator or next(iter(_default_first(embedded_generators(), DEFAULT_GENERATOR)), "")
+        self._device = device
         # one computation at a time: more threads on a small machine make everybody wait
         self._lock = threading.RLock()
         self._loaded: dict[str, Any] = {}
-        self._readers = CrystalReaders()
+        self.readers = CrystalReaders()
         self._folders: deque[str] = deque()
         weakref.finalize(self, _remove, self._folders)
 
@@ -148,18 +151,18 @@ class Service:
             shutil.rmtree(self._folders.popleft(), ignore_errors=True)
         return Path(self._folders[-1])
 
-    def property_model(self, name: str) -> tuple[Any, Any]:
-        """Model and feature extractor, loaded on first use."""
+    def property_pipeline(self, name: str) -> Any:
+        """The pipeline "crystal-property-prediction" of a model, loaded on first use."""
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = load_property_model(name)
+                self._loaded[name] = load_property_pipeline(name, self._device)
             return self._loaded[name]
 
     def generation_pipeline(self) -> Any:
         """The pipeline "crystal-generation", loaded on first use."""
         with self._lock:
             if "generator" not in self._loaded:
-                self._loaded["generator"] = load_generation_pipeline(self.generator)
+                self._loaded["generator"] = load_generation_pipeline(self.generator, self._device)
             return self._loaded["generator"]
 
     # ------------------------------------------------------------------------------------------------------ predict
@@ -178,7 +181,7 @@ class Service:
         found = Prediction()
         if len(sources) > MAX_FILES:
             raise ValueError(f"{len(sources)} files at once; this page takes {MAX_FILES}, the command line any number")
-        for place, (name, result) in enumerate(self._readers.read(sources)):
+        for place, (name, result) in enumerate(self.readers.read(sources)):
             if sum(name == other for other, _ in sources) > 1:  # files of several folders may have one name
                 name += f" ({sum(name == other for other, _ in sources[: place + 1])})"
             if isinstance(result, CrystalRecord):
@@ -196,63 +199,64 @@ class Service:
             ValueError: too many files.
         """
         found = self.read(files, text, example)
-        for name, record in found.crystals.items():
-            doubts = self.warnings(model, record)
-            found.warnings |= {name: doubts} if doubts else {}
-            text = "; ".join(doubts)
-            found.rows += [{"crystal": name, **row, "warnings": text} for row in self.properties(model, record)]
+        for name, record in list(found.crystals.items()):
+            (result,) = self.results(model, [record])
+            if "error" in result:
+                del found.crystals[name]
+                found.errors.append((name, result["error"]))
+                continue
+            found.warnings |= {name: result["warnings"]} if result["warnings"] else {}
+            doubts = "; ".join(result["warnings"])
+            found.rows += [{"crystal": name, **row, "warnings": doubts} for row in self._rows(model, result)]
         return found
 
-    def warnings(self, model: str, record: CrystalRecord) -> list[str]:
-        """What is doubtful about a crystal, as the pipeline has it."""
-        loaded, extractor = self.property_model(model)
-        arrays = extractor.extract(record)
-        numbers, positions, cell = (arrays[name][None] for name in ("atomic_numbers", "positions", "cell"))
-        odd = geometry_warnings(numbers, positions, cell, loaded.config.neighbor_radius)[0]
-        return [*record.warnings, *TrainingDomain(loaded.config).unseen(numbers)[0], *odd]
+    def results(self, model: str, crystals: Sequence[CrystalLike], **options: Any) -> list[dict[str, Any]]:
+        """One result per crystal, as the pipeline gives it; `options` are those of its call."""
+        pipe = self.property_pipeline(model)
+        with self._lock:
+            return list(pipe(list(crystals), **options))
 
     def properties(self, model: str, crystal: CrystalLike) -> list[dict[str, Any]]:
-        """Rows of one crystal, one per target, and one of its energy above the hull where the model is embedded."""
-        import torch
+        """Rows of one crystal, one per target, and one of its energy above the hull where the model is embedded.
 
-        from ..crystals.elements import reduced_formula
+        Raises:
+            CrystalInputError: it cannot be predicted.
+        """
+        (result,) = self.results(model, [crystal])
+        if "error" in result:
+            raise CrystalInputError(result["error"])
+        return self._rows(model, result)
 
-        loaded, extractor = self.property_model(model)
-        arrays = extractor.extract(crystal)
-        with self._lock, torch.no_grad():
-            output = loaded(**extractor.pad([arrays]))
-        numbers = arrays["atomic_numbers"].tolist()
-        config, values = loaded.config, output.logits[0].tolist()
-        errors: dict[str, float | None] = {**measured_errors(model)}
-        if output.standard_errors is not None:
-            errors = dict(zip(config.target_names, output.standard_errors[0].tolist(), strict=True))
-        metal = None if output.metal_probability is None else float(output.metal_probability[0])
-        targets = list(zip(config.target_names, config.target_units, values, strict=True))
-        if model in embedded_checkpoints() and (above := self._above_hull(config, numbers, values)) is not None:
+    def _rows(self, model: str, result: dict[str, Any]) -> list[dict[str, Any]]:
+        config, errors = self.property_pipeline(model).model.config, {**measured_errors(model)}
+        errors |= {name: result.get(f"{name}_standard_error", errors.get(name)) for name in config.target_names}
+        targets = [
+            (name, unit, result[name]) for name, unit in zip(config.target_names, config.target_units, strict=True)
+        ]
+        if model in embedded_checkpoints() and (above := self._above_hull(config, result)) is not None:
             name, distance = above
             targets.append((ABOVE_HULL, "eV/atom", distance))
             errors[ABOVE_HULL] = errors.get(name)
         return [
             {
-                "formula": reduced_formula(numbers),
-                "atoms": len(numbers),
+                "formula": result["formula"],
+                "atoms": result["num_atoms"],
                 "property": name.replace("_", " "),
                 "value": value,
                 "unit": unit,
                 "typical error": errors.get(name),
-                "metal probability": metal if name == config.gap_target else None,
+                "metal probability": result.get("metal_probability") if name == config.gap_target else None,
             }
             for name, unit, value in targets
         ]
 
-    def _above_hull(self, config: Any, numbers: list[int], values: list[float]) -> tuple[str, float] | None:
+    def _above_hull(self, config: Any, result: dict[str, Any]) -> tuple[str, float] | None:
         """The target that is an energy, and its distance from the hull; None where either is not known."""
         from ..stability import energy_target, load_reference
 
         try:
             name = energy_target(config)
-            counts = {number: numbers.count(number) for number in set(numbers)}
-            found = load_reference().stability(counts, values[config.target_names.index(name)])
+            found = load_reference().stability(result["formula"], result[name])
         except ValueError:  # a model of other properties; an element that no known phase has
             return None
         return None if found.e_above_hull is None else (name, found.e_above_hull)
@@ -285,7 +289,27 @@ class Service:
         seed: int | None = None,
         model: str | None = None,
     ) -> list[GeneratedCrystal]:
+        """Crystals that `draw` gives, judged, with predictions of `model`."""
+        results = self.draw(
+            composition, space_group=space_group, properties=properties, num=num, temperature=temperature, seed=seed
+        )
+        return [self._judge(result, model or self.property_models[0]) for result in results]
+
+    def draw(
+        self,
+        composition: str,
+        *,
+        space_group: str | int | None = None,
+        properties: dict[str, float] | None = None,
+        num: int = 4,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        candidates: str | None = None,
+    ) -> list[dict[str, Any]]:
         """Crystals of a formula, the most probable first; with other conditions, of atoms of the primitive cell.
+
+        Returns:
+            Results of the pipeline "crystal-generation".
 
         Raises:
             ValueError: no crystal can fulfill what is asked for: an element or a space group that does not exist, or a
@@ -297,17 +321,17 @@ class Service:
             raise ValueError(f"composition has {len(composition)} characters; accepted: at most {MAX_COMPOSITION}")
         pipe = self.generation_pipeline()
         with self._lock:
-            results = pipe(
+            found: list[dict[str, Any]] = pipe(
                 composition.strip() or None,
                 space_group=space_group or None,
                 properties=properties or None,
-                candidates="auto" if self.generator == DEFAULT_GENERATOR else None,
+                candidates=candidates or ("auto" if self.generator == DEFAULT_GENERATOR else None),
                 num_return_sequences=num,
                 temperature=temperature,
                 seed=seed,
                 rank=True,
             )
-        return [self._judge(result, model or self.property_models[0]) for result in results]
+        return found
 
     def _judge(self, result: dict[str, Any], model: str) -> GeneratedCrystal:
         from ..crystals.elements import reduced_formula
@@ -358,9 +382,9 @@ class Service:
             raise ValueError(f"{record.num_atoms} atoms; looking inside takes {MAX_INSIDE_ATOMS} on this page")
         from ..viz.inspection import inspect_encoder
 
-        loaded, extractor = self.property_model(model)
+        pipe = self.property_pipeline(model)
         with self._lock:
-            return inspect_encoder(record, loaded, feature_extractor=extractor)
+            return inspect_encoder(record, pipe.model, feature_extractor=pipe.feature_extractor)
 
     def retell(
         self,
@@ -393,7 +417,7 @@ class Service:
         if predicted is None:
             predicted = {row["property"]: row["value"] for row in self.properties(model, record)}
         target, value = next(iter(predicted.items()))
-        unit = self.property_model(model)[0].config.target_units[0]
+        unit = self.property_pipeline(model).model.config.target_units[0]
         sequence = canonicalize(record).to_text()
         return Insight(change or "as given", record, sequence, value, target.replace("_", " "), unit)
 

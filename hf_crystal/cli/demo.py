@@ -21,7 +21,7 @@ def demo(
     """Serve the web page: predict, generate, look inside. Needs no network; stop with Ctrl+C."""
     if not 1 <= port <= 65535:
         raise typer.BadParameter(f"{port} is not in 1 … 65535", param_hint="--port")
-    _check_address(host, port)
+    check_address(host, port, "demo")
     from ..app.page import build_page, launch_page
 
     quiet_transformers()
@@ -30,7 +30,7 @@ def demo(
     launch_page(page, server_name=host, server_port=port, inbrowser=open_browser, quiet=True)
 
 
-def _check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int, command: str) -> None:
     """Refuse an address that cannot be listened on, before the models are loaded; `ValueError` with a way out."""
     try:
         with contextlib.closing(_listening(host, port)):
@@ -40,7 +40,7 @@ def _check_address(host: str, port: int) -> None:
             raise ValueError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     with contextlib.closing(_listening(host, 0)) as free:
         other = free.getsockname()[1]
-    raise ValueError(f"port {port} of {host} is in use; choose another: hf-crystal demo --port {other}")
+    raise ValueError(f"port {port} of {host} is in use; choose another: hf-crystal {command} --port {other}")
 
 
 def _listening(host: str, port: int) -> socket.socket:

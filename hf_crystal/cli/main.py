@@ -21,6 +21,7 @@ from . import (
     predict,
     propose,
     push,
+    serve,
     stability,
     train,
 )
@@ -61,6 +62,7 @@ for _name, _function, _line, _example in (
     ("embed", embed.embed, "Vectors of crystals; similar crystals.", embed.EXAMPLE),
     ("index", index.index, "Index known crystals as prototypes.", index.EXAMPLE),
     ("demo", demo.demo, "Serve the web page.", demo.EXAMPLE),
+    ("serve", serve.serve, "Serve programs and assistants.", serve.EXAMPLE),
     ("convert", convert.convert, "Convert an official checkpoint.", convert.EXAMPLE),
     ("export", export.export, "Write a folder for the Hub.", export.EXAMPLE),
     ("push", push.push, "Upload a folder to the Hub.", push.EXAMPLE),

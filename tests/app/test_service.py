@@ -12,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from pymatgen.core import Composition, Structure
-from tiny_models import save_tiny_model
 
-from hf_crystal import Mat2SeqForCausalLM, Mat2SeqTokenizer, load_reference
+from hf_crystal import load_reference
 from hf_crystal.app.cards import crystal_cards, insight_table, message, prediction_table, sequence_html, view_html
 from hf_crystal.app.code import generation_code, inside_code, prediction_code
 from hf_crystal.app.page import _number
@@ -25,21 +23,9 @@ from hf_crystal.app.service import ABOVE_HULL, Prediction, Service, example_file
 from hf_crystal.checkpoints import DEFAULT_MODEL, embedded_checkpoints
 from hf_crystal.crystals.reading import as_record, record_to_structure
 from hf_crystal.evaluation.pools import JobPool
-from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 from hf_crystal.testing import DESCRIPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory) -> Service:
-    folder = tmp_path_factory.mktemp("generator")
-    tokenizer = Mat2SeqTokenizer()
-    torch.manual_seed(0)
-    Mat2SeqForCausalLM(mat2seq_config("tiny", tokenizer, max_position_embeddings=300)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    model = save_tiny_model(tmp_path_factory.mktemp("model"), "crystalframer")
-    return Service([str(model)], str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +177,7 @@ def test_a_crystal_that_freezes_or_swells_costs_its_process_only(tmp_path):
     read = dict(CrystalReaders(seconds=2).read(sources))
     assert read["stuck"] == "cannot be read (timeout: more than 2 s)"
     assert read["good"].formula == "NaCl"
-    assert read["long"] == f"{MAX_BYTES + 1} bytes; this page reads {MAX_BYTES}"
+    assert read["long"] == f"{MAX_BYTES + 1} bytes; accepted: up to {MAX_BYTES}"
     assert "of no known format" in read["path"]
     with JobPool(bytearray, prepare=limit_memory, num_workers=1) as pool:
         large, small = pool.run([3 << 30, 5])

@@ -1,0 +1,94 @@
+"""The MCP server of `hf-crystal serve --mcp`: predict, generate and describe as tools of an assistant, over stdio."""
+
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from .reading import description_of
+from .service import Service
+from .tools import (
+    Candidates,
+    Composition,
+    Conditions,
+    Count,
+    Crystal,
+    CrystalText,
+    GenerateRequest,
+    Model,
+    Refused,
+    Seed,
+    SpaceGroup,
+    Temperature,
+    Tools,
+    WithStability,
+)
+
+if TYPE_CHECKING:
+    from mcp.server import MCPServer
+
+__all__ = ["build_assistant"]
+
+
+def build_assistant(service: Service | None = None, *, reference: str | None = None) -> "MCPServer":
+    """The server; its `run()` answers on standard input and output until that is closed.
+
+    Args:
+        service: models to use, loaded when they are first asked; the embedded ones by default.
+        reference: see `Tools`.
+
+    Raises:
+        ImportError: the package mcp is not installed.
+    """
+    try:
+        from mcp.server import MCPServer
+        from mcp.server.mcpserver.exceptions import ToolError
+    except ImportError as error:
+        raise ImportError("tools for assistants need the package mcp: pip install 'mcp>=2.3'") from error
+
+    tools = Tools(service or Service(), reference)
+    server = MCPServer("hf_crystal", version=__version__, log_level="ERROR")
+
+    @server.tool()
+    def predict(crystal: CrystalText, model: Model = None, stability: WithStability = False) -> dict[str, Any]:
+        """Predict properties of a crystal, such as formation energy and band gap, each with its unit and error."""
+        try:
+            (result,) = tools.predict(tools.read([Crystal(text=crystal)]), model, stability)
+        except Refused as error:
+            raise ToolError(str(error)) from error
+        if "error" in result:
+            raise ToolError(result["error"])
+        return result
+
+    @server.tool()
+    def generate(
+        composition: Composition = "",
+        space_group: SpaceGroup = None,
+        properties: Conditions = None,
+        num: Count = 1,
+        temperature: Temperature = 1.0,
+        seed: Seed = None,
+        candidates: Candidates = None,
+    ) -> list[dict[str, Any]]:
+        """Generate crystals of a formula, the most probable first, each with its CIF; source says where from."""
+        request = GenerateRequest(
+            composition=composition,
+            space_group=space_group,
+            properties=properties,
+            num=num,
+            temperature=temperature,
+            seed=seed,
+            candidates=candidates,
+        )
+        try:
+            return tools.generate(request)
+        except Refused as error:
+            raise ToolError(str(error)) from error
+
+    @server.tool()
+    def describe(crystal: CrystalText) -> dict[str, Any]:
+        """Formula, space group, size and canonical sequence of a crystal; equal crystals have equal sequences."""
+        (found,) = tools.read([Crystal(text=crystal)], description_of)
+        if isinstance(found, str):
+            raise ToolError(found)
+        return dict(found)
+
+    return server

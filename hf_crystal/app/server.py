@@ -1,0 +1,316 @@
+"""The HTTP server of `hf-crystal serve`: typed requests with limits, an OpenAPI page, health, metrics.
+
+Nothing of a request is kept: no access log, no files, no text in metrics.
+"""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import to_thread
+from pydantic import BaseModel, ConfigDict
+
+from .. import __version__
+from .reading import MAX_BYTES, description_of
+from .service import Service
+from .tools import BatchRequest, DescribeRequest, GenerateRequest, PredictRequest, Refused, Tools, pieces
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["TIME_LIMIT", "build_server", "run_server"]
+
+TIME_LIMIT = 60.0  # s, from the request to its answer
+_MAX_CONNECTIONS = 200  # more are answered with 503
+_MAX_BODY = 2 * MAX_BYTES  # JSON escapes line ends
+_READERS = 2  # processes of `CrystalReaders`
+_PIECE_ATOMS, _PIECE_SIZE = 2000, 16  # of a batch; between pieces others have their turn
+_INTRODUCTION = (
+    "Predict properties of crystals, generate crystals, describe crystals; results have the fields of the command "
+    "line's JSON. A crystal is the text of a file or its arrays, never a path. Nothing of a request is kept."
+)
+
+
+class Problem(BaseModel):
+    """Why a request has no answer."""
+
+    detail: str
+
+
+class Prediction(BaseModel):
+    """Result of one crystal: besides these its values, under the names of the model's targets."""
+
+    model_config = ConfigDict(extra="allow")
+    source: str
+    formula: str | None = None
+    num_atoms: int | None = None
+    warnings: list[str] | None = None
+    error: str | None = None
+
+
+class Predictions(BaseModel):
+    """Results of a batch, in its order; `error` in place of values where a crystal has none."""
+
+    results: list[Prediction]
+
+
+class Description(BaseModel):
+    """The one form that all descriptions of a crystal lead to; `num_atoms` and `volume` (Å³) are of the cell given."""
+
+    source: str
+    formula: str
+    num_atoms: int
+    num_atoms_primitive: int
+    volume: float
+    space_group: str
+    space_group_number: int
+    crystal_system: str
+    sequence: str
+    warnings: list[str]
+
+
+class GeneratedCrystal(BaseModel):
+    """A generated crystal; `num_atoms` and `volume` (Å³) are of its primitive cell."""
+
+    formula: str
+    space_group: str
+    num_atoms: int
+    volume: float
+    log_likelihood: float | None
+    score: float | None
+    source: str
+    sequence: str
+    warnings: list[str]
+    cif: str
+
+
+class Generated(BaseModel):
+    """Generated crystals, the most probable first."""
+
+    crystals: list[GeneratedCrystal]
+
+
+class Health(BaseModel):
+    """What is served."""
+
+    status: str
+    version: str
+    models: list[str]
+    generator: str | None
+
+
+class _Turns:
+    """Who computes and who reads: one computation at a time, the others wait in order until their time is over."""
+
+    def __init__(self) -> None:
+        self._computing, self._reading = anyio.CapacityLimiter(1), anyio.CapacityLimiter(_READERS)
+
+    async def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Value of a function that uses the models."""
+        return await to_thread.run_sync(function, *arguments, limiter=self._computing)
+
+    async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Value of a function that reads crystals."""
+        return await to_thread.run_sync(function, *arguments, limiter=self._reading)
+
+
+def build_server(
+    service: Service | None = None, *, reference: str | None = None, time_limit: float = TIME_LIMIT
+) -> "FastAPI":
+    """The server as an ASGI application; call `run_server` to serve it.
+
+    Args:
+        service: models to use; the embedded ones by default.
+        reference: see `Tools`.
+        time_limit: Seconds for one request, waiting included; afterwards it is answered with 503. A computation that
+            has begun is finished: its size is limited.
+
+    Raises:
+        ImportError: FastAPI and what belongs to it are not installed.
+    """
+    try:
+        from fastapi import FastAPI, Request
+        from fastapi.exceptions import RequestValidationError
+        from fastapi.responses import JSONResponse, RedirectResponse, Response
+        from fastapi_offline import FastAPIOffline
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+    except ImportError as error:
+        raise ImportError("the server needs: pip install fastapi fastapi-offline uvicorn prometheus-client") from error
+
+    tools, turns, measures = Tools(service or Service(), reference), _Turns(), _Measures()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await to_thread.run_sync(tools.warm_up)
+        yield
+
+    codes = {413: "Too large.", 422: "Refused, with the reason.", 503: "Busy: try again."}
+    app = FastAPIOffline(
+        title="hf_crystal",
+        version=__version__,
+        description=_INTRODUCTION,
+        lifespan=lifespan,
+        max_body_size=_MAX_BODY,
+        redoc_url=None,
+        responses={code: {"model": Problem, "description": text} for code, text in codes.items()},
+    )
+
+    def problem(status: int, detail: str) -> JSONResponse:
+        headers = {"Retry-After": "5"} if status == 503 else None
+        return JSONResponse({"detail": detail}, status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return problem(422, _faults_of(error.errors()))
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        return problem(422, str(error))
+
+    @app.exception_handler(TimeoutError)
+    async def late(_: Request, __: TimeoutError) -> JSONResponse:
+        return problem(503, f"no turn within {time_limit:g} s; try again later")
+
+    @app.middleware("http")
+    async def measure(request: Request, call_next: Callable[[Request], Any]) -> Response:
+        start = time.perf_counter()
+        response: Response = await call_next(request)
+        route = request.scope.get("route")
+        measures.request(getattr(route, "path", "other"), response.status_code, time.perf_counter() - start)
+        return response
+
+    @app.post("/predict", summary="Predict properties of one crystal.", response_model_exclude_unset=True)
+    async def predict(request: PredictRequest) -> Prediction:
+        tools.finish(request.model, False)
+        options = request.model_dump(include={"model", "stability", "unseen"})
+        with anyio.fail_after(time_limit):
+            records = await turns.read(tools.read, [request.crystal])
+            (result,) = await turns.compute(lambda: tools.predict(records, **options))
+        measures.crystals("predict", [result])
+        if "error" in result:
+            raise Refused(result["error"])
+        return Prediction(source=request.crystal.name or "crystal 0", **result)
+
+    @app.post(
+        "/predict/batch",
+        summary="Predict properties of several crystals.",
+        description="A crystal that cannot be read gives `error`; the others are predicted.",
+        response_model_exclude_unset=True,
+    )
+    async def predict_batch(request: BatchRequest) -> Predictions:
+        tools.finish(request.model, False)
+        options = request.model_dump(include={"model", "stability", "unseen"})
+        results: list[dict[str, Any]] = []
+        try:
+            with anyio.fail_after(time_limit):
+                records = await turns.read(tools.read, request.crystals)
+                for piece in pieces(records, _PIECE_ATOMS, _PIECE_SIZE):
+                    results += await turns.compute(lambda piece=piece: tools.predict(piece, **options))
+        except TimeoutError:
+            if not results:
+                raise
+        reason = f"not predicted: those before it took more than {time_limit:g} s"
+        results += [{"error": reason} for _ in request.crystals[len(results) :]]
+        measures.crystals("predict", results)
+        names = (crystal.name or f"crystal {place}" for place, crystal in enumerate(request.crystals))
+        named = zip(names, results, strict=True)
+        return Predictions(results=[Prediction(source=name, **result) for name, result in named])
+
+    @app.post("/generate", summary="Generate crystals.")
+    async def generate(request: GenerateRequest) -> Generated:
+        with anyio.fail_after(time_limit):
+            crystals = await turns.compute(tools.generate, request)
+        measures.crystals("generate", crystals)
+        return Generated(crystals=crystals)
+
+    @app.post("/describe", summary="Space group, formula and canonical sequence of one crystal.")
+    async def describe(request: DescribeRequest) -> Description:
+        with anyio.fail_after(time_limit):
+            (found,) = await turns.read(tools.read, [request.crystal], description_of)
+        if isinstance(found, str):
+            measures.crystals("describe", [{"error": found}])
+            raise Refused(found)
+        measures.crystals("describe", [found])
+        return Description(source=request.crystal.name or "crystal 0", **found)
+
+    @app.get("/health", summary="Whether the server works, and what it serves.")
+    async def health() -> Health:
+        served = tools.service
+        return Health(
+            status="ok", version=__version__, models=served.property_models, generator=served.generator or None
+        )
+
+    @app.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(measures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    return app
+
+
+class _Measures:
+    """What is counted, in a registry of its own."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        named = {"registry": self.registry, "namespace": "hf_crystal"}
+        self._requests = Counter("requests", "Requests by endpoint and status.", ["endpoint", "status"], **named)
+        self._seconds = Histogram("request_seconds", "Time of a request, s.", ["endpoint"], **named)
+        self._crystals = Counter("crystals", "Crystals by task and outcome.", ["task", "outcome"], **named)
+
+    def request(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        self._requests.labels(endpoint, status).inc()
+        self._seconds.labels(endpoint).observe(seconds)
+
+    def crystals(self, task: str, results: list[dict[str, Any]]) -> None:
+        """Count crystals with and without a result."""
+        failed = sum("error" in result for result in results)
+        self._crystals.labels(task, "failed").inc(failed)
+        self._crystals.labels(task, "done").inc(len(results) - failed)
+
+
+def _faults_of(errors: Any) -> str:
+    """Places and reasons of invalid fields, without what was sent there."""
+    words = []
+    for error in errors[:3]:
+        place = [part for part in error["loc"] if isinstance(part, int) or str(part).isidentifier()]
+        unknown = error["type"] == "extra_forbidden"
+        path = ".".join(str(part)[:40] for part in (place[:-1] if unknown else place))
+        words.append(f"{path}: {'there is a field that is not accepted' if unknown else error['msg']}")
+    more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
+    return "; ".join(words) + more
+
+
+def run_server(app: "FastAPI", host: str, port: int, time_limit: float = TIME_LIMIT) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests that have begun are finished.
+
+    Args:
+        app: what `build_server` returned.
+        host, port: address.
+        time_limit: seconds that these requests have.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=round(time_limit),
+    )
+    # uvicorn raises again the signal that ended it
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        uvicorn.Server(config).run()

@@ -1,0 +1,221 @@
+"""What the servers offer to programs and assistants: typed requests, and what answers them. Needs pydantic."""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..checkpoints import embedded_checkpoints
+from ..crystals.record import CrystalRecord
+from ..stability import add_stability, energy_target, load_reference
+from .reading import MAX_ATOMS, MAX_BYTES, description_of
+from .service import MAX_COMPOSITION, MAX_FILES, MAX_GENERATED, Service, example_files
+
+__all__ = [
+    "BatchRequest",
+    "Crystal",
+    "DescribeRequest",
+    "GenerateRequest",
+    "PredictRequest",
+    "Refused",
+    "Tools",
+    "pieces",
+]
+
+_MAX_CONDITIONS = 8
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Vector = Annotated[list[_Number], Field(min_length=3, max_length=3)]
+_TEXT = "Content of a CIF, POSCAR, extended XYZ or JSON (pymatgen, JARVIS, OPTIMADE) file; never a path."
+CrystalText = Annotated[str, Field(max_length=MAX_BYTES, description=_TEXT)]
+Model = Annotated[str | None, Field(description="One of the models that /health lists; by default the first.")]
+WithStability = Annotated[
+    bool,
+    Field(description="Add `e_above_hull` (eV/atom) of the predicted energy, and `decomposes_to`, the phases there."),
+]
+Composition = Annotated[
+    str, Field(max_length=MAX_COMPOSITION, description="Formula, such as TiO2; empty for any composition.")
+]
+SpaceGroup = Annotated[
+    int | Annotated[str, Field(max_length=20)] | None, Field(description="Number 1 to 230, or symbol: P4_2/mnm.")
+]
+Conditions = Annotated[
+    dict[Annotated[str, Field(max_length=40)], _Number] | None,
+    Field(max_length=_MAX_CONDITIONS, description='Properties asked for, such as {"band_gap": 2.0}.'),
+]
+Count = Annotated[int, Field(ge=1, le=MAX_GENERATED, description="Number of crystals; there may be fewer.")]
+Temperature = Annotated[float, Field(ge=0, le=10, description="Of sampling; 0 for greedy decoding.")]
+Seed = Annotated[int | None, Field(ge=0, lt=2**53, description="Random seed; without one each call differs.")]
+Candidates = Annotated[
+    Literal["auto", "prototypes", "model"] | None,
+    Field(description="Known prototypes, the language model, or both; as `hf-crystal generate --candidates`."),
+]
+
+
+class Refused(ValueError):
+    """A request that cannot be answered, with the reason."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Crystal(_Request):
+    """One crystal: the text of a file, or its arrays."""
+
+    name: str = Field("", max_length=200, description="Comes back as `source`; by default its place, from 0.")
+    text: str | None = Field(None, max_length=MAX_BYTES, description=_TEXT)
+    lattice: Annotated[list[_Vector], Field(min_length=3, max_length=3)] | None = Field(
+        None, description="Lattice vectors in rows, Å."
+    )
+    frac_coords: list[_Vector] | None = Field(None, max_length=MAX_ATOMS, description="Fractional coordinates.")
+    species: list[Annotated[str, Field(max_length=8)]] | None = Field(
+        None, max_length=MAX_ATOMS, description="Element symbol of each atom."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> "Crystal":
+        arrays = (self.lattice, self.frac_coords, self.species)
+        if (self.text is None) == (arrays == (None, None, None)) or (self.text is None and None in arrays):
+            raise ValueError("accepted: either text, or lattice, frac_coords and species")
+        return self
+
+    @property
+    def content(self) -> str:
+        """The crystal as text."""
+        if self.text is not None:
+            return self.text if "\n" in self.text else self.text + "\n"
+        return json.dumps({"lattice": self.lattice, "frac_coords": self.frac_coords, "species": self.species})
+
+
+class _Options(_Request):
+    model: Model = None
+    stability: WithStability = False
+    unseen: Literal["warn", "refuse"] = Field(
+        "warn", description="Elements, or two elements together, that no training crystal has: warn or refuse."
+    )
+
+
+class PredictRequest(_Options):
+    """One crystal to be predicted."""
+
+    crystal: Crystal
+
+
+class BatchRequest(_Options):
+    """Several crystals to be predicted."""
+
+    crystals: list[Crystal] = Field(min_length=1, max_length=MAX_FILES)
+
+
+class DescribeRequest(_Request):
+    """One crystal to be described."""
+
+    crystal: Crystal
+
+
+class GenerateRequest(_Request):
+    """Crystals to be generated."""
+
+    composition: Composition = ""
+    space_group: SpaceGroup = None
+    properties: Conditions = None
+    num: Count = 1
+    temperature: Temperature = 1.0
+    seed: Seed = None
+    candidates: Candidates = None
+
+
+class Tools:
+    """Predict, generate, describe, on the models of a `Service`; what is read is read in its guarded processes.
+
+    Args:
+        service: the models.
+        reference: known phases of the served models' energies, see `hf_crystal.load_reference`; by default those that
+            the embedded checkpoints were trained on, for these alone.
+    """
+
+    def __init__(self, service: Service, reference: str | None = None):
+        self.service, self._reference = service, reference
+
+    def warm_up(self) -> None:
+        """Load the default models and start the processes that read, so that the first request is not a slow one."""
+        crystal = Crystal(text=example_files()["NaCl"].read_text(encoding="utf-8"))
+        self.predict(self.read([crystal]))
+        self.read([crystal], description_of)
+        if self.service.generator:
+            self.service.generation_pipeline()
+
+    def read(self, crystals: Sequence[Crystal], then: Callable[[CrystalRecord], Any] | None = None) -> list[Any]:
+        """Of each crystal its record, or what `then` makes of it, or the reason (`str`) why there is none."""
+        sources = [(f"crystal {place}", crystal.content) for place, crystal in enumerate(crystals)]
+        return [result for _, result in self.service.readers.read(sources, then)]
+
+    def finish(self, model: str | None, stability: bool) -> tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        """Name of the model, and what completes its results.
+
+        Raises:
+            Refused: no such model is served, or stability of its energies is not known.
+        """
+        served = self.service.property_models
+        model = served[0] if model is None else model
+        if model not in served:
+            raise Refused(f"model: no such model is served; accepted: {', '.join(served)}")
+        if not stability:
+            return model, dict
+        if self._reference is None and model not in embedded_checkpoints():
+            raise Refused("stability: known phases of this model's energies are not served (option --reference)")
+        hull = load_reference(*([] if self._reference is None else [self._reference]))
+        try:
+            target = energy_target(self.service.property_pipeline(model).model.config)
+        except ValueError as error:
+            raise Refused(f"stability: {error}") from error
+        return model, functools.partial(add_stability, target=target, hull=hull)
+
+    def predict(
+        self, records: Sequence[CrystalRecord | str], model: str | None = None, stability: bool = False, **options: Any
+    ) -> list[dict[str, Any]]:
+        """One result per crystal, as `hf-crystal predict --output json` has them; a reason becomes `error`.
+
+        Raises:
+            Refused: see `finish`.
+        """
+        name, finish = self.finish(model, stability)
+        good = [record for record in records if isinstance(record, CrystalRecord)]
+        results = iter(self.service.results(name, good, **options))
+        return [{"error": record} if isinstance(record, str) else finish(next(results)) for record in records]
+
+    def generate(self, request: GenerateRequest) -> list[dict[str, Any]]:
+        """Generated crystals, as `hf-crystal generate --output json` has them.
+
+        Raises:
+            Refused: no crystal can fulfill what is asked for.
+        """
+        if not self.service.generator:
+            raise Refused("no generator is served")
+        asked = request.model_dump()
+        try:
+            results = self.service.draw(asked.pop("composition"), **asked)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        names = ("formula", "space_group", "log_likelihood", "score", "source", "sequence", "warnings", "cif")
+        return [
+            {name: result[name] for name in names}
+            | {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
+            for result in results
+        ]
+
+
+def pieces(records: Sequence[CrystalRecord | str], atoms: int, size: int) -> list[list[CrystalRecord | str]]:
+    """Records in order, in lists of up to `size` with up to `atoms` together; a larger crystal alone."""
+    found: list[list[CrystalRecord | str]] = []
+    room = -math.inf
+    for record in records:
+        room -= 0 if isinstance(record, str) else record.num_atoms
+        if room < 0 or len(found[-1]) == size:
+            found.append([])
+            room = atoms - (0 if isinstance(record, str) else record.num_atoms)
+        found[-1].append(record)
+    return found

@@ -1,0 +1,257 @@
+"""The HTTP server and the tools for assistants: real requests, right answers, limits, hostile input, a clean end."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+from tiny_models import NACL, OVERLAPPING
+
+from hf_crystal.app.reading import MAX_BYTES
+from hf_crystal.app.service import MAX_GENERATED, example_files
+from hf_crystal.crystals.reading import as_record
+from hf_crystal.loading import load_property_pipeline
+from hf_crystal.mat2seq.canonicalize import canonicalize
+
+testclient = pytest.importorskip("fastapi.testclient", reason="FastAPI is not installed")
+server = pytest.importorskip("hf_crystal.app.server")
+
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in example_files().items()}
+ARRAYS = {**{key: NACL[key] for key in ("lattice", "frac_coords")}, "species": ["Na", "Cl"]}
+SECRET = "PLANTED-LINE-7F3A"
+HOSTILE = {
+    "nested lists": "[" * 490 + "]" * 490,
+    "nested objects": '{"structure":' * 100_000,
+    "operations": TEXTS["NaCl"] + "loop_\n_symmetry_equiv_pos_as_xyz\n" + "'x,y,z+1/7'\n" * 6000,
+    "long operation": TEXTS["NaCl"] + "loop_\n_symmetry_equiv_pos_as_xyz\n'" + "x+" * 20_000 + "x,y,z'\n",
+    "blank lines": "data_x\n" + "\n" * 48_000 + "_cell_length_a 5\n",
+}
+
+
+@pytest.fixture(scope="module")
+def client(service):
+    with testclient.TestClient(server.build_server(service)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folders):
+    return load_property_pipeline(tiny_folders[0], "cpu")
+
+
+def test_a_prediction_is_that_of_the_pipeline(client, pipe):
+    answer = client.post("/predict", json={"crystal": {"text": TEXTS["LiFePO4"], "name": "mine"}})
+    assert answer.status_code == 200
+    found, expected = answer.json(), pipe(str(example_files()["LiFePO4"]))
+    assert {"formation_energy_standard_error", "metal_probability", "is_metal", "warnings"} <= set(found)
+    assert found.pop("source") == "mine"
+    assert found == expected
+    arrays = client.post("/predict", json={"crystal": ARRAYS}).json()
+    assert arrays["formation_energy"] == pytest.approx(pipe(NACL)["formation_energy"])
+
+
+def test_in_a_batch_a_bad_crystal_has_its_reason_and_the_others_their_values(client, pipe):
+    overlapping = {**ARRAYS, "frac_coords": OVERLAPPING["frac_coords"]}
+    crystals = [{"text": TEXTS["NaCl"]}, {"text": "data_x", "name": "cut"}, overlapping, {"text": TEXTS["Si"]}]
+    answer = client.post("/predict/batch", json={"crystals": crystals * 5})
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    assert [result["source"] for result in results[:4]] == ["crystal 0", "cut", "crystal 2", "crystal 3"]
+    assert ["error" in result for result in results] == [False, True, True, False] * 5
+    for name, place in (("NaCl", 0), ("Si", 19)):
+        value = pipe(str(example_files()[name]))["formation_energy"]
+        assert results[place]["formation_energy"] == pytest.approx(value, abs=1e-5)
+    assert "atoms" in results[2]["error"]
+
+
+def test_crystals_are_generated_as_the_pipeline_does(client, service):
+    asked = {"composition": "SrTiO3", "space_group": "Pm-3m", "num": 2, "seed": 0}
+    crystals = client.post("/generate", json=asked).json()["crystals"]
+    expected = service.generation_pipeline()("SrTiO3", space_group=221, num_return_sequences=2, seed=0)
+    assert [crystal["cif"] for crystal in crystals] == [crystal["cif"] for crystal in expected]
+    assert crystals[0]["num_atoms"] == 5
+    wrong = ({"composition": "Xx2"}, "accepted"), ({"space_group": "P4/nowhere"}, "accepted: a number 1 to 230")
+    for asked, reason in (*wrong, ({"properties": {"charm": 1.0}}, "unknown properties")):
+        answer = client.post("/generate", json=asked)
+        assert answer.status_code == 422
+        assert reason in answer.json()["detail"]
+
+
+def test_a_description_has_sequence_group_and_formula(client):
+    found = client.post("/describe", json={"crystal": {"text": TEXTS["NaCl"]}}).json()
+    assert found["sequence"] == canonicalize(as_record(example_files()["NaCl"])).to_text()
+    assert (found["formula"], found["space_group"], found["space_group_number"]) == ("NaCl", "Fm-3m", 225)
+    assert (found["num_atoms"], found["num_atoms_primitive"], found["crystal_system"]) == (8, 2, "cubic")
+    assert client.post("/describe", json={"crystal": {"text": "data_x"}}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("address", "request_", "reason"),
+    [
+        ("/predict", {}, "body.crystal: Field required"),
+        ("/predict", {"crystal": {}}, "either text, or lattice"),
+        ("/predict", {"crystal": {"text": "x", **ARRAYS}}, "either text, or lattice"),
+        ("/predict", {"crystal": {"lattice": NACL["lattice"]}}, "either text, or lattice"),
+        ("/predict", {"crystal": {**ARRAYS, "species": ["Na"]}}, "2 atoms"),
+        ("/predict", {"crystal": ARRAYS, SECRET: 1}, "a field that is not accepted"),
+        ("/predict", {"crystal": ARRAYS, "model": SECRET}, "model: no such model is served"),
+        ("/predict", {"crystal": ARRAYS, "stability": True}, "stability: known phases"),
+        ("/predict/batch", {"crystals": []}, "body.crystals"),
+        ("/predict/batch", {"crystals": [ARRAYS] * 51}, "body.crystals"),
+        ("/generate", {"num": MAX_GENERATED + 1}, "body.num"),
+        ("/generate", {"properties": {SECRET: "x"}}, "a valid number"),
+        ("/generate", {"composition": "H" * 300}, "body.composition"),
+        ("/describe", {"crystal": {"text": SECRET}}, "not a crystal structure"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_a_reason_that_does_not_quote_it(client, address, request_, reason):
+    answer = client.post(address, json=request_)
+    assert answer.status_code == 422
+    assert reason in answer.json()["detail"]
+    assert SECRET not in answer.text
+
+
+def test_what_is_too_large_or_no_json_is_refused(client):
+    assert client.post("/predict", content=b" " * (2 * MAX_BYTES + 1)).status_code == 413
+    chunks = (b" " * MAX_BYTES for _ in range(3))  # of a length that is not announced
+    assert client.post("/predict", content=chunks).status_code == 413
+    headers = {"Content-Type": "application/json"}
+    for body in (b"{", b"[" * 100_000, b'{"crystal":' * 100_000, b"\xff\xfe", b"9" * 5000):
+        assert client.post("/predict", content=body, headers=headers).status_code in (400, 422)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_text_is_refused_quickly(client, kind):
+    start = time.monotonic()
+    for address in ("/predict", "/describe"):
+        assert client.post(address, json={"crystal": {"text": HOSTILE[kind]}}).status_code == 422
+    assert time.monotonic() - start < 20
+    assert client.get("/health").status_code == 200
+
+
+def test_a_text_is_never_a_path(client, tmp_path):
+    planted = tmp_path / "planted.cif"
+    planted.write_text(TEXTS["NaCl"].replace("data_", f"data_{SECRET}", 1))
+    texts = [str(planted), f"{planted}\n", *(json.dumps({key: str(planted)}) for key in ("structure", "cif", "file"))]
+    for text in texts:
+        for address in ("/predict", "/describe"):
+            answer = client.post(address, json={"crystal": {"text": text}})
+            assert answer.status_code == 422
+            assert SECRET not in answer.text
+
+
+def test_health_metrics_and_page(client, service):
+    assert client.get("/health").json()["models"] == service.property_models
+    client.post("/predict", json={"crystal": {"text": SECRET}})
+    metrics = client.get("/metrics").text
+    assert re.search(r'hf_crystal_requests_total{endpoint="/predict",status="422"} [1-9]', metrics)
+    assert re.search(r'hf_crystal_crystals_total{outcome="failed",task="predict"} [1-9]', metrics)
+    assert "process_resident_memory_bytes" in metrics
+    assert SECRET not in metrics
+    page = client.get("/").text  # redirects to the page
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert sources
+    assert all(client.get(source).status_code == 200 for source in sources)  # all of it comes from here
+    described = client.get("/openapi.json").json()["components"]["schemas"]
+    fields = described["Crystal"]["properties"]
+    assert all("description" in field for field in fields.values())
+
+
+def test_who_waits_too_long_is_told_so(service, monkeypatch):
+    short = testclient.TestClient(server.build_server(service, time_limit=0.5))
+    record = as_record(NACL)
+    monkeypatch.setattr(service.readers, "read", lambda sources, then: ((name, record) for name, _ in sources))
+    predict = type(service).results
+
+    def slow(*arguments, **options):
+        time.sleep(0.4)
+        return predict(service, *arguments, **options)
+
+    monkeypatch.setattr(service, "results", slow)
+    results = short.post("/predict/batch", json={"crystals": [ARRAYS] * 49}).json()["results"]
+    done = ["formation_energy" in result for result in results]
+    assert done[0] and not done[-1] and done == sorted(done, reverse=True)
+    assert results[-1]["error"] == "not predicted: those before it took more than 0.5 s"
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: short.post("/predict", json={"crystal": ARRAYS}), range(6)))
+    assert {answer.status_code for answer in answers} == {200, 503}
+    late = next(answer for answer in answers if answer.status_code == 503)
+    assert late.headers["Retry-After"]
+    assert late.json()["detail"] == "no turn within 0.5 s; try again later"
+
+
+@pytest.mark.slow
+def test_the_command_answers_what_it_began_and_ends(tiny_folders, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, "-m", "hf_crystal.cli.main", "serve", "--port", str(port)]
+    words += ["--model", tiny_folders[0], "--generator", tiny_folders[1]]
+    address = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for _ in range(600):
+                try:
+                    assert httpx.get(f"{address}/health").status_code == 200
+                    break
+                except httpx.ConnectError:
+                    time.sleep(0.1)
+            children = psutil.Process(process.pid).children(recursive=True)
+            answers: list[httpx.Response] = []
+            asked = {"num": MAX_GENERATED, "temperature": 1.5}
+
+            def ask():
+                answers.append(httpx.post(f"{address}/generate", json=asked, timeout=60))
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            thread.join()
+            assert answers[0].status_code == 200
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+        lines = process.stderr.read().splitlines()
+    assert [line.partition(" at ")[0] for line in lines] == ["hf-crystal: serving", "hf-crystal: stopped"]
+    assert children
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []  # nobody may collect orphans
+    assert list(tmp_path.iterdir()) == []  # nothing of a request is kept
+
+
+@pytest.mark.slow
+def test_an_assistant_has_the_three_tools(tiny_folders, pipe):
+    mcp = pytest.importorskip("mcp", reason="the package mcp is not installed")
+    words = ["-m", "hf_crystal.cli.main", "serve", "--mcp", "--model", tiny_folders[0], "--generator", tiny_folders[1]]
+    command = mcp.StdioServerParameters(command=sys.executable, args=words, env={**os.environ})
+
+    async def talk():
+        async with mcp.Client(command) as client:
+            tools = await client.list_tools()
+            calls = [
+                await client.call_tool("predict", {"crystal": TEXTS["NaCl"]}),
+                await client.call_tool("describe", {"crystal": TEXTS["NaCl"]}),
+                await client.call_tool("generate", {"composition": "NaCl", "num": 1, "seed": 0}),
+                await client.call_tool("predict", {"crystal": str(example_files()["NaCl"])}),
+            ]
+            return tools, calls
+
+    listed, (predicted, described, generated, path) = asyncio.run(talk())
+    assert sorted(tool.name for tool in listed.tools) == ["describe", "generate", "predict"]
+    expected = pipe(str(example_files()["NaCl"]))
+    assert predicted.structured_content == expected
+    assert described.structured_content["space_group"] == "Fm-3m"
+    assert "data_" in generated.structured_content["result"][0]["cif"]
+    assert path.is_error
+    assert "not a crystal structure" in path.content[0].text or "name of a file" in path.content[0].text
