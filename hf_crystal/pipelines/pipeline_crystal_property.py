@@ -59,10 +59,11 @@ def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _read_crystals(
-    extractor: Any, obstacle: str | None, disorder: str, num_orderings: int, crystals: list[Any]
+    extractor: Any, config: Any, disorder: str, num_orderings: int, crystals: list[Any]
 ) -> list[dict[str, Any]]:
     """What `extract_all` gives, and of disordered crystals what `disorder` says: arrays, `orderings`, or `error`."""
     items = extractor.extract_all(crystals)
+    obstacle = config.open_axes_obstacle
     for place, item in enumerate(items):
         if "pbc" in item:
             reason = f"pbc is {tuple(item['pbc'].tolist())}: this model has {obstacle}"
@@ -81,7 +82,8 @@ def _read_crystals(
                 notes = [*item.get("warnings", ()), doubt]
                 items[place] = {"orderings": extractor.extract_all(found), "warnings": notes, "formula": formula}
             else:
-                items[place] = {**item, "warnings": [*item.get("warnings", ()), _MIXED]}
+                doubts = [] if getattr(config, "trained_disordered", None) else [_MIXED]
+                items[place] = {**item, "warnings": [*item.get("warnings", ()), *doubts]}
         except CrystalInputError as error:
             items[place] = {"error": error.reason}
     return items
@@ -166,7 +168,8 @@ class CrystalPropertyPipeline(Pipeline):
             crystal has: the value comes with a warning, or the crystal gives `error`. Checkpoints that do not record
             what they were trained on do neither.
         disorder (`"mix"`, `"orderings"` or `"refuse"`, defaults to `"mix"`): of crystals with partly occupied sites.
-            `"mix"` reads a site as the mixture of its elements, with a warning; `"orderings"` gives the mean over
+            `"mix"` reads a site as the mixture of its elements, with a warning unless the model was trained on
+            such crystals; `"orderings"` gives the mean over
             ordered crystals of about the composition (`hf_crystal.disorder.orderings`; needs pymatgen); `"refuse"`
             an `error`.
         num_orderings (`int`, defaults to 8): how many ordered ones.
@@ -244,8 +247,7 @@ class CrystalPropertyPipeline(Pipeline):
         self, input_: CrystalLike, disorder: str = "mix", num_orderings: int = 8
     ) -> dict[str, Any]:
         """Read one crystal: its arrays, or `{"error": reason}`."""
-        obstacle = self.model.config.open_axes_obstacle
-        return _read_crystals(self.feature_extractor, obstacle, disorder, num_orderings, [input_])[0]
+        return _read_crystals(self.feature_extractor, self.model.config, disorder, num_orderings, [input_])[0]
 
     def _forward(self, input_tensors: Any) -> Any:  # type: ignore[override]
         outputs = self.model(**input_tensors)
@@ -308,8 +310,7 @@ class CrystalPropertyPipeline(Pipeline):
         self, crystals: Iterable[Any], size: int, num_workers: int, disorder: str = "mix", num_orderings: int = 8
     ) -> Iterator[list[dict[str, Any]]]:
         """Arrays or errors of `size` crystals after the other; worker processes read up to two chunks ahead."""
-        obstacle = self.model.config.open_axes_obstacle
-        read = partial(_read_crystals, self.feature_extractor, obstacle, disorder, num_orderings)
+        read = partial(_read_crystals, self.feature_extractor, self.model.config, disorder, num_orderings)
         pieces = _pieces(crystals, size)
         if not num_workers:
             yield from map(read, pieces)
