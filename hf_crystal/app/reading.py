@@ -33,7 +33,7 @@ def _read(job: tuple[str, str | Path]) -> CrystalRecord | str:
     """The crystal, or the reason why there is none."""
     name, source = job
     try:
-        return as_record(source, name=name, max_atoms=MAX_ATOMS, nested=True)
+        return as_record(source, name=name, max_atoms=MAX_ATOMS, nested=True, disorder="mix")
     except CrystalInputError as error:
         return error.reason
 

@@ -18,8 +18,10 @@ import numpy as np
 
 from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators
 from ..crystals.checkpoint_settings import TrainingDomain
-from ..crystals.record import CrystalInputError, CrystalRecord, geometry_warnings
+from ..crystals.reading import as_record
+from ..crystals.record import CrystalInputError, CrystalRecord
 from ..loading import load_generation_pipeline, load_property_model, resolve_model
+from ..pipelines.pipeline_crystal_property import batch_doubts, mixture_doubts
 from ..typing import CrystalLike
 from .reading import CrystalReaders
 
@@ -205,22 +207,22 @@ class Service:
     def warnings(self, model: str, record: CrystalRecord) -> list[str]:
         """What is doubtful about a crystal, as the pipeline has it."""
         loaded, extractor = self.property_model(model)
-        arrays = extractor.extract(record)
-        numbers, positions, cell = (arrays[name][None] for name in ("atomic_numbers", "positions", "cell"))
-        odd = geometry_warnings(numbers, positions, cell, loaded.config.neighbor_radius)[0]
-        return [*record.warnings, *TrainingDomain(loaded.config).unseen(numbers)[0], *odd]
+        domain, radius = TrainingDomain(loaded.config), loaded.config.neighbor_radius
+        found = batch_doubts(extractor.pad([extractor.extract(record)]), domain, radius)
+        mixed = [] if record.occupancies is None else mixture_doubts(loaded.config)
+        return [*record.warnings, *mixed, *(text for (texts,) in found for text in texts)]
 
     def properties(self, model: str, crystal: CrystalLike) -> list[dict[str, Any]]:
         """Rows of one crystal, one per target."""
         import torch
 
-        from ..crystals.elements import reduced_formula
+        from ..crystals.elements import mixture_formula, reduced_formula
 
         loaded, extractor = self.property_model(model)
         arrays = extractor.extract(crystal)
         with self._lock, torch.no_grad():
             output = loaded(**extractor.pad([arrays]))
-        numbers = arrays["atomic_numbers"].tolist()
+        numbers, mixed = arrays["atomic_numbers"].tolist(), arrays.get("occupancies")
         config, values = loaded.config, output.logits[0].tolist()
         errors = measured_errors(model)
         if output.standard_errors is not None:
@@ -228,7 +230,7 @@ class Service:
         metal = None if output.metal_probability is None else float(output.metal_probability[0])
         return [
             {
-                "formula": reduced_formula(numbers),
+                "formula": reduced_formula(numbers) if mixed is None else mixture_formula(mixed),
                 "atoms": len(numbers),
                 "property": name.replace("_", " "),
                 "value": value,
@@ -334,8 +336,9 @@ class Service:
         """`EncoderView` of a crystal.
 
         Raises:
-            ValueError: the crystal is too large to be shown.
+            ValueError: the crystal is too large to be shown, or disordered.
         """
+        as_record(record)  # the reason where it is disordered
         if record.num_atoms > MAX_INSIDE_ATOMS:
             raise ValueError(f"{record.num_atoms} atoms; looking inside takes {MAX_INSIDE_ATOMS} on this page")
         from ..viz.inspection import inspect_encoder
@@ -362,8 +365,9 @@ class Service:
             predicted: `values` of `inspect` where the crystal is the same, which saves predicting it again.
 
         Raises:
-            ValueError: the crystal cannot be written as a sequence.
+            ValueError: the crystal cannot be written as a sequence; disordered ones cannot.
         """
+        as_record(record)
         from ..mat2seq.canonicalize import canonicalize
         from ..testing import DESCRIPTIONS, Crystal
 

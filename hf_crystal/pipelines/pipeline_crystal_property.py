@@ -25,7 +25,7 @@ from ..crystals.orderings import orderings
 from ..crystals.reading import CrystalLike, as_record
 from ..crystals.record import CrystalInputError, geometry_warnings
 
-__all__ = ["CrystalPropertyPipeline"]
+__all__ = ["CrystalPropertyPipeline", "batch_doubts", "mixture_doubts"]
 
 # fields of a result besides the targets
 _RESERVED_FIELDS = (
@@ -82,11 +82,36 @@ def _read_crystals(
                 notes = [*item.get("warnings", ()), doubt]
                 items[place] = {"orderings": extractor.extract_all(found), "warnings": notes, "formula": formula}
             else:
-                doubts = [] if getattr(config, "trained_disordered", None) else [_MIXED]
-                items[place] = {**item, "warnings": [*item.get("warnings", ()), *doubts]}
+                items[place] = {**item, "warnings": [*item.get("warnings", ()), *mixture_doubts(config)]}
         except CrystalInputError as error:
             items[place] = {"error": error.reason}
     return items
+
+
+def mixture_doubts(config: Any) -> list[str]:
+    """Warnings of a disordered crystal that the model of this config reads as a mixture."""
+    return [] if getattr(config, "trained_disordered", None) else [_MIXED]
+
+
+def batch_doubts(
+    inputs: Mapping[str, Any], domain: TrainingDomain, radius: float
+) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    """Warnings of each crystal of a padded batch: new elements, new pairs of elements, odd geometry.
+
+    Args:
+        inputs: what `CrystalFeatureExtractor.pad` gives.
+        domain: what the model was trained on.
+        radius: how far the model looks, Å.
+    """
+    numbers, positions, cells = (inputs[name].numpy() for name in ("atomic_numbers", "positions", "cell"))
+    totals, everyone = None, list(numbers)
+    if "occupancies" in inputs:  # the minor elements of a site count, too
+        held = inputs["occupancies"].numpy()
+        totals, present = held.sum(axis=-1), held.any(axis=1) * np.arange(1, held.shape[-1] + 1)
+        everyone = list(np.concatenate([numbers, present], axis=1))
+    periodic = inputs["pbc"].numpy() if "pbc" in inputs else None
+    odd = geometry_warnings(numbers, positions, cells, radius, totals, periodic)
+    return domain.unseen_elements(everyone), domain.unseen_pairs(everyone), odd
 
 
 def _end_with_parent() -> None:
@@ -380,20 +405,11 @@ class CrystalPropertyPipeline(Pipeline):
 
     def _doubts(self, inputs: Mapping[str, Any], announce: bool) -> tuple[list[list[str]], list[list[str]]]:
         """Warnings of each crystal of a batch: what no training crystal has, and what is odd about its geometry."""
-        numbers, positions, cells = (inputs[name].numpy() for name in ("atomic_numbers", "positions", "cell"))
-        totals, everyone = None, list(numbers)
-        if "occupancies" in inputs:  # the minor elements of a site count, too
-            held = inputs["occupancies"].numpy()
-            totals, present = held.sum(axis=-1), held.any(axis=1) * np.arange(1, held.shape[-1] + 1)
-            everyone = list(np.concatenate([numbers, present], axis=1))
-        elements, pairs = self._domain.unseen_elements(everyone), self._domain.unseen_pairs(everyone)
+        elements, pairs, odd = batch_doubts(inputs, self._domain, self.model.config.neighbor_radius)
         if announce:  # for those who read the value only; Python shows each once
             for text in chain(*elements):
                 warnings.warn(text, stacklevel=2)
-        foreign = [[*one, *other] for one, other in zip(elements, pairs, strict=True)]
-        radius = self.model.config.neighbor_radius
-        periodic = inputs["pbc"].numpy() if "pbc" in inputs else None
-        return foreign, geometry_warnings(numbers, positions, cells, radius, totals, periodic)
+        return [[*one, *other] for one, other in zip(elements, pairs, strict=True)], odd
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> None:
         """Save model and feature extractor; load with the same task name after `import hf_crystal`.
