@@ -125,8 +125,8 @@ def view_3d(
         for drawn in crystal["atoms"]:
             drawn[3] = round(0.55 * drawn[3], 3)
         crystal |= {"bonds": [], **_inside(inspected, start, atom, block, head)}
-    drawn = "atoms drawn" if record.occupancies is None else "sites drawn, mixed ones as their main element"
-    label = f"{formula}, {len(positions)} {drawn}. Drag or use the arrow keys to turn, plus and minus to zoom."
+    counted = "atoms drawn" if record.occupancies is None else "sites drawn, mixed ones as their main element"
+    label = f"{formula}, {len(positions)} {counted}. Drag or use the arrow keys to turn, plus and minus to zoom."
     page = _PAGE.format(
         title=html.escape(formula),
         label=html.escape(label),

@@ -5,6 +5,7 @@ import json
 import pandas
 import pytest
 from pyarrow import parquet
+from script_runs import run as run_script
 from tiny_models import NACL, save_tiny_model
 
 from hf_crystal.cli.main import run
@@ -28,16 +29,51 @@ def table(crystal_table, tmp_path_factory):
     return path
 
 
-def test_a_recipe_trains_on_mixtures_and_its_model_does_not_warn_of_them(table, recipe_file, tmp_path):
-    words = ["train", "property", "--config", str(recipe_file), "--data", str(table), "--output-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def trained(table, recipe_file, tmp_path_factory):
+    """Folder of a run of a recipe on that table."""
+    folder = tmp_path_factory.mktemp("run")
+    words = ["train", "property", "--config", str(recipe_file), "--data", str(table), "--output-dir", str(folder)]
     assert run([*words, "--set", "training.num_train_epochs=2"]) == 0
-    config = json.loads((tmp_path / "model/config.json").read_text())
+    return folder
+
+
+def test_a_model_trained_on_mixtures_says_so_and_does_not_warn_of_them(trained, tmp_path):
+    config = json.loads((trained / "model/config.json").read_text())
     assert config["trained_disordered"] == config["trained_elements"]["Xe"] == 14
-    assert json.loads((tmp_path / "run.json").read_text())["rows"]["train"] == 42
-    (result,) = load_property_pipeline(tmp_path / "model")([ALLOY])
+    assert json.loads((trained / "run.json").read_text())["rows"]["train"] == 42
+    (result,) = load_property_pipeline(trained / "model")([ALLOY])
     assert result["disorder"] == "mix" and "mixtures" not in " ".join(result["warnings"])
     (result,) = load_property_pipeline(save_tiny_model(tmp_path / "ordered"))([ALLOY])
     assert "mixtures" in " ".join(result["warnings"])
+
+
+@pytest.mark.slow
+def test_runs_are_measured_beside_the_formula(trained, table, tmp_path):
+    pytest.importorskip("sklearn", reason="the baseline needs scikit-learn (extra metrics)")
+    run_script("evaluate_disordered.py", "measure", trained, trained, "--data", table, "--output", tmp_path / "x.json")
+    found = json.loads((tmp_path / "x.json").read_text())
+    (energy, _) = json.loads((trained / "run.json").read_text())["test"]["targets"]
+    assert found["model"]["mae_of_seeds"] == pytest.approx([energy["mae"]] * 2, rel=1e-5)
+    assert found["mean_predictor_mae"] == pytest.approx(energy["baseline_mae"], rel=1e-6)
+    gain = found["model_less_forest"]
+    assert gain["mae"] == pytest.approx(found["model"]["mae"] - found["forest"]["mae"])
+    assert gain["interval"][0] < gain["mae"] < gain["interval"][1]
+    lines = run_script("evaluate_disordered.py", "table", tmp_path / "x.json").splitlines()
+    assert len(lines) == 3 and f"| 13 | {found['model']['mae']:.2f} (" in lines[2]
+
+
+@pytest.mark.slow
+def test_best_orderings_take_the_place_of_disordered_crystals(table, tmp_path):
+    run_script("evaluate_disordered.py", "prepare", "--orderings", table, tmp_path / "ordered.parquet")
+    before, after = (parquet.read_table(path).to_pylist() for path in (table, tmp_path / "ordered.parquet"))
+    assert [row["energy"] for row in after] == [row["energy"] for row in before]
+    for place, (row, ordered) in enumerate(zip(before, after, strict=True)):
+        sites, numbers = row["species"], ordered["atomic_numbers"]
+        if place % 3:
+            assert "species" not in ordered and len(numbers) == len(sites)
+        else:  # a quarter of one site is xenon, and another quarter empty
+            assert len(numbers) == 4 * numbers.count(54) * (len(sites) - 0.25) > 0
 
 
 @pytest.mark.slow
