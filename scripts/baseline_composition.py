@@ -30,10 +30,11 @@ ADDED_FIGURES = {"mae": "composition_mae", "mae_interval": "composition_mae_inte
 
 def forest_of_column(train: Any, test: Any, column: str, num_trees: int, seed: int) -> tuple[np.ndarray, float, int]:
     """Predictions of one target for the test rows, mean of the training labels, and their number."""
+    from hf_crystal.data.columns import composition_numbers
     from hf_crystal.evaluation.composition_baseline import forest_predictions
 
     labels = np.asarray(train[column], dtype=np.float64)
-    numbers = train["atomic_numbers"], test["atomic_numbers"]
+    numbers = composition_numbers(train[:]), composition_numbers(test[:])
     predictions = forest_predictions(numbers[0], labels, numbers[1], num_trees=num_trees, seed=seed)
     known = ~np.isnan(labels)
     return predictions, float(labels[known].mean()), int(known.sum())

@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
             split = args.split or data.test_split
             split_column = args.split_column or data.split_column
             folder = folder / MODEL_FOLDER
-        splits = load_crystal_dataset(args.data, split_column=split_column)
+        splits = load_crystal_dataset(args.data, split_column=split_column, disorder="mix")
         if split not in splits:
             raise ValueError(f"--split {split!r}: the data has {', '.join(splits)}")
         metrics = evaluate_property_folder(folder, splits[split], columns, batch_size=args.batch_size)

@@ -19,7 +19,7 @@ from hf_crystal.hub.files import edit_json
 from hf_crystal.loading import load_generator
 from hf_crystal.training.generator_data import element_blocks, tokenize_splits
 from hf_crystal.training.generator_recipe import GeneratorDataArguments
-from hf_crystal.training.property_data import crystal_blocks, load_property_data
+from hf_crystal.training.property_data import load_property_data, trained_on
 from hf_crystal.training.property_recipe import TrainingRecipe
 
 
@@ -34,16 +34,16 @@ def domain_of(checkpoint: Path, table: str) -> dict[str, Any]:
         data = dataclasses.replace(GeneratorDataArguments(**recipe["data"]), max_validation_rows=1, max_test_rows=1)
         rows = load_crystal_dataset(table, split_column=data.split_column)[data.train_split]
         if len(rows) == metrics["rows"]["train"]:  # each had a sequence, so that none need be written again
-            return training_domain(crystal_blocks(rows))
+            return trained_on(rows)
         with tempfile.TemporaryDirectory() as folder:
             rows = tokenize_splits(data, tokenizer, Path(folder, "tokens"), seed)["train"]
             count, fields = len(rows), training_domain(element_blocks(rows, tokenizer))
     else:
         rows = load_property_data(TrainingRecipe.from_dict(recipe).data, seed)["train"]
-        count, fields = len(rows), training_domain(crystal_blocks(rows))
+        count, fields = len(rows), trained_on(rows)
     if count != metrics["rows"]["train"]:
         raise ValueError(f"{table}: {count} training crystals; {checkpoint} was trained on {metrics['rows']['train']}")
-    return fields
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def evaluated_again(metrics: dict[str, Any], folder: Path, data: str, batch_size
     from hf_crystal.evaluation.property_report import evaluate_property_folder
 
     recipe = metrics["recipe"]["data"]
-    rows = load_crystal_dataset(data, split_column=recipe["split_column"])[recipe["test_split"]]
+    rows = load_crystal_dataset(data, split_column=recipe["split_column"], disorder="mix")[recipe["test_split"]]
     test = evaluate_property_folder(folder, rows, batch_size=batch_size).to_dict()
     before = {target["name"]: target for target in metrics["test"]["targets"]}
     for target in test["targets"]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators
+from ..crystals.reading import as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
 from ..loading import load_generation_pipeline, load_property_pipeline, resolve_model
 from ..typing import CrystalLike
@@ -376,8 +377,9 @@ class Service:
         """`EncoderView` of a crystal.
 
         Raises:
-            ValueError: the crystal is too large to be shown.
+            ValueError: the crystal is too large to be shown, or disordered.
         """
+        as_record(record)  # the reason where it is disordered
         if record.num_atoms > MAX_INSIDE_ATOMS:
             raise ValueError(f"{record.num_atoms} atoms; looking inside takes {MAX_INSIDE_ATOMS} on this page")
         from ..viz.inspection import inspect_encoder
@@ -404,8 +406,9 @@ class Service:
             predicted: `values` of `inspect` where the crystal is the same, which saves predicting it again.
 
         Raises:
-            ValueError: the crystal cannot be written as a sequence.
+            ValueError: the crystal cannot be written as a sequence; disordered ones cannot.
         """
+        as_record(record)
         from ..mat2seq.canonicalize import canonicalize
         from ..testing import DESCRIPTIONS, Crystal
 

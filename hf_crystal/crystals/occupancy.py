@@ -26,6 +26,7 @@ __all__ = [
     "record_of_sites",
     "record_of_species",
     "site_species",
+    "species_texts",
     "with_occupancies",
 ]
 
@@ -195,6 +196,18 @@ def mixed_sites(listed: object, key: str) -> list[dict[str, float]]:
     if all(site is None for site in sites):
         return []
     return [{str(symbol): 1.0} if site is None else site for site, symbol in zip(sites, listed, strict=True)]
+
+
+def species_texts(occupancies: np.ndarray) -> list[str]:
+    """JSON text of what each site holds, `{"Na": 0.7, "K": 0.3}`, as `mixed_sites` reads it.
+
+    Args:
+        occupancies (`np.ndarray` of shape `(N, 118)`): of element Z in column Z - 1.
+    """
+    return [
+        json.dumps({CHEMICAL_SYMBOLS[place + 1]: float(site[place]) for place in np.flatnonzero(site)})
+        for site in occupancies
+    ]
 
 
 def with_occupancies(record: CrystalRecord, value: object) -> CrystalRecord:

@@ -31,9 +31,10 @@ from .formats import (
     shortened,
     split_frames,
 )
-from .occupancy import first_mixed_site, mixed_sites, record_of_sites, site_species, with_occupancies
+from .occupancy import first_mixed_site, mixed_sites, record_of_sites, site_species, species_texts, with_occupancies
 from .record import (
     CHEMICAL_SYMBOLS,
+    SPECIES_COLUMN,
     CrystalInputError,
     CrystalRecord,
     atomic_number_of,
@@ -226,8 +227,9 @@ def _record_from_dict(data: Mapping[str, Any], depth: int = 0) -> CrystalRecord:
             f"no cell; keys received: {shortened(sorted(map(str, data)))}; accepted: {ACCEPTED_FORMS}"
         )
     cell = _cell_of(data[cell_key], cell_key)
-    key = None if _first_key(data, _NUMBER_KEYS) else _first_key(data, _SYMBOL_KEYS)
-    sites = mixed_sites(data[key], key) if key else []
+    # beside numbers, as tables hold the main elements, only `species` is looked at
+    key = SPECIES_COLUMN if _first_key(data, _NUMBER_KEYS) else _first_key(data, _SYMBOL_KEYS)
+    sites = mixed_sites(data.get(key), key) if key else []
     numbers = np.zeros(len(sites), dtype=np.int64) if sites else _numbers_of(data)
     key = _first_key(data, _FRACTIONAL_KEYS)
     cartesian = False
@@ -548,25 +550,29 @@ def as_record(
 # ------------------------------------------------------------------------------------------------------- and back
 
 
-def as_columns(structure: CrystalLike, *, nested: bool = False) -> dict[str, Any]:
+def as_columns(
+    structure: CrystalLike, *, nested: bool = False, disorder: Literal["refuse", "mix"] = "refuse"
+) -> dict[str, Any]:
     """Plain-column form of a crystal, ready for Arrow: `lattice` 9 floats, `frac_coords` 3n floats, `atomic_numbers`.
 
     Args:
         structure: any of `ACCEPTED_FORMS`.
         nested: see `as_record`.
+        disorder: see `as_record`.
 
     Returns:
-        dict of lists and `num_atoms`.
+        dict of lists and `num_atoms`; of a disordered crystal also `species`, JSON text for each site.
 
     Raises:
         CrystalInputError: see `as_record`.
     """
-    record = as_record(structure, nested=nested)
+    record = as_record(structure, nested=nested, disorder=disorder)
     return {
         "lattice": record.cell.reshape(-1).tolist(),
         "frac_coords": record.frac_coords.reshape(-1).tolist(),
         "atomic_numbers": record.atomic_numbers.tolist(),
         "num_atoms": record.num_atoms,
+        **({} if record.occupancies is None else {SPECIES_COLUMN: species_texts(record.occupancies)}),
     }
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "CRYSTAL_COLUMNS",
     "MAX_COORDINATE",
     "NUM_SPECIES",
+    "SPECIES_COLUMN",
     "VACUUM",
     "CrystalInputError",
     "CrystalRecord",
@@ -49,6 +50,8 @@ VACUUM = 50.0  # Å, between the atoms and their copies along an axis that is no
 NUM_SPECIES = len(CHEMICAL_SYMBOLS) - 1  # columns of `CrystalRecord.occupancies`
 # a crystal in a table: 9 floats, vectors in rows, Å; 3n floats; n integers
 CRYSTAL_COLUMNS = ("lattice", "frac_coords", "atomic_numbers")
+# of a disordered one, n texts: JSON of the occupancies of each site
+SPECIES_COLUMN = "species"
 
 _ATOMIC_NUMBERS = {symbol: number for number, symbol in enumerate(CHEMICAL_SYMBOLS) if number}
 _HYDROGEN_ISOTOPES = {"D": 1, "T": 1}

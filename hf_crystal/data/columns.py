@@ -1,24 +1,29 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Arrow columns of one crystal: readable by any parquet reader without this package."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_crystal.crystals.occupancy import mixed_sites
 from hf_crystal.crystals.reading import as_columns
-from hf_crystal.crystals.record import CRYSTAL_COLUMNS
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS, SPECIES_COLUMN, atomic_number_of
 from hf_crystal.typing import CrystalLike
 
 if TYPE_CHECKING:
     from datasets import Features
 
-__all__ = ["crystal_features", "crystal_row", "has_crystal_columns"]
+__all__ = ["composition_numbers", "crystal_features", "crystal_row", "has_crystal_columns", "num_disordered"]
+
+_PARTS = 1000  # atoms that stand for the composition of a disordered crystal
 
 
-def crystal_features(labels: Mapping[str, str] | Iterable[str] = ()) -> "Features":
+def crystal_features(labels: Mapping[str, str] | Iterable[str] = (), *, disordered: bool = False) -> "Features":
     """Arrow schema of a table of crystals.
 
     Args:
         labels: further columns: names (float64), or a mapping from name to Arrow type name ("string", "float64").
+        disordered: with the column `species`, which is null of ordered crystals.
 
     Returns:
         `datasets.Features` with `lattice` (9 floats), `frac_coords` (3n floats), `atomic_numbers` (n),
@@ -33,6 +38,7 @@ def crystal_features(labels: Mapping[str, str] | Iterable[str] = ()) -> "Feature
             "frac_coords": List(Value("float64")),
             "atomic_numbers": List(Value("int16")),
             "num_atoms": Value("int32"),
+            **({SPECIES_COLUMN: List(Value("string"))} if disordered else {}),
             **{name: Value(type_name) for name, type_name in types.items()},
         }
     )
@@ -57,3 +63,36 @@ def crystal_row(structure: CrystalLike, **values: float | str | None) -> dict[st
         CrystalInputError: the crystal cannot be read or used.
     """
     return {**as_columns(structure), **values}
+
+
+def composition_numbers(rows: Mapping[str, Sequence[Any]]) -> list[list[int]]:
+    """Atomic numbers in the proportion of each crystal's composition, for what reads formulas.
+
+    Args:
+        rows: columns of a table: `atomic_numbers`, and `species` where crystals are disordered.
+
+    Returns:
+        The atomic numbers of an ordered crystal; of a disordered one about a thousand, at least one of each element.
+    """
+    species = rows.get(SPECIES_COLUMN) or [None] * len(rows["atomic_numbers"])
+    return [
+        _proportional(sites) if (sites := mixed_sites(own, SPECIES_COLUMN)) else list(numbers)
+        for numbers, own in zip(rows["atomic_numbers"], species, strict=True)
+    ]
+
+
+def _proportional(sites: list[dict[str, float]]) -> list[int]:
+    amounts: Counter[int] = Counter()
+    for site in sites:
+        for symbol, amount in site.items():
+            amounts[atomic_number_of(symbol)] += amount  # type: ignore[assignment]  # any number can be counted
+    total = sum(amounts.values())
+    return [z for z, amount in amounts.items() for _ in range(max(1, round(_PARTS * amount / total)))]
+
+
+def num_disordered(rows: Mapping[str, Sequence[Any]]) -> int:
+    """How many crystals of a table have partly occupied sites; its columns as for `composition_numbers`."""
+    return sum(
+        any(list(site.values()) != [1.0] for site in mixed_sites(own, SPECIES_COLUMN))
+        for own in rows.get(SPECIES_COLUMN, ())
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Features, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 
 Row = dict[str, Any]
 RowSource = Callable[[], Iterator[Row]]
+Disorder = Literal["refuse", "mix"]
 
 ROWS_TO_INFER_TYPES = 1000
 MISSING = {"", "na", "n/a", "nan", "none", "null"}  # JARVIS writes "na"
@@ -67,9 +68,9 @@ def _infer_types(rows: Iterator[Row], label_names: list[str] | None) -> dict[str
     return types
 
 
-def _plain_row(row: Row, types: dict[str, str], required: set[str]) -> Row:
+def _plain_row(row: Row, types: dict[str, str], required: set[str], disorder: Disorder) -> Row:
     """Crystal and further columns of one row in their Arrow types."""
-    plain = as_columns(row[STRUCTURE_COLUMN], nested=True)
+    plain = as_columns(row[STRUCTURE_COLUMN], nested=True, disorder=disorder)
     for name, type_name in types.items():
         value = row.get(name)
         if type_name == "string":
@@ -86,7 +87,12 @@ def _plain_row(row: Row, types: dict[str, str], required: set[str]) -> Row:
 
 
 def convert_rows(
-    source: RowSource, types: dict[str, str], split_column: str | None, required: set[str], on_error: str
+    source: RowSource,
+    types: dict[str, str],
+    split_column: str | None,
+    required: set[str],
+    on_error: str,
+    disorder: Disorder = "refuse",
 ) -> Iterator[tuple[str, Row] | Row]:
     """Read the crystals of a source row by row.
 
@@ -96,6 +102,7 @@ def convert_rows(
         split_column: column with the split; "train" for all rows without it.
         required: label columns whose text makes the row unusable.
         on_error: `"skip"` or `"raise"`.
+        disorder: see `as_record`.
 
     Yields:
         `(split, row)`, or `{"index", "name", "reason"}` for a row left out.
@@ -109,7 +116,7 @@ def convert_rows(
         try:
             if split.strip().lower() in MISSING:
                 raise CrystalInputError(f"no split: column {split_column} is empty")
-            yield split, _plain_row(row, types, required)
+            yield split, _plain_row(row, types, required, disorder)
         except CrystalInputError as error:
             if on_error == "raise":
                 raise CrystalInputError(error.reason, index=index, name=name or error.name) from error.__cause__
@@ -126,6 +133,7 @@ def tables_from_source(
     on_error: str,
     cache_dir: str | os.PathLike | None,
     streaming: bool,
+    disorder: Disorder,
 ) -> CrystalDatasetDict | IterableDatasetDict:
     """Plain tables of a source: converted once to Arrow files, or streamed.
 
@@ -138,6 +146,7 @@ def tables_from_source(
         on_error: `"skip"` or `"raise"`.
         cache_dir: folder for converted tables.
         streaming: give streams, and write nothing.
+        disorder: see `as_record`.
 
     Raises:
         ValueError: a named column is not there, or no row holds a crystal.
@@ -145,13 +154,15 @@ def tables_from_source(
     types = _infer_types(source(), label_names)
     if split_column is not None and split_column not in types:
         raise ValueError(f"split_column {split_column!r} is not in the data; it has {', '.join(types)}")
-    features = crystal_features(types)
+    features = crystal_features(types, disordered=disorder == "mix")
     required = set(label_names or [])
     if streaming:
-        return _stream_source(source, features, types, split_column, required, on_error)
+        return _stream_source(source, features, types, split_column, required, on_error, disorder)
     options = {**options, "types": types, "split": split_column, "labels": label_names, "on_error": on_error}
+    if disorder == "mix":  # tables of ordered crystals keep their names
+        options["disorder"] = disorder
     folder = cache_root(cache_dir) / fingerprint(files, options)
-    rows = convert_rows(source, types, split_column, required, on_error)
+    rows = convert_rows(source, types, split_column, required, on_error, disorder)
     return build_tables(folder, rows, features)
 
 
@@ -162,6 +173,7 @@ def _stream_source(
     split_column: str | None,
     required: set[str],
     on_error: str,
+    disorder: Disorder,
 ) -> IterableDatasetDict:
     """One stream per split; rows left out are logged, as there is no file to list them in."""
     names = ["train"]
@@ -169,7 +181,7 @@ def _stream_source(
         found = Counter(str(row.get(split_column) or "") for row in source())  # reads no crystal
         names = sorted(name for name in found if name.strip().lower() not in MISSING)
 
-    stream = _SourceStream(source, types, split_column, required, on_error)
+    stream = _SourceStream(source, types, split_column, required, on_error, disorder)
     return IterableDatasetDict(
         {name: IterableDataset.from_generator(stream, features=features, gen_kwargs={"split": name}) for name in names}
     )
@@ -179,13 +191,20 @@ class _SourceStream:
     """Rows of one split as they are read; a class, because `datasets` and worker processes pickle it."""
 
     def __init__(
-        self, source: RowSource, types: dict[str, str], split_column: str | None, required: set[str], on_error: str
+        self,
+        source: RowSource,
+        types: dict[str, str],
+        split_column: str | None,
+        required: set[str],
+        on_error: str,
+        disorder: Disorder,
     ):
         self.source = source
         self.types = types
         self.split_column = split_column
         self.required = required
         self.on_error = on_error
+        self.disorder = disorder
 
     def _chosen(self, split: str) -> Iterator[Row]:
         for row in self.source():
@@ -194,7 +213,7 @@ class _SourceStream:
 
     def __call__(self, split: str) -> Iterator[Row]:
         rows = partial(self._chosen, split)
-        for item in convert_rows(rows, self.types, self.split_column, self.required, self.on_error):
+        for item in convert_rows(rows, self.types, self.split_column, self.required, self.on_error, self.disorder):
             if isinstance(item, tuple):
                 yield item[1]
             else:

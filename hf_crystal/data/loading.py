@@ -35,6 +35,11 @@ _SPLIT_OF_FILE = re.compile(r"^(train|validation|valid|val|test)(?=[-_.0-9]|$)",
 _HUB_NAME = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?$")
 
 
+def _finish(tables: Any, options: dict[str, Any], arguments: dict[str, Any]) -> CrystalDatasetDict:
+    given = {name: arguments[name] for name in ("on_error", "disorder")}
+    return finish_tables(tables, arguments["split_column"], check=options["check"], **given)
+
+
 def _parquet_rows(files: list[Path], structure_column: str | None) -> Iterator[Row]:
     for path in files:
         yield from iter_parquet(path, structure_column)
@@ -69,8 +74,8 @@ def _load_parquet(path: Path, files: list[Path], options: dict[str, Any], argume
         cache_dir=None if arguments["cache_dir"] is None else str(arguments["cache_dir"]),
     )
     if streaming:
-        return stream_tables(tables, files, split_column)
-    return finish_tables(tables, split_column, check=options["check"], on_error=arguments["on_error"])
+        return stream_tables(tables, files, split_column, arguments["disorder"])
+    return _finish(tables, options, arguments)
 
 
 def _hub_rows(tables: Any, structure_column: str | None, name: str) -> Iterator[Row]:
@@ -93,8 +98,8 @@ def _load_hub(name: str, revision: str | None, options: dict[str, Any], argument
     first = next(iter(tables.values()))
     if has_crystal_columns(first.column_names or list(next(iter(first)))):
         if arguments["streaming"]:
-            return stream_tables(tables, [], arguments["split_column"])
-        return finish_tables(tables, arguments["split_column"], check=options["check"], on_error=arguments["on_error"])
+            return stream_tables(tables, [], arguments["split_column"], arguments["disorder"])
+        return _finish(tables, options, arguments)
 
     content = [getattr(table, "_fingerprint", "") for table in tables.values()]
     options = {**options, "hub": name, "revision": revision, "content": content}
@@ -124,9 +129,7 @@ def _load_path(path: Path, options: dict[str, Any], arguments: dict[str, Any]) -
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = load_from_disk(str(path))
             tables = loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
-            return finish_tables(
-                tables, arguments["split_column"], check=options["check"], on_error=arguments["on_error"]
-            )
+            return _finish(tables, options, arguments)
         parquet = sorted(file for file in path.rglob("*.parquet") if file.is_file())
         if parquet:
             return _load_parquet(path, parquet, options, arguments)
@@ -156,6 +159,7 @@ def load_crystal_dataset(
     streaming: bool = False,
     check: bool = True,
     on_error: Literal["skip", "raise"] = "skip",
+    disorder: Literal["refuse", "mix"] = "refuse",
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> CrystalDatasetDict | IterableDatasetDict:
@@ -180,6 +184,8 @@ def load_crystal_dataset(
         streaming: give `IterableDataset`s that read as they go and write nothing.
         check: check the crystals of plain tables too (converted ones always are).
         on_error: `"skip"` leaves unreadable rows out and lists them in `.skipped`; `"raise"` stops at the first.
+        disorder: `"refuse"` leaves out crystals with partly occupied sites; `"mix"` keeps them: the column `species`
+            has the occupancies, null of ordered crystals, `atomic_numbers` the main element of each site.
         revision: branch, tag or commit of a Hub dataset.
         cache_dir: folder for converted tables.
 
@@ -193,6 +199,8 @@ def load_crystal_dataset(
     """
     if on_error not in ("skip", "raise"):
         raise ValueError(f"on_error is {on_error!r}; accepted are 'skip' and 'raise'")
+    if disorder not in ("refuse", "mix"):
+        raise ValueError(f"disorder is {disorder!r}; accepted are 'refuse' and 'mix'")
     options: dict[str, Any] = {
         "structure_column": structure_column,
         "label_table": None if labels is None else Path(labels),
@@ -202,6 +210,7 @@ def load_crystal_dataset(
         "split_column": split_column,
         "label_names": list(label_names) if label_names is not None else None,
         "on_error": on_error,
+        "disorder": disorder,
         "cache_dir": cache_dir,
         "streaming": streaming,
     }

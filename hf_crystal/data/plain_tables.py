@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Tables that hold plain columns already: checked a batch at a time, split by a column, streamed."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers.utils import logging
 
-from hf_crystal.crystals.reading import CrystalInputError
-from hf_crystal.crystals.record import CRYSTAL_COLUMNS
+from hf_crystal.crystals.reading import CrystalInputError, as_record
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS, SPECIES_COLUMN
 from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
-from .conversion import MISSING, Row
+from .conversion import MISSING, Disorder, Row
 from .tables import CrystalDatasetDict
 
 __all__ = ["finish_tables", "stream_tables"]
@@ -28,10 +29,10 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray:
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
-def _bad_rows(rows: Dataset) -> list[dict[str, Any]]:
+def _bad_rows(rows: Dataset, disorder: Disorder) -> list[dict[str, Any]]:
     """Rows of a plain table that hold no usable crystal; whole batches are checked at once."""
     extractor = CrystalFeatureExtractor()
-    columns = rows.select_columns(list(CRYSTAL_COLUMNS)).with_format("arrow")
+    columns = rows.select_columns(_crystal_columns(rows.column_names)).with_format("arrow")
     names = next((c for c in ("material_id", "jid", "id", "file", "name") if c in rows.column_names), None)
     bad: list[dict[str, Any]] = []
     for start in range(0, len(rows), _ROWS_PER_CHECK):
@@ -40,7 +41,7 @@ def _bad_rows(rows: Dataset) -> list[dict[str, Any]]:
             continue
         for place, row in enumerate(batch.to_pylist()):
             try:
-                extractor.read(row)
+                as_record(row, disorder=disorder)
             except CrystalInputError as error:
                 index = start + place
                 name = str(rows[index][names]) if names else error.name
@@ -48,8 +49,14 @@ def _bad_rows(rows: Dataset) -> list[dict[str, Any]]:
     return bad
 
 
+def _crystal_columns(names: Iterable[str]) -> list[str]:
+    return [*CRYSTAL_COLUMNS, *({SPECIES_COLUMN} & set(names))]
+
+
 def _batch_is_good(extractor: CrystalFeatureExtractor, batch: pa.Table) -> bool:
-    if any(batch.column(name).null_count for name in batch.column_names):
+    if any(batch.column(name).null_count for name in CRYSTAL_COLUMNS):
+        return False
+    if SPECIES_COLUMN in batch.column_names and batch.column(SPECIES_COLUMN).null_count < len(batch):
         return False
     counts = pc.list_value_length(batch.column("atomic_numbers")).to_numpy()
     lengths = pc.list_value_length(batch.column("frac_coords")).to_numpy()
@@ -91,14 +98,16 @@ def _split_by_column(rows: Dataset, split_column: str, skipped: list[dict[str, A
     return {name: np.flatnonzero(values == name) for name in dict.fromkeys(values[~left_out].tolist())}
 
 
-def finish_tables(tables: DatasetDict, split_column: str | None, *, check: bool, on_error: str) -> CrystalDatasetDict:
+def finish_tables(
+    tables: DatasetDict, split_column: str | None, *, check: bool, on_error: str, disorder: Disorder
+) -> CrystalDatasetDict:
     """Add `num_atoms`, leave out bad rows, split by a column."""
     skipped: list[dict[str, Any]] = []
     splits: dict[str, Dataset] = {}
     num_bad = 0
     for table_name, table in tables.items():
         rows = _with_num_atoms(table)
-        bad = _bad_rows(rows) if check else []
+        bad = _bad_rows(rows, disorder) if check else []
         if bad and on_error == "raise":
             raise CrystalInputError(bad[0]["reason"], index=bad[0]["index"], name=bad[0]["name"])
         num_bad += len(bad)
@@ -119,14 +128,15 @@ def finish_tables(tables: DatasetDict, split_column: str | None, *, check: bool,
     return result
 
 
-def stream_tables(streams: IterableDatasetDict, files: list[Path], split_column: str | None) -> IterableDatasetDict:
+def stream_tables(
+    streams: IterableDatasetDict, files: list[Path], split_column: str | None, disorder: Disorder
+) -> IterableDatasetDict:
     """Streams of plain rows with `num_atoms`; bad rows are logged and left out as they pass."""
-    extractor = CrystalFeatureExtractor()
 
     def is_good(row: Row) -> bool:
         """Whether the crystal of a row can be read."""
         try:
-            extractor.read({key: row[key] for key in CRYSTAL_COLUMNS})
+            as_record({key: row[key] for key in _crystal_columns(row)}, disorder=disorder)
         except CrystalInputError as error:
             logger.warning(f"left out {row.get('material_id') or row.get('jid') or row.get('id')}: {error.reason}")
             return False

@@ -21,7 +21,7 @@ from hf_crystal.crystals.formats import (
     split_frames,
 )
 from hf_crystal.crystals.reading import as_record, crystals_in
-from hf_crystal.crystals.record import CRYSTAL_COLUMNS, CrystalInputError, CrystalRecord, printable
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS, SPECIES_COLUMN, CrystalInputError, CrystalRecord, printable
 from hf_crystal.typing import CrystalLike
 
 __all__ = [
@@ -214,8 +214,9 @@ def _crystal_columns(columns: Iterable[str], structure_column: str | None = None
     names = list(columns)
     if structure_column is not None:
         return [structure_column] if structure_column in names else []
-    if set(names).issuperset(CRYSTAL_COLUMNS):
-        return list(CRYSTAL_COLUMNS)
+    own = [name for name in (*CRYSTAL_COLUMNS, SPECIES_COLUMN) if name in names]
+    if set(own) >= set(CRYSTAL_COLUMNS[:2]) and len(own) > 2:  # species may take the place of atomic_numbers
+        return own
     by_word = {name.strip().lower(): name for name in reversed(names)}
     return [by_word[word] for word in _LIKELY_COLUMNS if word in by_word][:1]
 
@@ -254,6 +255,11 @@ def _with_point(value: Any) -> Any:
     return value.replace(",", ".") if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value) else value
 
 
+def _listed(text: str) -> list[str]:
+    """Entries of a list as text: numbers, symbols, or JSON objects."""
+    return re.findall(r"\{[^{}]*\}", text.replace('\\"', '"')) or re.sub(r"[\[\],]", " ", text).split()
+
+
 def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any]]:
     """Rows of a CSV with a column of CIF text, POSCAR text or file names (relative to the CSV), or plain columns."""
     csv.field_size_limit(_CSV_FIELD_LIMIT)
@@ -269,7 +275,7 @@ def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any
             crystal: Any = _take(row, columns)
             row.pop(None, None)  # cells beyond the header
             if isinstance(crystal, dict):  # lists as text, in the spelling of JSON or of numpy
-                crystal = {name: re.sub(r"[\[\],]", " ", text or "").split() for name, text in crystal.items()}
+                crystal = {name: _listed(text or "") for name, text in crystal.items()}
             elif crystal and "\n" not in crystal and len(crystal) < 1024 and crystal.lstrip()[:1] not in "{[":
                 name = Path(crystal.strip())
                 # a table names files beside or below itself and no others

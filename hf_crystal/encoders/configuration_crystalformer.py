@@ -63,6 +63,8 @@ class CrystalformerConfig(PreTrainedConfig):
         trained_elements (`dict[str, int]`, *optional*): elements of the training data, with the number of crystals
             that hold each; written by training. Without it nothing is known to be unseen.
         trained_pairs (`dict[str, str]`, *optional*): per element the heavier ones beside it in a training crystal.
+        trained_disordered (`int`, *optional*): training crystals with partly occupied sites. Without it predictions of
+            such crystals have a warning.
         checkpoint_version (`int`): version of these settings; older ones are updated on loading, newer ones refused.
     """
 
@@ -102,6 +104,7 @@ class CrystalformerConfig(PreTrainedConfig):
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
     trained_elements: dict[str, int] | None = None
     trained_pairs: dict[str, str] | None = None
+    trained_disordered: int | None = None
     checkpoint_version: int = CHECKPOINT_VERSION
 
     @classmethod

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..crystals.occupancy import as_composition
 from ..crystals.reading import CrystalLike, as_record
-from ..crystals.record import CRYSTAL_COLUMNS, MAX_COORDINATE, CrystalInputError, CrystalRecord
+from ..crystals.record import CRYSTAL_COLUMNS, MAX_COORDINATE, SPECIES_COLUMN, CrystalInputError, CrystalRecord
 
 logger = logging.get_logger(__name__)
 
@@ -160,7 +160,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             partly_periodic=True,
         )
         if record.occupancies is not None:
-            logger.warning_once(f"{record.name or record.formula} is disordered: {MIXED}.")
+            logger.warning_once(f"disordered crystals: {MIXED}.")  # once, not for each of a table
         if not all(record.pbc):
             logger.warning_once(f"{record.name or record.formula} has pbc={record.pbc}: copies along these axes only.")
         if self.cell_choice == "as_given" or not all(record.pbc):
@@ -321,7 +321,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         columns = set(CRYSTAL_COLUMNS)
         if not all(isinstance(item, Mapping) and item.keys() >= columns for item in items):
             return None
-        if any(item.get("occupancies") is not None or item.get("pbc") is not None for item in items):
+        if any(item.get(name) is not None for item in items for name in ("occupancies", SPECIES_COLUMN, "pbc")):
             return None
         try:
             counts = np.array([len(item["atomic_numbers"]) for item in items], dtype=np.int64)

@@ -25,7 +25,7 @@ from ..crystals.orderings import orderings
 from ..crystals.reading import CrystalLike, as_record
 from ..crystals.record import CrystalInputError, geometry_warnings
 
-__all__ = ["CrystalPropertyPipeline"]
+__all__ = ["CrystalPropertyPipeline", "batch_doubts", "mixture_doubts"]
 
 # fields of a result besides the targets
 _RESERVED_FIELDS = (
@@ -59,10 +59,11 @@ def _pieces(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _read_crystals(
-    extractor: Any, obstacle: str | None, disorder: str, num_orderings: int, crystals: list[Any]
+    extractor: Any, config: Any, disorder: str, num_orderings: int, crystals: list[Any]
 ) -> list[dict[str, Any]]:
     """What `extract_all` gives, and of disordered crystals what `disorder` says: arrays, `orderings`, or `error`."""
     items = extractor.extract_all(crystals)
+    obstacle = config.open_axes_obstacle
     for place, item in enumerate(items):
         if "pbc" in item:
             reason = f"pbc is {tuple(item['pbc'].tolist())}: this model has {obstacle}"
@@ -81,10 +82,36 @@ def _read_crystals(
                 notes = [*item.get("warnings", ()), doubt]
                 items[place] = {"orderings": extractor.extract_all(found), "warnings": notes, "formula": formula}
             else:
-                items[place] = {**item, "warnings": [*item.get("warnings", ()), _MIXED]}
+                items[place] = {**item, "warnings": [*item.get("warnings", ()), *mixture_doubts(config)]}
         except CrystalInputError as error:
             items[place] = {"error": error.reason}
     return items
+
+
+def mixture_doubts(config: Any) -> list[str]:
+    """Warnings of a disordered crystal that the model of this config reads as a mixture."""
+    return [] if getattr(config, "trained_disordered", None) else [_MIXED]
+
+
+def batch_doubts(
+    inputs: Mapping[str, Any], domain: TrainingDomain, radius: float
+) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    """Warnings of each crystal of a padded batch: new elements, new pairs of elements, odd geometry.
+
+    Args:
+        inputs: what `CrystalFeatureExtractor.pad` gives.
+        domain: what the model was trained on.
+        radius: how far the model looks, Å.
+    """
+    numbers, positions, cells = (inputs[name].numpy() for name in ("atomic_numbers", "positions", "cell"))
+    totals, everyone = None, list(numbers)
+    if "occupancies" in inputs:  # the minor elements of a site count, too
+        held = inputs["occupancies"].numpy()
+        totals, present = held.sum(axis=-1), held.any(axis=1) * np.arange(1, held.shape[-1] + 1)
+        everyone = list(np.concatenate([numbers, present], axis=1))
+    periodic = inputs["pbc"].numpy() if "pbc" in inputs else None
+    odd = geometry_warnings(numbers, positions, cells, radius, totals, periodic)
+    return domain.unseen_elements(everyone), domain.unseen_pairs(everyone), odd
 
 
 def _end_with_parent() -> None:
@@ -166,7 +193,8 @@ class CrystalPropertyPipeline(Pipeline):
             crystal has: the value comes with a warning, or the crystal gives `error`. Checkpoints that do not record
             what they were trained on do neither.
         disorder (`"mix"`, `"orderings"` or `"refuse"`, defaults to `"mix"`): of crystals with partly occupied sites.
-            `"mix"` reads a site as the mixture of its elements, with a warning; `"orderings"` gives the mean over
+            `"mix"` reads a site as the mixture of its elements, with a warning unless the model was trained on
+            such crystals; `"orderings"` gives the mean over
             ordered crystals of about the composition (`hf_crystal.disorder.orderings`; needs pymatgen); `"refuse"`
             an `error`.
         num_orderings (`int`, defaults to 8): how many ordered ones.
@@ -244,8 +272,7 @@ class CrystalPropertyPipeline(Pipeline):
         self, input_: CrystalLike, disorder: str = "mix", num_orderings: int = 8
     ) -> dict[str, Any]:
         """Read one crystal: its arrays, or `{"error": reason}`."""
-        obstacle = self.model.config.open_axes_obstacle
-        return _read_crystals(self.feature_extractor, obstacle, disorder, num_orderings, [input_])[0]
+        return _read_crystals(self.feature_extractor, self.model.config, disorder, num_orderings, [input_])[0]
 
     def _forward(self, input_tensors: Any) -> Any:  # type: ignore[override]
         outputs = self.model(**input_tensors)
@@ -308,8 +335,7 @@ class CrystalPropertyPipeline(Pipeline):
         self, crystals: Iterable[Any], size: int, num_workers: int, disorder: str = "mix", num_orderings: int = 8
     ) -> Iterator[list[dict[str, Any]]]:
         """Arrays or errors of `size` crystals after the other; worker processes read up to two chunks ahead."""
-        obstacle = self.model.config.open_axes_obstacle
-        read = partial(_read_crystals, self.feature_extractor, obstacle, disorder, num_orderings)
+        read = partial(_read_crystals, self.feature_extractor, self.model.config, disorder, num_orderings)
         pieces = _pieces(crystals, size)
         if not num_workers:
             yield from map(read, pieces)
@@ -379,20 +405,11 @@ class CrystalPropertyPipeline(Pipeline):
 
     def _doubts(self, inputs: Mapping[str, Any], announce: bool) -> tuple[list[list[str]], list[list[str]]]:
         """Warnings of each crystal of a batch: what no training crystal has, and what is odd about its geometry."""
-        numbers, positions, cells = (inputs[name].numpy() for name in ("atomic_numbers", "positions", "cell"))
-        totals, everyone = None, list(numbers)
-        if "occupancies" in inputs:  # the minor elements of a site count, too
-            held = inputs["occupancies"].numpy()
-            totals, present = held.sum(axis=-1), held.any(axis=1) * np.arange(1, held.shape[-1] + 1)
-            everyone = list(np.concatenate([numbers, present], axis=1))
-        elements, pairs = self._domain.unseen_elements(everyone), self._domain.unseen_pairs(everyone)
+        elements, pairs, odd = batch_doubts(inputs, self._domain, self.model.config.neighbor_radius)
         if announce:  # for those who read the value only; Python shows each once
             for text in chain(*elements):
                 warnings.warn(text, stacklevel=2)
-        foreign = [[*one, *other] for one, other in zip(elements, pairs, strict=True)]
-        radius = self.model.config.neighbor_radius
-        periodic = inputs["pbc"].numpy() if "pbc" in inputs else None
-        return foreign, geometry_warnings(numbers, positions, cells, radius, totals, periodic)
+        return [[*one, *other] for one, other in zip(elements, pairs, strict=True)], odd
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> None:
         """Save model and feature extractor; load with the same task name after `import hf_crystal`.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedConfig
 
+from hf_crystal.data.columns import composition_numbers
 from hf_crystal.evaluation.regression import regression_metrics
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RUN_NAME
 from hf_crystal.loading import check_property_model, load_property_model
@@ -75,7 +76,7 @@ class FineTuning:
         names = sorted(set(parts), key=lambda part: (len(part), part))
         table = self._write_table(rows, parts, names)
         labels = np.asarray(rows[self._column], dtype=np.float64)
-        numbers = rows["atomic_numbers"]
+        numbers = composition_numbers(rows[:])
         predicted, of_formula, means = (np.full(len(labels), np.nan) for _ in range(3))
         shares = []
         for place, part in enumerate(names, 1):
@@ -121,7 +122,7 @@ class FineTuning:
 
         from hf_crystal.data import load_crystal_dataset
 
-        splits = load_crystal_dataset(self.data, label_names=[self._column])
+        splits = load_crystal_dataset(self.data, label_names=[self._column], disorder="mix")
         rows: Any = concatenate_datasets(list(splits.values()))
         missing = [name for name in (self._column, self.folds_column) if name and name not in rows.column_names]
         if missing:

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from accelerate import PartialState
 
-from hf_crystal.crystals.record import CRYSTAL_COLUMNS
+from hf_crystal.crystals.checkpoint_settings import training_domain
+from hf_crystal.crystals.record import CRYSTAL_COLUMNS, SPECIES_COLUMN
+from hf_crystal.data.columns import composition_numbers, num_disordered
 
 if TYPE_CHECKING:
     import datasets
 
     from hf_crystal.training.arguments import DataArguments
 
-_STRUCTURE_COLUMNS = (*CRYSTAL_COLUMNS, "num_atoms", "material_id")
+_STRUCTURE_COLUMNS = (*CRYSTAL_COLUMNS, SPECIES_COLUMN, "num_atoms", "material_id")
 
 
 def label_columns(data: "DataArguments") -> list[str]:
@@ -21,10 +23,16 @@ def label_columns(data: "DataArguments") -> list[str]:
     return [target.column for target in data.targets]
 
 
-def crystal_blocks(rows: "datasets.Dataset") -> Iterator[list[list[int]]]:
-    """Atomic numbers of all crystals of a table, a few thousand crystals at a time."""
-    for block in rows.select_columns("atomic_numbers").iter(batch_size=4096):
-        yield block["atomic_numbers"]
+def crystal_blocks(rows: "datasets.Dataset") -> Iterator[dict[str, list[Any]]]:
+    """Columns that hold the elements of all crystals of a table, a few thousand crystals at a time."""
+    names = [name for name in ("atomic_numbers", SPECIES_COLUMN) if name in rows.column_names]
+    yield from rows.select_columns(names).iter(batch_size=4096)
+
+
+def trained_on(rows: "datasets.Dataset") -> dict[str, Any]:
+    """Config fields that record the elements, and the number of disordered crystals, of training rows."""
+    elements = training_domain(map(composition_numbers, crystal_blocks(rows)))
+    return {**elements, "trained_disordered": sum(map(num_disordered, crystal_blocks(rows))) or None}
 
 
 def _read_splits(data: "DataArguments") -> "datasets.DatasetDict":
@@ -33,7 +41,7 @@ def _read_splits(data: "DataArguments") -> "datasets.DatasetDict":
     if data.source == "file":
         if data.path is None:
             raise ValueError("data.path is not set: give the table of crystals (--data)")
-        return sources.load_crystal_dataset(data.path, split_column=data.split_column)
+        return sources.load_crystal_dataset(data.path, split_column=data.split_column, disorder="mix")
     return getattr(sources, f"load_{data.source}")(data.property_name, path=data.path)
 
 

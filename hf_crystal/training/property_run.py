@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from hf_crystal.crystals.checkpoint_settings import training_domain
 from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
-from hf_crystal.training.property_data import crystal_blocks, label_columns, load_property_data
+from hf_crystal.training.property_data import label_columns, load_property_data, trained_on
 from hf_crystal.training.property_models import build_property_model
 from hf_crystal.training.property_recipe import TrainingRecipe
 from hf_crystal.training.recipe_files import without_folders
@@ -52,7 +51,7 @@ def prepare_property_task(recipe: TrainingRecipe) -> PropertyTask:
     columns = label_columns(recipe.data)
     scaling = compute_target_scaling(splits["train"], columns)
     model = build_property_model(recipe.model, recipe.data.targets).to(getattr(torch, recipe.training.dtype))
-    for name, value in training_domain(crystal_blocks(splits["train"])).items():
+    for name, value in trained_on(splits["train"]).items():
         setattr(model.config, name, value)
     model.set_target_scaling(list(scaling.mean), list(scaling.std))
     feature_extractor = CrystalFeatureExtractor(

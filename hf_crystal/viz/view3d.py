@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..crystals.elements import reduced_formula
 from ..crystals.reading import as_record
 from ..typing import CrystalLike
 from .inspection import EncoderView
@@ -80,7 +79,8 @@ def view_3d(
     """Draw a crystal: cell, atoms with copies on the faces, bonds to the nearest shell.
 
     Args:
-        structure: one crystal in any form that `CrystalFeatureExtractor` takes.
+        structure: one crystal in any form that `CrystalFeatureExtractor` takes; of a partly occupied site the element
+            that it holds most of is drawn.
         repeat: cells along the three axes.
         height: pixels in a notebook.
         inspected: what `inspect_encoder` returned for this crystal: draws the attention of one atom as lines to the
@@ -97,8 +97,8 @@ def view_3d(
     """
     if min(repeat) < 1:
         raise ValueError(f"repeat is {repeat}; accepted are three positive numbers")
-    record = as_record(structure)
-    formula = reduced_formula(record.atomic_numbers.tolist())
+    record = as_record(structure, disorder="mix")
+    formula = record.formula
     cell = np.asarray(record.cell, dtype=float)
     symbols = [_symbol(number) for number in record.atomic_numbers]
     fractional, owners = _repeated(np.asarray(record.frac_coords, dtype=float), repeat)
@@ -125,7 +125,8 @@ def view_3d(
         for drawn in crystal["atoms"]:
             drawn[3] = round(0.55 * drawn[3], 3)
         crystal |= {"bonds": [], **_inside(inspected, start, atom, block, head)}
-    label = f"{formula}, {len(positions)} atoms drawn. Drag or use the arrow keys to turn, plus and minus to zoom."
+    counted = "atoms drawn" if record.occupancies is None else "sites drawn, mixed ones as their main element"
+    label = f"{formula}, {len(positions)} {counted}. Drag or use the arrow keys to turn, plus and minus to zoom."
     page = _PAGE.format(
         title=html.escape(formula),
         label=html.escape(label),

@@ -23,6 +23,7 @@ from hf_crystal.app.service import ABOVE_HULL, Prediction, Service, example_file
 from hf_crystal.checkpoints import DEFAULT_MODEL, embedded_checkpoints
 from hf_crystal.crystals.reading import as_record, record_to_structure
 from hf_crystal.evaluation.pools import JobPool
+from hf_crystal.loading import load_property_pipeline
 from hf_crystal.testing import DESCRIPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +133,25 @@ def test_inside_of_a_crystal_is_shown(service, model, titanate):
     assert "<iframe srcdoc=" in view_html(titanate, inspected=seen, atom=1, head=0)
     words = sequence_html(service.retell(model, titanate).sequence)
     assert "space group no. 221, cubic" in words
+
+
+def test_disordered_crystals_are_predicted_as_mixtures_and_not_looked_into(service, model, tmp_path):
+    file = tmp_path / "alloy.cif"
+    species = [{"Na": 0.5, "K": 0.3}, "Cl"]
+    Structure(4.0 * np.eye(3), species, [[0, 0, 0], [0.5, 0.5, 0.5]]).to(filename=str(file))
+    found = service.predict(model, [file])
+    expected = load_property_pipeline(model)(str(file))
+    assert {row["formula"] for row in found.rows} == {expected["formula"]} == {"K0.3Na0.5Cl"}
+    assert [row["value"] for row in found.rows] == pytest.approx(
+        [expected[name] for name in ("formation_energy", "band_gap")], abs=1e-5
+    )
+    assert found.warnings["alloy.cif"] == expected["warnings"] and "mixtures" in found.rows[0]["warnings"]
+    assert "mixtures" in prediction_table(found)
+    record = found.crystals["alloy.cif"]
+    assert "mixed ones as their main element" in view_html(record)
+    for refused in (service.inspect, service.retell):
+        with pytest.raises(ValueError, match=r"disordered: site 0 .*hf_crystal\.disorder\.orderings"):
+            refused(model, record)
 
 
 def test_what_users_write_is_not_taken_for_html():
