@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prepare_materials_project import crystal_kind, kinds_of, with_labels
+from report_domain import crystals_of
 
 LIMITS = {"formation_energy": 0.1, "band_gap": 0.5}
 _UNITS = {"formation_energy": "eV/atom", "band_gap": "eV"}
@@ -66,14 +67,10 @@ def with_predictions(rows: Any, model: str, batch_size: int) -> Any:
     from transformers import pipeline
 
     import hf_crystal
-    from hf_crystal.crystals.record import CRYSTAL_COLUMNS
 
     folder = model if Path(model).is_dir() else str(hf_crystal.embedded_checkpoint(model))
     predict = pipeline("crystal-property-prediction", model=folder)
-    crystals = rows[list(CRYSTAL_COLUMNS)].to_dict("records")
-    for row in crystals:
-        row["lattice"], row["frac_coords"] = row["lattice"].reshape(3, 3), row["frac_coords"].reshape(-1, 3)
-    answers = predict(crystals, batch_size=batch_size)
+    answers = predict(crystals_of(rows), batch_size=batch_size)
     for target, limit in LIMITS.items():
         predicted = [answer[target] for answer in answers]
         inside = (rows[target] - predicted).abs() <= limit
