@@ -46,11 +46,11 @@ def parts_of(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     return {name: rows.dropna(subset=["label"]) for name, rows in parts.items()}, distance
 
 
-def errors(model: Any, rows: Any, batch_size: int) -> dict[str, Any]:
-    """MAE and bias of a pipeline on the rows of a part."""
+def crystals_of(rows: Any) -> list[dict[str, Any]]:
+    """Crystals of a table as pipelines read them."""
     import numpy as np
 
-    crystals = [
+    return [
         {
             "lattice": np.asarray(row.lattice, dtype=float).reshape(3, 3),
             "frac_coords": np.asarray(row.frac_coords, dtype=float).reshape(-1, 3),
@@ -58,11 +58,17 @@ def errors(model: Any, rows: Any, batch_size: int) -> dict[str, Any]:
         }
         for row in rows.itertuples()
     ]
-    answers = model(crystals, batch_size=batch_size)
+
+
+def errors(model: Any, rows: Any, batch_size: int) -> dict[str, Any]:
+    """MAE and bias of a pipeline on the rows of a part."""
+    import numpy as np
+
+    answers = model(crystals_of(rows), batch_size=batch_size)
     predicted = np.array([answer.get("formation_energy", np.nan) for answer in answers])
     difference = predicted - rows.label.to_numpy(dtype=float)
     return {
-        "rows": len(crystals),
+        "rows": len(rows),
         "unread": int(np.isnan(predicted).sum()),
         "mae": round(float(np.nanmean(np.abs(difference))), 4),
         "bias": round(float(np.nanmean(difference)), 4),
@@ -84,18 +90,23 @@ def stability_figures(answers: list[dict[str, Any]], rows: Any) -> dict[str, Any
     predicted = np.array([answer["formation_energy"] for answer in chosen]) - bottom
     figures: dict[str, Any] = {"hull_mae": round(float(np.abs(energies - bottom - labels).mean()), 4)}
     for threshold in (0.0, 0.05):
-        said, true = predicted <= threshold, labels <= threshold
-        hits = int((said & true).sum())
-        precision, recall = hits / max(1, said.sum()), hits / max(1, true.sum())
-        figures[f"stable to {threshold}"] = {
-            "rows": len(labels),
-            "share": round(float(true.mean()), 3),
-            "precision": round(float(precision), 3),
-            "recall": round(float(recall), 3),
-            "f1": round(float(2 * precision * recall / max(1e-9, precision + recall)), 3),
-            "false_positive_rate": round(float((said & ~true).sum() / max(1, (~true).sum())), 3),
-        }
+        figures[f"stable to {threshold}"] = stability_scores(predicted, labels, threshold)
     return figures
+
+
+def stability_scores(predicted: Any, labels: Any, threshold: float) -> dict[str, Any]:
+    """Precision and recall of "at most `threshold` above the hull", from predicted and known distances, eV/atom."""
+    found, true = predicted <= threshold, labels <= threshold
+    hits = int((found & true).sum())
+    precision, recall = hits / max(1, found.sum()), hits / max(1, true.sum())
+    return {
+        "rows": len(labels),
+        "share": round(float(true.mean()), 3),
+        "precision": round(float(precision), 3),
+        "recall": round(float(recall), 3),
+        "f1": round(float(2 * precision * recall / max(1e-9, precision + recall)), 3),
+        "false_positive_rate": round(float((found & ~true).sum() / max(1, (~true).sum())), 3),
+    }
 
 
 def main(args: argparse.Namespace) -> None:
