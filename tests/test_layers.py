@@ -54,6 +54,7 @@ MAT2SEQ = [
     "guidance",
     "sampler",
     "validity",
+    "selection",
     "modeling_mat2seq",
 ]
 # the same for encoders, by the prefix of the name
