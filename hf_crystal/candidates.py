@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from .crystals.elements import parse_composition
 from .mat2seq.canonicalize import CanonicalSettings, canonicalize
 from .mat2seq.space_groups import space_group_symbols
 from .stability import ReferenceHull, Stability, load_reference, predict_stability
@@ -134,8 +135,8 @@ class RelaxedHull:
         if formula not in self._energies:
             from .ase import relax
 
-            item = next(iter(self.index.candidates(formula, 1, formula=True)), None)
-            if item is None or not item.source.startswith("known"):
+            item = next(iter(self.index.known_of(parse_composition(formula))), None)
+            if item is None:
                 raise ValueError(f"no crystal of the phase {formula} in the index of known crystals")
             relaxed = relax(item.structure, self.calculator, **self.options)[0]
             if relaxed.energy is None or not relaxed.converged:

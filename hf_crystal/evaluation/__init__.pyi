@@ -13,6 +13,8 @@ from .generation import uniqueness as uniqueness
 from .regression import RegressionMetrics as RegressionMetrics
 from .regression import TargetMetrics as TargetMetrics
 from .regression import regression_metrics as regression_metrics
+from .stable_unique_novel import SunResult as SunResult
+from .stable_unique_novel import sun as sun
 from .structure_matching.matching import DEFAULT_MATCHER as DEFAULT_MATCHER
 from .structure_matching.matching import DIFFCSP_MATCHER as DIFFCSP_MATCHER
 from .structure_matching.matching import MatcherSettings as MatcherSettings

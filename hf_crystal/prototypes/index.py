@@ -252,6 +252,15 @@ class PrototypeIndex:
         found[first:] = sorted(found[first:], key=lambda item: item.score or 0.0, reverse=True)
         return found[:n]
 
+    def known_of(self, unit: dict[int, int]) -> list[DecodedCrystal]:
+        """Known crystals of a formula, lowest energy first.
+
+        Args:
+            unit: Atomic numbers with their counts; crystals may have any multiple.
+        """
+        own = self._own(self.compositions(unit), self._allowed(None, frozenset()))
+        return [self._item(row, self.known(row), "known", share) for row, share in own]
+
     def is_known(self, item: DecodedCrystal) -> bool:
         """Whether a crystal is one of the index, but for its volume and small differences of its shape."""
         own = self._own([item.canonical.composition], self._allowed(None, frozenset()))  # type: ignore[union-attr]
