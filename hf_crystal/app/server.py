@@ -256,7 +256,7 @@ class _Measures:
 
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        named = {"registry": self.registry, "namespace": "hf_crystal"}
+        named: dict[str, Any] = {"registry": self.registry, "namespace": "hf_crystal"}
         self._requests = Counter("requests", "Requests by endpoint and status.", ["endpoint", "status"], **named)
         self._seconds = Histogram("request_seconds", "Time of a request, s.", ["endpoint"], **named)
         self._crystals = Counter("crystals", "Crystals by task and outcome.", ["task", "outcome"], **named)

@@ -65,14 +65,16 @@ class _Request(BaseModel):
 class Crystal(_Request):
     """One crystal: the text of a file, or its arrays."""
 
-    name: str = Field("", max_length=200, description="Comes back as `source`; by default its place, from 0.")
-    text: str | None = Field(None, max_length=MAX_BYTES, description=_TEXT)
+    name: str = Field(default="", max_length=200, description="Comes back as `source`; by default its place, from 0.")
+    text: str | None = Field(default=None, max_length=MAX_BYTES, description=_TEXT)
     lattice: Annotated[list[_Vector], Field(min_length=3, max_length=3)] | None = Field(
-        None, description="Lattice vectors in rows, Å."
+        default=None, description="Lattice vectors in rows, Å."
     )
-    frac_coords: list[_Vector] | None = Field(None, max_length=MAX_ATOMS, description="Fractional coordinates.")
+    frac_coords: list[_Vector] | None = Field(
+        default=None, max_length=MAX_ATOMS, description="Fractional coordinates."
+    )
     species: list[Annotated[str, Field(max_length=8)]] | None = Field(
-        None, max_length=MAX_ATOMS, description="Element symbol of each atom."
+        default=None, max_length=MAX_ATOMS, description="Element symbol of each atom."
     )
 
     @model_validator(mode="after")
@@ -94,7 +96,7 @@ class _Options(_Request):
     model: Model = None
     stability: WithStability = False
     unseen: Literal["warn", "refuse"] = Field(
-        "warn", description="Elements, or two elements together, that no training crystal has: warn or refuse."
+        default="warn", description="Elements, or two elements together, that no training crystal has: warn or refuse."
     )
 
 
