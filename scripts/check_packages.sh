@@ -85,8 +85,9 @@ fi
 newest="${PYTHON_NEWEST:-$(find_python 3.14 3.13)}"
 if [ -n "$newest" ]; then
     "$uv" venv -q --python "$newest" "$scratch/newest"
-    "$uv" pip install -q --python "$scratch/newest/bin/python" -c constraints.txt "hf_crystal[ase,app,metrics] @ $wheel"
+    "$uv" pip install -q --python "$scratch/newest/bin/python" -c constraints.txt "hf_crystal[ase,app,metrics,serve] @ $wheel"
     run_demo "$scratch/newest"
+    "$scratch/newest/bin/python" -c "from hf_crystal.app import assistant, server; server.build_server(); assistant.build_assistant()"
     bash scripts/build_space.sh "$scratch/space" "$wheel"
     "$uv" pip uninstall -q --python "$scratch/newest/bin/python" hf_crystal
     grep -qx "gradio==$(sed -n 's/^sdk_version: //p' "$scratch/space/README.md")" "$scratch/space/requirements.txt" ||

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from .reading import description_of
-from .service import Service
 from .tools import (
     Candidates,
     Composition,
@@ -28,12 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["build_assistant"]
 
 
-def build_assistant(service: Service | None = None, *, reference: str | None = None) -> "MCPServer":
+def build_assistant(tools: Tools | None = None) -> "MCPServer":
     """The server; its `run()` answers on standard input and output until that is closed.
 
     Args:
-        service: models to use, loaded when they are first asked; the embedded ones by default.
-        reference: see `Tools`.
+        tools: what answers; the embedded models by default, loaded when they are first asked.
 
     Raises:
         ImportError: the package mcp is not installed.
@@ -44,14 +42,14 @@ def build_assistant(service: Service | None = None, *, reference: str | None = N
     except ImportError as error:
         raise ImportError("tools for assistants need the package mcp: pip install 'mcp>=2.3'") from error
 
-    tools = Tools(service or Service(), reference)
+    served = tools or Tools()
     server = MCPServer("hf_crystal", version=__version__, log_level="ERROR")
 
     @server.tool()
     def predict(crystal: CrystalText, model: Model = None, stability: WithStability = False) -> dict[str, Any]:
         """Predict properties of a crystal, such as formation energy and band gap, each with its unit and error."""
         try:
-            (result,) = tools.predict(tools.read([Crystal(text=crystal)]), model, stability)
+            (result,) = served.predict(served.read([Crystal(text=crystal)]), model, stability)
         except Refused as error:
             raise ToolError(str(error)) from error
         if "error" in result:
@@ -79,14 +77,14 @@ def build_assistant(service: Service | None = None, *, reference: str | None = N
             candidates=candidates,
         )
         try:
-            return tools.generate(request)
+            return served.generate(request)
         except Refused as error:
             raise ToolError(str(error)) from error
 
     @server.tool()
     def describe(crystal: CrystalText) -> dict[str, Any]:
         """Formula, space group, size and canonical sequence of a crystal; equal crystals have equal sequences."""
-        (found,) = tools.read([Crystal(text=crystal)], description_of)
+        (found,) = served.read([Crystal(text=crystal)], description_of)
         if isinstance(found, str):
             raise ToolError(found)
         return dict(found)

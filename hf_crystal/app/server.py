@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .. import __version__
 from .reading import MAX_BYTES, description_of
-from .service import Service
-from .tools import BatchRequest, DescribeRequest, GenerateRequest, PredictRequest, Refused, Tools, pieces
+from .tools import BatchRequest, Crystal, DescribeRequest, GenerateRequest, PredictRequest, Refused, Tools, pieces
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -23,10 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["TIME_LIMIT", "build_server", "run_server"]
 
 TIME_LIMIT = 60.0  # s, from the request to its answer
-_MAX_CONNECTIONS = 200  # more are answered with 503
+_MAX_CONNECTIONS = 100  # more are answered with 503
 _MAX_BODY = 2 * MAX_BYTES  # JSON escapes line ends
 _READERS = 2  # processes of `CrystalReaders`
 _PIECE_ATOMS, _PIECE_SIZE = 2000, 16  # of a batch; between pieces others have their turn
+_FIELDS = {"body"}.union(*(each.model_fields for each in (BatchRequest, Crystal, GenerateRequest, PredictRequest)))
 _INTRODUCTION = (
     "Predict properties of crystals, generate crystals, describe crystals; results have the fields of the command "
     "line's JSON. A crystal is the text of a file or its arrays, never a path. Nothing of a request is kept."
@@ -116,14 +116,11 @@ class _Turns:
         return await to_thread.run_sync(function, *arguments, limiter=self._reading)
 
 
-def build_server(
-    service: Service | None = None, *, reference: str | None = None, time_limit: float = TIME_LIMIT
-) -> "FastAPI":
+def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> "FastAPI":
     """The server as an ASGI application; call `run_server` to serve it.
 
     Args:
-        service: models to use; the embedded ones by default.
-        reference: see `Tools`.
+        tools: what answers; the embedded models by default.
         time_limit: Seconds for one request, waiting included; afterwards it is answered with 503. A computation that
             has begun is finished: its size is limited.
 
@@ -139,11 +136,11 @@ def build_server(
     except ImportError as error:
         raise ImportError("the server needs: pip install fastapi fastapi-offline uvicorn prometheus-client") from error
 
-    tools, turns, measures = Tools(service or Service(), reference), _Turns(), _Measures()
+    served, turns, measures = tools or Tools(), _Turns(), _Measures()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await to_thread.run_sync(tools.warm_up)
+        await to_thread.run_sync(served.warm_up)
         yield
 
     codes = {413: "Too large.", 422: "Refused, with the reason.", 503: "Busy: try again."}
@@ -183,11 +180,11 @@ def build_server(
 
     @app.post("/predict", summary="Predict properties of one crystal.", response_model_exclude_unset=True)
     async def predict(request: PredictRequest) -> Prediction:
-        tools.finish(request.model, False)
+        served.finish(request.model, False)
         options = request.model_dump(include={"model", "stability", "unseen"})
         with anyio.fail_after(time_limit):
-            records = await turns.read(tools.read, [request.crystal])
-            (result,) = await turns.compute(lambda: tools.predict(records, **options))
+            records = await turns.read(served.read, [request.crystal])
+            (result,) = await turns.compute(lambda: served.predict(records, **options))
         measures.crystals("predict", [result])
         if "error" in result:
             raise Refused(result["error"])
@@ -200,14 +197,14 @@ def build_server(
         response_model_exclude_unset=True,
     )
     async def predict_batch(request: BatchRequest) -> Predictions:
-        tools.finish(request.model, False)
+        served.finish(request.model, False)
         options = request.model_dump(include={"model", "stability", "unseen"})
         results: list[dict[str, Any]] = []
         try:
             with anyio.fail_after(time_limit):
-                records = await turns.read(tools.read, request.crystals)
+                records = await turns.read(served.read, request.crystals)
                 for piece in pieces(records, _PIECE_ATOMS, _PIECE_SIZE):
-                    results += await turns.compute(lambda piece=piece: tools.predict(piece, **options))
+                    results += await turns.compute(lambda piece=piece: served.predict(piece, **options))
         except TimeoutError:
             if not results:
                 raise
@@ -221,14 +218,14 @@ def build_server(
     @app.post("/generate", summary="Generate crystals.")
     async def generate(request: GenerateRequest) -> Generated:
         with anyio.fail_after(time_limit):
-            crystals = await turns.compute(tools.generate, request)
+            crystals = await turns.compute(served.generate, request)
         measures.crystals("generate", crystals)
         return Generated(crystals=crystals)
 
     @app.post("/describe", summary="Space group, formula and canonical sequence of one crystal.")
     async def describe(request: DescribeRequest) -> Description:
         with anyio.fail_after(time_limit):
-            (found,) = await turns.read(tools.read, [request.crystal], description_of)
+            (found,) = await turns.read(served.read, [request.crystal], description_of)
         if isinstance(found, str):
             measures.crystals("describe", [{"error": found}])
             raise Refused(found)
@@ -237,10 +234,8 @@ def build_server(
 
     @app.get("/health", summary="Whether the server works, and what it serves.")
     async def health() -> Health:
-        served = tools.service
-        return Health(
-            status="ok", version=__version__, models=served.property_models, generator=served.generator or None
-        )
+        models, generator = served.service.property_models, served.service.generator or None
+        return Health(status="ok", version=__version__, models=models, generator=generator)
 
     @app.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
     async def metrics() -> Response:
@@ -261,7 +256,7 @@ class _Measures:
 
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        named = {"registry": self.registry, "namespace": "hf_crystal"}
+        named: dict[str, Any] = {"registry": self.registry, "namespace": "hf_crystal"}
         self._requests = Counter("requests", "Requests by endpoint and status.", ["endpoint", "status"], **named)
         self._seconds = Histogram("request_seconds", "Time of a request, s.", ["endpoint"], **named)
         self._crystals = Counter("crystals", "Crystals by task and outcome.", ["task", "outcome"], **named)
@@ -282,9 +277,8 @@ def _faults_of(errors: Any) -> str:
     """Places and reasons of invalid fields, without what was sent there."""
     words = []
     for error in errors[:3]:
-        place = [part for part in error["loc"] if isinstance(part, int) or str(part).isidentifier()]
+        path = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or part in _FIELDS)
         unknown = error["type"] == "extra_forbidden"
-        path = ".".join(str(part)[:40] for part in (place[:-1] if unknown else place))
         words.append(f"{path}: {'there is a field that is not accepted' if unknown else error['msg']}")
     more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
     return "; ".join(words) + more
@@ -297,6 +291,9 @@ def run_server(app: "FastAPI", host: str, port: int, time_limit: float = TIME_LI
         app: what `build_server` returned.
         host, port: address.
         time_limit: seconds that these requests have.
+
+    Raises:
+        RuntimeError: the server could not start.
     """
     import uvicorn
 
@@ -312,5 +309,8 @@ def run_server(app: "FastAPI", host: str, port: int, time_limit: float = TIME_LI
         timeout_graceful_shutdown=round(time_limit),
     )
     # uvicorn raises again the signal that ended it
+    server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
-        uvicorn.Server(config).run()
+        server.run()
+    if not server.started:
+        raise RuntimeError(f"the server could not start at {host}:{port}")

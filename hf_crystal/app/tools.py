@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..checkpoints import embedded_checkpoints
 from ..crystals.record import CrystalRecord
-from ..stability import add_stability, energy_target, load_reference
+from ..stability import ReferenceHull, add_stability, energy_target, load_reference
 from .reading import MAX_ATOMS, MAX_BYTES, description_of
 from .service import MAX_COMPOSITION, MAX_FILES, MAX_GENERATED, Service, example_files
 
@@ -65,14 +65,16 @@ class _Request(BaseModel):
 class Crystal(_Request):
     """One crystal: the text of a file, or its arrays."""
 
-    name: str = Field("", max_length=200, description="Comes back as `source`; by default its place, from 0.")
-    text: str | None = Field(None, max_length=MAX_BYTES, description=_TEXT)
+    name: str = Field(default="", max_length=200, description="Comes back as `source`; by default its place, from 0.")
+    text: str | None = Field(default=None, max_length=MAX_BYTES, description=_TEXT)
     lattice: Annotated[list[_Vector], Field(min_length=3, max_length=3)] | None = Field(
-        None, description="Lattice vectors in rows, Å."
+        default=None, description="Lattice vectors in rows, Å."
     )
-    frac_coords: list[_Vector] | None = Field(None, max_length=MAX_ATOMS, description="Fractional coordinates.")
+    frac_coords: list[_Vector] | None = Field(
+        default=None, max_length=MAX_ATOMS, description="Fractional coordinates."
+    )
     species: list[Annotated[str, Field(max_length=8)]] | None = Field(
-        None, max_length=MAX_ATOMS, description="Element symbol of each atom."
+        default=None, max_length=MAX_ATOMS, description="Element symbol of each atom."
     )
 
     @model_validator(mode="after")
@@ -94,7 +96,7 @@ class _Options(_Request):
     model: Model = None
     stability: WithStability = False
     unseen: Literal["warn", "refuse"] = Field(
-        "warn", description="Elements, or two elements together, that no training crystal has: warn or refuse."
+        default="warn", description="Elements, or two elements together, that no training crystal has: warn or refuse."
     )
 
 
@@ -132,13 +134,17 @@ class Tools:
     """Predict, generate, describe, on the models of a `Service`; what is read is read in its guarded processes.
 
     Args:
-        service: the models.
+        service: the models; the embedded ones by default.
         reference: known phases of the served models' energies, see `hf_crystal.load_reference`; by default those that
             the embedded checkpoints were trained on, for these alone.
     """
 
-    def __init__(self, service: Service, reference: str | None = None):
-        self.service, self._reference = service, reference
+    def __init__(self, service: Service | None = None, reference: str | None = None):
+        self.service, self._reference = service or Service(), reference
+
+    @functools.cached_property
+    def _hull(self) -> ReferenceHull:
+        return load_reference() if self._reference is None else load_reference(self._reference)
 
     def warm_up(self) -> None:
         """Load the default models and start the processes that read, so that the first request is not a slow one."""
@@ -147,6 +153,8 @@ class Tools:
         self.read([crystal], description_of)
         if self.service.generator:
             self.service.generation_pipeline()
+        if self._reference is not None:
+            self._hull  # noqa: B018  reads the table
 
     def read(self, crystals: Sequence[Crystal], then: Callable[[CrystalRecord], Any] | None = None) -> list[Any]:
         """Of each crystal its record, or what `then` makes of it, or the reason (`str`) why there is none."""
@@ -167,12 +175,11 @@ class Tools:
             return model, dict
         if self._reference is None and model not in embedded_checkpoints():
             raise Refused("stability: known phases of this model's energies are not served (option --reference)")
-        hull = load_reference(*([] if self._reference is None else [self._reference]))
         try:
             target = energy_target(self.service.property_pipeline(model).model.config)
         except ValueError as error:
             raise Refused(f"stability: {error}") from error
-        return model, functools.partial(add_stability, target=target, hull=hull)
+        return model, functools.partial(add_stability, target=target, hull=self._hull)
 
     def predict(
         self, records: Sequence[CrystalRecord | str], model: str | None = None, stability: bool = False, **options: Any

@@ -35,19 +35,21 @@ def serve(
         check_address(host, port, "serve")
     quiet_transformers()
     from ..app.service import Service
+    from ..app.tools import Tools
     from ..loading import check_property_model
 
     for name in model or ():
         check_property_model(name)
-    service = Service(model, generator, device)
+    tools = Tools(Service(model, generator, device), reference)
     if mcp:
         from ..app.assistant import build_assistant
 
-        build_assistant(service, reference=reference).run()
+        build_assistant(tools).run()
         return
     from ..app.server import build_server, run_server
 
-    app = build_server(service, reference=reference, time_limit=time_limit)
+    app = build_server(tools, time_limit)
+    tools.warm_up()
     print(f"hf-crystal: serving at http://{host}:{port}, requests at /docs (stop with Ctrl+C)", file=sys.stderr)
     run_server(app, host, port, time_limit)
     print("hf-crystal: stopped", file=sys.stderr)

@@ -1,6 +1,8 @@
 """The HTTP server and the tools for assistants: real requests, right answers, limits, hostile input, a clean end."""
 
 import asyncio
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -8,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +20,7 @@ from tiny_models import NACL, OVERLAPPING
 
 from hf_crystal.app.reading import MAX_BYTES
 from hf_crystal.app.service import MAX_GENERATED, example_files
+from hf_crystal.app.tools import Tools
 from hf_crystal.crystals.reading import as_record
 from hf_crystal.loading import load_property_pipeline
 from hf_crystal.mat2seq.canonicalize import canonicalize
@@ -28,7 +30,7 @@ server = pytest.importorskip("hf_crystal.app.server")
 
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in example_files().items()}
 ARRAYS = {**{key: NACL[key] for key in ("lattice", "frac_coords")}, "species": ["Na", "Cl"]}
-SECRET = "PLANTED-LINE-7F3A"
+SECRET = "PLANTED_LINE_7F3A"
 HOSTILE = {
     "nested lists": "[" * 490 + "]" * 490,
     "nested objects": '{"structure":' * 100_000,
@@ -40,7 +42,7 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def client(service):
-    with testclient.TestClient(server.build_server(service)) as client:
+    with testclient.TestClient(server.build_server(Tools(service))) as client:
         yield client
 
 
@@ -168,7 +170,7 @@ def test_health_metrics_and_page(client, service):
 
 
 def test_who_waits_too_long_is_told_so(service, monkeypatch):
-    short = testclient.TestClient(server.build_server(service, time_limit=0.5))
+    short = testclient.TestClient(server.build_server(Tools(service), time_limit=0.5))
     record = as_record(NACL)
     monkeypatch.setattr(service.readers, "read", lambda sources, then: ((name, record) for name, _ in sources))
     predict = type(service).results
@@ -200,30 +202,24 @@ def test_the_command_answers_what_it_began_and_ends(tiny_folders, tmp_path):
     address = f"http://127.0.0.1:{port}"
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         try:
-            for _ in range(600):
-                try:
-                    assert httpx.get(f"{address}/health").status_code == 200
+            assert "hf-crystal: serving" in process.stderr.readline()
+            for _ in range(100):
+                with contextlib.suppress(httpx.ConnectError):
+                    assert httpx.get(f"{address}/health", timeout=60).status_code == 200
                     break
-                except httpx.ConnectError:
-                    time.sleep(0.1)
+                time.sleep(0.1)
             children = psutil.Process(process.pid).children(recursive=True)
-            answers: list[httpx.Response] = []
-            asked = {"num": MAX_GENERATED, "temperature": 1.5}
-
-            def ask():
-                answers.append(httpx.post(f"{address}/generate", json=asked, timeout=60))
-
-            thread = threading.Thread(target=ask)
-            thread.start()
-            time.sleep(0.3)
-            process.send_signal(signal.SIGTERM)
-            thread.join()
-            assert answers[0].status_code == 200
-            assert process.wait(60) == 0
+            asked = json.dumps({"num": MAX_GENERATED, "temperature": 1.5})
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as begun:
+                begun.request("POST", "/generate", asked, {"Content-Type": "application/json"})
+                httpx.get(f"{address}/health", timeout=60)  # comes after it
+                process.send_signal(signal.SIGTERM)
+                with begun.getresponse() as answer:
+                    assert answer.status == 200
+            assert process.wait(120) == 0
         finally:
             process.kill()
-        lines = process.stderr.read().splitlines()
-    assert [line.partition(" at ")[0] for line in lines] == ["hf-crystal: serving", "hf-crystal: stopped"]
+        assert process.stderr.read() == "hf-crystal: stopped\n"
     assert children
     _, left = psutil.wait_procs(children, timeout=20)
     assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []  # nobody may collect orphans

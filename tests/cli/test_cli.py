@@ -92,12 +92,13 @@ def test_a_csv_is_a_table(command, model, tmp_path):
     assert code == 1 and "no.csv has columns formula, Tc; crystals are expected in" in err
 
 
-def test_demo_refuses_a_taken_port_at_once(command):
+@pytest.mark.parametrize("name", ["demo", "serve"])
+def test_a_taken_port_is_refused_at_once(command, name):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, out, err = command("demo", "--port", port)
+        code, out, err = command(name, "--port", port)
     assert (code, out) == (1, "")
-    assert re.fullmatch(rf"hf-crystal: error: port {port} of 127.0.0.1 is in use; .* demo --port \d+\n", err)
+    assert re.fullmatch(rf"hf-crystal: error: port {port} of 127.0.0.1 is in use; .* {name} --port \d+\n", err)
 
 
 def test_predict_writes_standard_errors_in_every_format(command, tmp_path):
@@ -312,6 +313,7 @@ def test_a_wrong_call_gives_one_line_and_a_nonzero_exit_code(case, command, mode
         ["convert"],
         ["export"],
         ["info"],
+        ["serve"],
         ["train"],
         ["train", "property"],
         ["evaluate", "property"],
