@@ -17,7 +17,7 @@ _TARGET_FIGURES = {
     "rmse": "RMSE",
     "r2": "R2",
     "baseline_mae": "MAE of the mean predictor",
-    "composition_mae": "MAE of a random forest on composition",
+    "composition_mae": "MAE of a forest on the formula",
 }
 # figures of a generator: key in the evaluation file -> what it says; shares are between 0 and 1
 _GENERATION_FIGURES = {
@@ -236,7 +236,7 @@ def target_table(metrics: Mapping[str, Any]) -> str:
             cells.append(f"{row['composition_mae']:.4f}" if "composition_mae" in row else _DASH)
         rows.append(cells)
     head += ["MAE of non-metals"] if with_nonmetals else []
-    return _table([*head, *(["MAE of a random forest on composition"] if with_forest else [])], rows)
+    return _table([*head, *(["MAE of a forest on the formula"] if with_forest else [])], rows)
 
 
 def generation_table(metrics: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the formula alone tells: a random forest on element fractions, on the rows of a training recipe.
+"""What the formula alone tells: a forest on Magpie features, on the rows of a training recipe.
 
     python scripts/baseline_composition.py scripts/recipes/crystalformer-mp20.yaml --data mp_20.parquet \
         --output baseline_mp20.json
@@ -10,7 +10,7 @@
 
 A model that sees the structure has to beat this, not only the mean of the training labels. Training rows, labels and
 test rows are those that the recipe gives its model; each target has a forest of its own, grown on the crystals whose
-label is known. Settings are scikit-learn's defaults and were not tuned. Needs scikit-learn (extra `metrics`).
+label is known. Settings are scikit-learn's defaults. Needs scikit-learn (extra `metrics`).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-DESCRIPTION = "random forest on element fractions, trained on the same rows"
+DESCRIPTION = "forest (extremely randomized trees) on Magpie features, trained on the same rows"
 # of a target's figures, those that go beside a model's, under other names
 ADDED_FIGURES = {"mae": "composition_mae", "mae_interval": "composition_mae_interval"}
 
@@ -102,7 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     source.add_argument("recipe", nargs="?", help="YAML recipe of a property model, see scripts/recipes/")
     source.add_argument("--from", dest="measured", help="use this earlier output in place of a new forest")
     parser.add_argument("--data", help="table of crystals")
-    parser.add_argument("--num-trees", type=int, default=200, help="trees per target (default: 200)")
+    parser.add_argument("--num-trees", type=int, default=100, help="trees per target (default: 100)")
     parser.add_argument("--output", help="write the figures here instead of printing them")
     parser.add_argument("--add-to", help="evaluation JSON of a model that gets them beside its own")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")

@@ -31,7 +31,7 @@ CLASSES = {"on the hull": 1e-4, "to 0.05": 0.05, "0.05 to 0.1": 0.1, "0.1 to 0.2
 STABLE = 0.05
 _PAGE = """# Beside CHGNet
 
-The same {rows} crystals through `{model}` and through CHGNet 0.3.0 (Deng et al., Nat. Mach. Intell. 5, 1031, 2023),
+The same {rows:,} crystals through `{model}` and through CHGNet 0.3.0 (Deng et al., Nat. Mach. Intell. 5, 1031, 2023),
 in one run of `scripts/compare_chgnet.py`: {per_class} of each class of distance from the hull, of the test part of
 MPTS-52 ({atoms:.0f} atoms in the mean), with labels of the Materials Project's release of 2018. `{model}` has seen
 none of them. CHGNet was trained on relaxations of 145,923 compounds of the Materials Project (MPtrj) and has very

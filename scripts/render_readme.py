@@ -138,7 +138,7 @@ def against_section() -> str:
         """Test error of a model, and of the formula alone."""
         rows = target_rows(load_metrics(checkpoint_folder(checkpoint) / "metrics.json"))
         row = next(row for row in rows if row["name"] == target)
-        return f"`{checkpoint}` {row['mae']:.4f}", f"random forest on the formula {row['composition_mae']:.4f}"
+        return f"`{checkpoint}` {row['mae']:.4f}", f"forest on the formula {row['composition_mae']:.4f}"
 
     def rate(file: Path) -> str:
         return f"{100 * json.loads(file.read_text())['match_1']['match_rate']:.1f}"

@@ -43,4 +43,4 @@ def test_page_has_errors_by_class_and_the_stable_crystals(script):
     figures = {"own": {**right, "cpu_ms": 1.0}, "chgnet": {**low, "cpu_ms": 10.0}, "data": data}
     text = script.page(figures, "some-model")
     assert "| 0.05 to 0.1 | 1 | 0.000 (+0.000) | 0.100 (-0.100) |" in text
-    assert "| precision | 1.000 | 0.500 |" in text and "fitted on 7 crystals" in text
+    assert "| precision | 1.000 | 0.500 |" in text and "fitted on 7 crystals" in text.replace("\n", " ")

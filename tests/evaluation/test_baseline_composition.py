@@ -1,4 +1,4 @@
-"""The composition-only baseline sees element fractions, trains on the recipe's rows, and lands beside the model's."""
+"""The composition-only baseline sees Magpie features, trains on the recipe's rows, and lands beside the model's."""
 
 import importlib.util
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_crystal.evaluation.composition_baseline import element_fractions
+from hf_crystal.evaluation.composition_baseline import magpie_features
 
 pytest.importorskip("sklearn", reason="the baseline needs scikit-learn (extra metrics)")
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "baseline_composition.py"
@@ -55,12 +55,15 @@ def run(baseline, tmp_path):
     return call
 
 
-def test_fractions_sum_to_one_and_stand_at_their_element():
-    fractions = element_fractions([[8, 8, 22], [118]])
-    assert fractions.shape == (2, 118)
-    np.testing.assert_allclose(fractions.sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(fractions[0, [7, 21]], [2 / 3, 1 / 3], rtol=1e-6)
-    assert fractions[1, 117] == 1
+def test_magpie_features_are_statistics_of_element_properties():
+    rutile, salt, heavy = magpie_features([[8, 8, 22], [11, 17], [112]]).reshape(3, 22, 6)
+    # minimum, maximum, range, mean, mean deviation, mode
+    np.testing.assert_allclose(rutile[0], [8, 22, 14, 38 / 3, 56 / 9, 8], rtol=1e-6)  # atomic number
+    np.testing.assert_allclose(rutile[4], [4, 16, 12, 12, 16 / 3, 16], rtol=1e-6)  # group
+    assert salt[0, 5] == 11  # of equally frequent elements the lowest value
+    np.testing.assert_allclose(salt[7, :4], [0.93, 3.16, 2.23, 2.045], rtol=1e-6)  # electronegativity
+    assert np.isfinite(heavy).all()  # its electronegativity is unknown
+    np.testing.assert_array_equal(magpie_features([[22, 8, 8]]), magpie_features([[8, 22, 8] * 2]))
 
 
 def test_learns_what_composition_decides_and_counts_known_labels(run, tmp_path):

@@ -46,7 +46,7 @@ def test_baseline_on_composition_stands_beside_each_target_that_has_it():
     lines = [
         line for line in card.splitlines() if line.startswith(("| target", "| formation_energy |", "| band_gap |"))
     ]
-    assert lines[0].endswith("| MAE of the mean predictor | MAE of a random forest on composition |")
+    assert lines[0].endswith("| MAE of the mean predictor | MAE of a forest on the formula |")
     assert lines[1].endswith("| 0.3702 | 0.2500 |")
     assert lines[2].endswith("| 1.7034 | – |")
 
