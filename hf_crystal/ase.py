@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from .encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
-__all__ = ["CrystalCalculator", "RelaxedCrystal", "load_calculator", "relax"]
+__all__ = ["CrystalCalculator", "RelaxOptions", "RelaxedCrystal", "load_calculator", "relax"]
 
 _DERIVATIVES = ("forces", "stress")
 _PER_ATOM = ("stresses", "energies")
@@ -245,6 +245,16 @@ class RelaxedCrystal:
     max_force: float | None = None
     volume_change: float | None = None
     error: str | None = None
+
+
+class RelaxOptions(TypedDict, total=False):
+    """Options of `relax`."""
+
+    max_force: float
+    max_steps: int
+    relax_cell: bool
+    keep_symmetry: bool
+    optimizer: "type[Optimizer] | None"
 
 
 def relax(

@@ -17,8 +17,11 @@ from .mat2seq.space_groups import space_group_symbols
 from .stability import ReferenceHull, Stability, load_reference, predict_stability
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from ase.calculators.calculator import Calculator
 
+    from .ase import RelaxOptions
     from .prototypes import PrototypeIndex
 
 __all__ = ["RelaxedHull", "group_candidates", "relax_candidates", "shortlist"]
@@ -31,7 +34,7 @@ def shortlist(
     *,
     calculator: "Calculator | None" = None,
     progress: Callable[[int], None] | None = None,
-    **options: Any,
+    **options: "Unpack[RelaxOptions]",
 ) -> list[dict[str, Any]]:
     """Candidates of generation without repeats, with their distance from the hull of known phases.
 
@@ -91,7 +94,7 @@ class RelaxedHull:
         *,
         reference: ReferenceHull | None = None,
         index: "PrototypeIndex | None" = None,
-        **options: Any,
+        **options: "Unpack[RelaxOptions]",
     ):
         from .prototypes.proposals import _default_index
 
@@ -151,7 +154,7 @@ def relax_candidates(
     calculator: "Calculator",
     *,
     progress: Callable[[int], None] | None = None,
-    **options: Any,
+    **options: "Unpack[RelaxOptions]",
 ) -> list[dict[str, Any]]:
     """Results of generation, relaxed.
 

@@ -107,11 +107,11 @@ class _Turns:
     def __init__(self) -> None:
         self._computing, self._reading = anyio.CapacityLimiter(1), anyio.CapacityLimiter(_READERS)
 
-    async def compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def compute(self, function: Callable[..., Any], *arguments: object) -> Any:
         """Value of a function that uses the models."""
         return await to_thread.run_sync(function, *arguments, limiter=self._computing)
 
-    async def read(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def read(self, function: Callable[..., Any], *arguments: object) -> Any:
         """Value of a function that reads crystals."""
         return await to_thread.run_sync(function, *arguments, limiter=self._reading)
 

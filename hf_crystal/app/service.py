@@ -211,11 +211,11 @@ class Service:
             found.rows += [{"crystal": name, **row, "warnings": doubts} for row in self._rows(model, result)]
         return found
 
-    def results(self, model: str, crystals: Sequence[CrystalLike], **options: Any) -> list[dict[str, Any]]:
-        """One result per crystal, as the pipeline gives it; `options` are those of its call."""
+    def results(self, model: str, crystals: Sequence[CrystalLike], unseen: str = "warn") -> list[dict[str, Any]]:
+        """One result per crystal, as the pipeline gives it."""
         pipe = self.property_pipeline(model)
         with self._lock:
-            return list(pipe(list(crystals), **options))
+            return list(pipe(list(crystals), unseen=unseen))
 
     def properties(self, model: str, crystal: CrystalLike) -> list[dict[str, Any]]:
         """Rows of one crystal, one per target, and one of its energy above the hull where the model is embedded.
@@ -229,7 +229,8 @@ class Service:
         return self._rows(model, result)
 
     def _rows(self, model: str, result: dict[str, Any]) -> list[dict[str, Any]]:
-        config, errors = self.property_pipeline(model).model.config, {**measured_errors(model)}
+        config = self.property_pipeline(model).model.config
+        errors: dict[str, float | None] = {**measured_errors(model)}
         errors |= {name: result.get(f"{name}_standard_error", errors.get(name)) for name in config.target_names}
         targets = [
             (name, unit, result[name]) for name, unit in zip(config.target_names, config.target_units, strict=True)

@@ -182,7 +182,11 @@ class Tools:
         return model, functools.partial(add_stability, target=target, hull=self._hull)
 
     def predict(
-        self, records: Sequence[CrystalRecord | str], model: str | None = None, stability: bool = False, **options: Any
+        self,
+        records: Sequence[CrystalRecord | str],
+        model: str | None = None,
+        stability: bool = False,
+        unseen: str = "warn",
     ) -> list[dict[str, Any]]:
         """One result per crystal, as `hf-crystal predict --output json` has them; a reason becomes `error`.
 
@@ -191,7 +195,7 @@ class Tools:
         """
         name, finish = self.finish(model, stability)
         good = [record for record in records if isinstance(record, CrystalRecord)]
-        results = iter(self.service.results(name, good, **options))
+        results = iter(self.service.results(name, good, unseen))
         return [{"error": record} if isinstance(record, str) else finish(next(results)) for record in records]
 
     def generate(self, request: GenerateRequest) -> list[dict[str, Any]]:

@@ -3,11 +3,16 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .progress import counter
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+    from ..ase import RelaxOptions
 
 Relax = Annotated[
     bool, typer.Option("--relax", help="Relax atoms and cell with an interatomic potential; energies in eV/atom.")
@@ -22,11 +27,12 @@ MaxSteps = Annotated[int, typer.Option(min=1, help="Steps of a relaxation at mos
 
 
 def relax_with(
-    calculator: Any, results: list[dict[str, Any]], stability: bool, **options: Any
+    calculator: "Calculator", results: list[dict[str, Any]], stability: bool, keep_symmetry: bool, max_steps: int
 ) -> list[dict[str, Any]]:
     """Relaxed results, with their distance from the hull where that is asked for."""
     from ..candidates import RelaxedHull, relax_candidates
 
+    options: RelaxOptions = {"keep_symmetry": keep_symmetry, "max_steps": max_steps}
     with show_relaxation(len(results)) as tell:
         results = relax_candidates(results, calculator, progress=tell, **options)
         return RelaxedHull(calculator, **options).judge(results) if stability else results

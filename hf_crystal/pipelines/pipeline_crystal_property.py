@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedConfig
 
 from ..crystals.checkpoint_settings import TrainingDomain
 from ..crystals.elements import mixture_formula, reduced_formula
@@ -88,7 +88,7 @@ def _read_crystals(
     return items
 
 
-def mixture_doubts(config: Any) -> list[str]:
+def mixture_doubts(config: PreTrainedConfig) -> list[str]:
     """Warnings of a disordered crystal that the model of this config reads as a mixture."""
     return [] if getattr(config, "trained_disordered", None) else [_MIXED]
 
