@@ -117,7 +117,7 @@ class RelaxedHull:
 
         Args:
             results: What `relax_candidates` gave with the same calculator and options. One without an energy has no
-                distance; where the hull is not known, the `warnings` have the reason.
+                distance. The `warnings` say why the hull is not known, and which known crystal a new one has become.
         """
         name = type(self.calculator).__name__.removesuffix("Calculator")
         found = []
@@ -130,8 +130,18 @@ class RelaxedHull:
                     values = {"e_above_hull": result["energy"] - energy, "decomposes_to": Stability.text_of(phases)}
                 except ValueError as error:
                     doubts.append(f"distance from the hull is not known: {error}")
+                if not result["source"].startswith("known") and (equal := self._equal_known(result)):
+                    doubts.append(f"{result['source']} of {result['space_group']}, relaxed, equals {equal}")
             found.append({**result, **values, "energy_of": f"the relaxed crystal, by {name}", "warnings": doubts})
         return found
+
+    def _equal_known(self, result: Mapping[str, Any]) -> str | None:
+        """The known crystal that a relaxed one equals."""
+        from .evaluation import novelty
+
+        known = self.index.known_of(parse_composition(result["formula"]))
+        row = novelty([result["structure"]], known, bucket_by="formula").match[0] if known else None
+        return None if row is None else known[row].source
 
     def _phase(self, formula: str) -> float:
         """Energy of the lowest known crystal of a formula, relaxed, eV/atom."""
