@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +13,7 @@ __all__ = ["forest_predictions", "magpie_features"]
 @cache
 def _element_table() -> np.ndarray:
     """22 properties of the elements, `(118, 22)`; unknown ones are the mean over the elements, as in matminer."""
-    lines = (resources.files(__package__) / "magpie_elements.csv").read_text(encoding="utf-8").splitlines()[1:]
+    lines = Path(__file__).with_name("magpie_elements.csv").read_text(encoding="utf-8").splitlines()[1:]
     known = np.array([[float(value or "nan") for value in line.split(",")] for line in lines])
     table = np.full((118, known.shape[1]), np.nan)
     table[: len(known)] = known
