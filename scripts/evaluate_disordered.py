@@ -133,7 +133,9 @@ def markdown(files: list[Path]) -> str:
         ]
         minutes = np.mean(found["cpu_seconds"]) / 60
         numbers = [str(found["rows"]["test"]), *cells, f"{found['mean_predictor_mae']:.2f}", f"{minutes:.1f}"]
-        lines.append(f"| {file.stem}, {len(found['seeds'])} seeds | {' | '.join(numbers)} |")
+        lines.append(
+            f"| {file.stem}, {len(found['seeds'])} seed{'s' * (len(found['seeds']) > 1)} | {' | '.join(numbers)} |"
+        )
     return "\n".join(lines)
 
 
