@@ -88,6 +88,9 @@ class ReferenceHull:
         energy_column: `formation_energy`, which is 0 for the elements, or `energy`: total energies of one potential,
             which become formation energies by the lowest energy of each element among the phases.
 
+    Attributes:
+        elements: Atomic numbers that phases have; others are refused.
+
     Raises:
         ValueError: there is no phase; an energy is not finite; of formation energies one is beyond 10 eV/atom, or that
             of an element is below 0; of total energies an element has none.
@@ -113,7 +116,7 @@ class ReferenceHull:
             lowest[phase] = min(energy, lowest.get(phase, math.inf))
         if not lowest:
             raise ValueError(f"{name} has no phases")
-        self._known = frozenset(z for phase in lowest for z, _ in phase)
+        self.elements = frozenset(z for phase in lowest for z, _ in phase)
         self._elemental = dict.fromkeys(range(1, len(CHEMICAL_SYMBOLS)), 0.0)
         if energy_column == "energy":
             self._elemental = {phase[0][0]: energy for phase, energy in lowest.items() if len(phase) == 1}
@@ -190,7 +193,7 @@ class ReferenceHull:
         phase = _reduced(_counts(composition))
         if len(phase) > _MOST_ELEMENTS:
             raise ValueError(f"{_formula(phase)} has {len(phase)} elements; accepted: up to {_MOST_ELEMENTS}")
-        foreign = [CHEMICAL_SYMBOLS[z] for z, _ in phase if z not in self._known]
+        foreign = [CHEMICAL_SYMBOLS[z] for z, _ in phase if z not in self.elements]
         if foreign:
             raise ValueError(f"{_formula(phase)}: no phase of {self.name} has {' or '.join(foreign)}")
         if energy is not None:

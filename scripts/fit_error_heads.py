@@ -125,7 +125,6 @@ def fit_head(model: Any, pooled: Any, predicted: Any, labels: Any, folds: Any, e
         is_metal = (true <= 0).float()
     weights, center, spread = known.float(), inputs[folds > 1].mean(0), inputs[folds > 1].std(0) + 1e-6
     head = model.error_head
-    torch.manual_seed(0)
     model._init_weights(head.dense)
 
     def outputs(rows: Any) -> tuple[Any, Any, Any]:
@@ -170,14 +169,18 @@ def fit_head(model: Any, pooled: Any, predicted: Any, labels: Any, folds: Any, e
 
 
 def set_intervals(model: Any, outputs: Any, known: Any, rows: Any) -> None:
-    """Make a scale the length that holds 68.3 % of the errors of `rows`, and store how much longer 90 % take."""
+    """Make a scale the length that holds 68.3 % of the errors of `rows`, and store how much longer 90 % take.
+
+    Of a gap the latter comes from crystals that are not called metals: a set with fewer metals than these rows would
+    get intervals that are too short.
+    """
     import torch
 
     from hf_crystal.uncertainty import conformal_quantiles
 
     head = model.error_head
     with torch.no_grad():
-        logarithms, _, own = outputs(rows)
+        logarithms, metal, own = outputs(rows)
         for place in range(own.shape[1]):
             given = known[rows, place]
             if given.sum() < 20:
@@ -185,6 +188,8 @@ def set_intervals(model: Any, outputs: Any, known: Any, rows: Any) -> None:
                 raise ValueError(f"{name}: {int(given.sum())} held-out labels for the intervals; expected at least 20")
             ratios = (own[given, place] * torch.exp(-logarithms[given, place])).numpy()
             one, nine = conformal_quantiles(ratios, [0.6827, 0.9]).tolist()
+            if place == model.config.gap_index and (others := (metal <= 0)[given].numpy()).sum() >= 20:
+                nine = max(nine, *conformal_quantiles(ratios[others], [0.9]).tolist())
             head.out_proj.bias[place] += math.log(one)
             head.interval_factor[place] = nine / one
 
@@ -258,6 +263,7 @@ def test_parts(folder: Path) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> None:
     """Fit and save a head, or measure one."""
     import numpy as np
+    import torch
 
     from hf_crystal.encoders.modeling_crystalformer import CrystalErrorHead
     from hf_crystal.loading import load_property_model
@@ -283,6 +289,7 @@ def main(args: argparse.Namespace) -> None:
         folds = np.array([int(hashlib.sha256(kind.encode()).hexdigest()[:8], 16) % 10 for kind in rows.kind])
         model.config.gap_target = args.gap_target if args.gap_target in targets else None
         model.config.error_head_size = args.hidden_size
+        torch.manual_seed(0)
         model.error_head = CrystalErrorHead(model.config).to(model.head.out_proj.weight.dtype)
         fit_head(model, pooled, predicted, labels, folds, args.epochs)
         model.save_pretrained(args.checkpoint)

@@ -83,7 +83,8 @@ def stability_figures(answers: list[dict[str, Any]], rows: Any) -> dict[str, Any
     import hf_crystal
 
     hull = hf_crystal.load_reference()
-    known = rows.e_above_hull.notna().to_numpy()
+    covered = [hull.elements.issuperset(numbers) for numbers in rows.atomic_numbers]  # no phase has helium
+    known = rows.e_above_hull.notna().to_numpy() & covered
     chosen = [answer for answer, use in zip(answers, known, strict=True) if use]
     labels, energies = rows.e_above_hull[known].to_numpy(), rows.label[known].to_numpy()
     bottom = np.array([hull.stability(answer["formula"]).hull_energy for answer in chosen])

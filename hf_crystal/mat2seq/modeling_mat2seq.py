@@ -173,7 +173,8 @@ def generate_crystals_for_prompts(
         guidance: Above 1: properties asked for weigh more (classifier-free guidance, twice the time); 0 ignores them.
         seed: A seed, a prompt and the index of a sample give one crystal, whatever the batch size, the other prompts
             and the number of samples are; copies of a prompt draw crystals of their own. Holds where the model
-            computes in float32 or float64. None: other crystals in each call. The global random state is not used.
+            computes in float32 or float64. None: other crystals in each call, except of greedy and beam search, whose
+            samples, where these fail, are those of seed 0. The global random state is not used.
         batch_size: Sequences generated at a time; more are faster and need more memory.
         max_atoms: Largest primitive cell; a composition of more atoms is refused. None: any composition that is asked
             for, 20 where there is none.
@@ -229,7 +230,7 @@ def generate_crystals_for_prompts(
         top_p=top_p,
         num_beams=num_beams,
         batch_size=batch_size,
-        seed=secrets.randbits(63) if seed is None else seed,
+        seed=(secrets.randbits(63) if temperature > 0 and num_beams == 1 else 0) if seed is None else seed,
         guidance=guidance,
     )
     selection = CrystalSelection(

@@ -336,7 +336,7 @@ def test_shells_can_complete_commands_and_values():
         done = subprocess.run(words, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
         return done.stdout.split()
 
-    assert completed("hf-crystal pr") == ["predict"]
+    assert completed("hf-crystal pre") == ["predict"]
     assert completed("hf-crystal predict --output j") == ["json", "jsonl"]
 
 
