@@ -34,8 +34,8 @@ their formula and space group among the rows of training of `{model}`, which hol
 {lines}
 
 Published means over the folds: 28.8 (MEGNet in kgcnn 2.1) and 29.5 (ALIGNN), the best of the old leaderboard without
-pretraining; MODNet 34.3, CrabNet (formula only) 55.1. JMP, pretrained on 120 million structures, has 26.6 (small) and
-22.8 (large) in a table of others; its protocol was not checked.
+pretraining; MODNet 34.3, CrabNet (formula only) 55.1. JMP, pretrained on 120 million structures, has 22.8 and
+26.6 for its two sizes in a table of others; its protocol was not checked.
 """
 
 
