@@ -325,7 +325,7 @@ class Service:
         with self._lock:
             found: list[dict[str, Any]] = pipe(
                 composition.strip() or None,
-                space_group=space_group or None,
+                space_group=None if space_group == "" else space_group,
                 properties=properties or None,
                 candidates=candidates or ("auto" if self.generator == DEFAULT_GENERATOR else None),
                 num_return_sequences=num,

@@ -211,6 +211,8 @@ class Tools:
             results = self.service.draw(asked.pop("composition"), **asked)
         except ValueError as error:
             raise Refused(str(error)) from error
+        if not results:
+            raise Refused(f"no crystal found for {request.composition or 'this prompt'}")
         names = ("formula", "space_group", "log_likelihood", "score", "source", "sequence", "warnings", "cif")
         return [
             {name: result[name] for name in names}

@@ -166,6 +166,8 @@ def generate(
     others = crystal_files(output_dir) if output_dir is not None else []
     if output_dir is not None and others and (seed is None or len({path.stem for path in others}) > num):
         raise folder_in_use(output_dir, others)  # before anything is sampled
+    if not relax and calculator != "chgnet":
+        raise typer.BadParameter(f"{calculator} relaxes nothing without --relax", param_hint="--calculator")
     quiet_transformers()
     changed: dict[str, Any] = {
         name: value

@@ -57,6 +57,8 @@ def propose(
         raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
     if output_dir is not None and (others := crystal_files(output_dir)):
         raise folder_in_use(output_dir, others)
+    if not relax and calculator != "chgnet":
+        raise typer.BadParameter(f"{calculator} relaxes nothing without --relax", param_hint="--calculator")
     quiet_transformers()
     from ..candidates import shortlist
     from ..loading import load_generation_pipeline

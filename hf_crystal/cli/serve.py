@@ -23,7 +23,9 @@ def serve(
     reference: Annotated[
         str | None, typer.Option(help="Known phases, as of predict --reference, where a model is not embedded.")
     ] = None,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds for one request, waiting included.")] = 60.0,
+    time_limit: Annotated[
+        float, typer.Option(min=1, max=86400, help="Seconds for one request, waiting included.")
+    ] = 60.0,
     mcp: Annotated[bool, typer.Option("--mcp", help="Tools of an assistant on standard input and output.")] = False,
 ) -> None:
     """Serve predict, generate and describe: HTTP with JSON, or tools for assistants (MCP).

@@ -148,6 +148,7 @@ def _species_of(value: Any, field: str) -> dict[str, float] | None:
             raise CrystalInputError(f"{field} is {shortened(value)}, which is not readable as JSON") from error
     if not isinstance(value, Mapping):
         return None
+    value = {symbol: amount for symbol, amount in value.items() if amount is not None}  # Arrow fills keys up
     if not value:
         raise CrystalInputError(f"{field} is empty; occupancies of one or more elements are expected")
     numbers = number_array(list(value.values()), f"occupancies of {field}").reshape(-1)
@@ -184,16 +185,23 @@ def mixed_sites(listed: object, key: str) -> list[dict[str, float]]:
     """Occupancies of each site where a list of them stands in place of symbols; empty where it does not.
 
     Args:
-        listed: one entry per site: a symbol, occupancies of symbols, or the JSON text of these.
+        listed: one entry per site: a symbol, occupancies of symbols, or the JSON text of these; or the list as JSON
+            text.
         key: name of the list, for messages.
 
     Raises:
         CrystalInputError: an entry that cannot be read.
     """
+    is_text = isinstance(listed, str) and listed.lstrip()[:1] == "["
+    if is_text:
+        try:
+            listed = json.loads(str(listed))
+        except ValueError as error:
+            raise CrystalInputError(f"{key} is {shortened(listed)}, which is not readable as JSON") from error
     if not isinstance(listed, list | tuple | np.ndarray) or not len(listed):
         return []
     sites = [_species_of(value, f"{key}[{place}]") for place, value in enumerate(listed)]
-    if all(site is None for site in sites):
+    if not is_text and all(site is None for site in sites):
         return []
     return [{str(symbol): 1.0} if site is None else site for site, symbol in zip(sites, listed, strict=True)]
 

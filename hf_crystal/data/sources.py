@@ -257,7 +257,8 @@ def _with_point(value: Any) -> Any:
 
 def _listed(text: str) -> list[str]:
     """Entries of a list as text: numbers, symbols, or JSON objects."""
-    return re.findall(r"\{[^{}]*\}", text.replace('\\"', '"')) or re.sub(r"[\[\],]", " ", text).split()
+    words = re.findall(r"\{[^{}]*\}|[^\s\[\],{}]+", text.replace('\\"', '"'))
+    return [word for word in (word.strip("\"'") for word in words) if word]
 
 
 def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any]]:

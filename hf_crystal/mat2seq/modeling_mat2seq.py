@@ -8,6 +8,7 @@ package is not installed. `generate_crystals` also takes any other causal langua
 import copy
 import dataclasses
 import json
+import math
 import os
 import secrets
 import weakref
@@ -47,6 +48,7 @@ MAT2SEQ_SIZES = {
     "paper": (1024, 8, 8, 2816),
 }
 
+_COLDEST = 1e-6  # nothing below differs from greedy decoding, and logits divided by it are finite
 _MAX_ATOMS = 20  # of the primitive cell, where the prompt does not say it
 
 
@@ -167,7 +169,7 @@ def generate_crystals_for_prompts(
         tokenizer: The tokenizer.
         prompts: What is asked for: `CrystalPrompt` or mappings of its fields.
         num_return: Crystals per prompt.
-        temperature: 0 for greedy decoding: the likeliest token at each step.
+        temperature: 0 for greedy decoding: the likeliest token at each step; below 1e-6 is 0.
         top_p: Nucleus sampling.
         num_beams: Above 1: beam search instead of sampling; the `num_return` best beams.
         guidance: Above 1: properties asked for weigh more (classifier-free guidance, twice the time); 0 ignores them.
@@ -205,6 +207,7 @@ def generate_crystals_for_prompts(
         ImportError: if smact is asked for and missing.
     """
     _check_options(num_return, batch_size, max_rounds, temperature, top_p, num_beams)
+    temperature = temperature if temperature > _COLDEST else 0.0
     if max_atoms is not None and max_atoms < 1:
         raise ValueError(f"max_atoms is {max_atoms}; accepted: at least 1")
     if unseen not in ("warn", "refuse"):
@@ -296,11 +299,14 @@ def _grammar(tokenizer: Mat2SeqTokenizer, max_atoms: int, max_tokens: int) -> Cr
 def _check_options(
     num_return: int, batch_size: int, max_rounds: int, temperature: float, top_p: float, num_beams: int
 ) -> None:
-    if min(num_return, batch_size, max_rounds, num_beams) < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            f"num_return {num_return}, batch_size {batch_size}, max_rounds {max_rounds}, num_beams {num_beams}, "
-            f"temperature {temperature}, top_p {top_p}; accepted: at least 1 each, at least 0, above 0 up to 1"
-        )
+    counts = {"num_return": num_return, "batch_size": batch_size, "max_rounds": max_rounds, "num_beams": num_beams}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; accepted: at least 1")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}; accepted: a number of at least 0")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; accepted: above 0 up to 1")
     if num_beams > 1 and num_return > num_beams:
         raise ValueError(f"num_return is {num_return}; beam search gives up to num_beams = {num_beams} crystals")
 

@@ -83,6 +83,8 @@ def test_crystals_are_generated_as_the_pipeline_does(client, service):
     assert [crystal["cif"] for crystal in crystals] == [crystal["cif"] for crystal in expected]
     assert crystals[0]["num_atoms"] == 5
     wrong = ({"composition": "Xx2"}, "accepted"), ({"space_group": "P4/nowhere"}, "accepted: a number 1 to 230")
+    wrong += (({"space_group": 0}, "accepted: a number 1 to 230"),)
+    wrong += (({"composition": "Na500Cl", "candidates": "prototypes"}, "no crystal found for Na500Cl"),)
     for asked, reason in (*wrong, ({"properties": {"charm": 1.0}}, "unknown properties")):
         answer = client.post("/generate", json=asked)
         assert answer.status_code == 422

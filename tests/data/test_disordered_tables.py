@@ -40,6 +40,24 @@ def write(form, folder):
     return path
 
 
+@pytest.mark.parametrize(
+    ("species", "formula"),
+    [
+        ('[{"Na": 0.75, "K": 0.25}, "Cl"]', "K0.25Na0.75Cl"),
+        ('["Na", "Cl"]', "NaCl"),
+        ([{"Na": 0.75, "K": 0.25, "Cl": None}, {"Na": None, "K": None, "Cl": 1.0}], "K0.25Na0.75Cl"),
+    ],
+    ids=["text", "ordered text", "keys of all sites, as Arrow has them"],
+)
+def test_species_are_read_as_tables_write_them(species, formula, tmp_path):
+    row = {"lattice": CELL, "frac_coords": FRAC, "species": species}
+    assert as_record(row, disorder="mix").formula == formula
+    if isinstance(species, str):
+        Dataset.from_list([{**row, "lattice": str(CELL), "frac_coords": str(FRAC)}]).to_csv(tmp_path / "a.csv")
+        ((_, found),) = iter_crystals(tmp_path / "a.csv")
+        assert as_record(found, disorder="mix").formula == formula
+
+
 def load(path, tmp_path, **options):
     return load_crystal_dataset(path, split_column="split", cache_dir=tmp_path / "cache", **options)
 

@@ -55,6 +55,8 @@ def test_impossible_prompts_are_refused(tokenizer, model, grammar):
         ({"prompt": "Ti 2 O 4 |", "space_group": 136}, "excludes"),
         ({"properties": {"hardness": 1}}, "hardness"),
         ({"temperature": -1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"num_return": 0}, "num_return is 0; accepted: at least 1"),
         ({"num_return": 0}, "num_return"),
         ({"num_beams": 2, "num_return": 3}, "num_beams"),
         ({"composition": 7}, "formula or a mapping"),
@@ -204,6 +206,8 @@ def test_seeds_reproduce_and_leave_the_global_state_alone(tokenizer, model):
 
 def test_temperature_zero_is_greedy(tokenizer, model):
     made = model.generate_crystals(tokenizer, composition="ZnO", temperature=0, num_return=2)
+    cold = model.generate_crystals(tokenizer, composition="ZnO", temperature=1e-300, num_return=2)
+    assert [item.sequence for item in cold] == [item.sequence for item in made]
     assert made[0].sequence == made[1].sequence
 
 
