@@ -7,9 +7,9 @@
     python scripts/update_metrics.py mat2seq-mp20 --evaluation all/evaluation.json --evaluation part/evaluation.json
 
 Of a generator the sections that were evaluated are replaced, the others stay; where several evaluations have one,
-the one with more crystals counts. Of a property model the figures of every target on the test split of its recipe are
-replaced; baselines on the same rows stay. The record of a run that began with the weights of the checkpoint replaces
-its record; steps, epochs and costs of both are added, and those of the parts are kept in `parts`.
+the one with more crystals counts, figure by figure. Of a property model the figures of every target on the test split
+of its recipe are replaced; baselines on the same rows stay. The record of a run that began with the weights of the
+checkpoint replaces its record; steps, epochs and costs of both are added, and those of the parts are kept in `parts`.
 """
 
 import argparse
@@ -29,7 +29,10 @@ def merged_generation(metrics: dict[str, Any], evaluations: list[dict[str, Any]]
     found: dict[str, Any] = {}
     for evaluation in evaluations:
         for name, section in evaluation["generation"].items():
-            if name not in found or (isinstance(section, dict) and crystals_of(section) > crystals_of(found[name])):
+            if name in found and isinstance(section, dict):
+                smaller, larger = sorted((section, found[name]), key=crystals_of)
+                section = {**smaller, **larger}  # best of many samples may be of the smaller alone
+            if name not in found or isinstance(section, dict):
                 found[name] = section
     return {**metrics, "generation": {**metrics.get("generation", {}), **found}}
 
