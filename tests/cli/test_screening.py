@@ -151,9 +151,20 @@ def test_wrong_calls(predict, model, tmp_path):
     assert (code, "--output-file" in err) == (2, True)
 
 
+def _answer_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores them
+
+
 def start(*words) -> subprocess.Popen:
     command = [sys.executable, "-m", "hf_crystal.cli.main", "predict", *(str(word) for word in words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_answer_interrupts,
+    )
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
