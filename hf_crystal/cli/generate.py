@@ -7,7 +7,7 @@ import typer
 
 from ..checkpoints import DEFAULT_GENERATOR
 from .progress import counter, quiet_transformers
-from .relaxation import CalculatorName, KeepSymmetry, MaxSteps, Relax, relax_with
+from .relaxation import CalculatorName, KeepSymmetry, MaxSteps, Relax, chosen_calculator, relax_with
 from .screening import Unseen
 from .structure_files import StructureFormat, crystal_files, folder_in_use, write_crystals
 from .writers import Format, format_of_file
@@ -166,8 +166,6 @@ def generate(
     others = crystal_files(output_dir) if output_dir is not None else []
     if output_dir is not None and others and (seed is None or len({path.stem for path in others}) > num):
         raise folder_in_use(output_dir, others)  # before anything is sampled
-    if not relax and calculator != "chgnet":
-        raise typer.BadParameter(f"{calculator} relaxes nothing without --relax", param_hint="--calculator")
     quiet_transformers()
     changed: dict[str, Any] = {
         name: value
@@ -185,11 +183,7 @@ def generate(
     }
     from ..loading import load_generation_pipeline
 
-    potential = None
-    if relax:  # before anything is sampled
-        from ..ase import load_calculator
-
-        potential = load_calculator(calculator)
+    potential = chosen_calculator(relax, calculator)  # before anything is sampled
     pipe = load_generation_pipeline(model, device)
     with counter(num, "crystal") as tell:
         results = pipe(

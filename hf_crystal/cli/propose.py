@@ -7,7 +7,7 @@ import typer
 
 from ..checkpoints import DEFAULT_GENERATOR
 from .progress import counter, quiet_transformers
-from .relaxation import CalculatorName, KeepSymmetry, MaxSteps, Relax, show_relaxation
+from .relaxation import CalculatorName, KeepSymmetry, MaxSteps, Relax, chosen_calculator, show_relaxation
 from .structure_files import StructureFormat, crystal_files, folder_in_use, write_crystals
 from .writers import Format, format_of_file
 
@@ -57,19 +57,12 @@ def propose(
         raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
     if output_dir is not None and (others := crystal_files(output_dir)):
         raise folder_in_use(output_dir, others)
-    if not relax and calculator != "chgnet":
-        raise typer.BadParameter(f"{calculator} relaxes nothing without --relax", param_hint="--calculator")
     quiet_transformers()
     from ..candidates import shortlist
     from ..loading import load_generation_pipeline
 
-    potential: Any = None
-    options: dict[str, Any] = {}
-    if relax:  # before anything is generated
-        from ..ase import load_calculator
-
-        potential = load_calculator(calculator)
-        options = {"keep_symmetry": keep_symmetry, "max_steps": max_steps}
+    potential = chosen_calculator(relax, calculator)  # before anything is generated
+    options: dict[str, Any] = {"keep_symmetry": keep_symmetry, "max_steps": max_steps} if relax else {}
     groups = [int(word) if word.isdecimal() else word for word in space_group or []] or None
     with counter(num, "crystal") as tell:
         results = load_generation_pipeline(model, device)(

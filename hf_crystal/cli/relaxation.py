@@ -26,6 +26,17 @@ KeepSymmetry = Annotated[
 MaxSteps = Annotated[int, typer.Option(min=1, help="Steps of a relaxation at most.")]
 
 
+def chosen_calculator(relax: bool, name: str) -> "Calculator | None":
+    """The potential of `--calculator`; None without `--relax`, where naming another one is an error."""
+    if relax:
+        from ..ase import load_calculator
+
+        return load_calculator(name)
+    if name != "chgnet":
+        raise typer.BadParameter(f"{name} relaxes nothing without --relax", param_hint="--calculator")
+    return None
+
+
 def relax_with(
     calculator: "Calculator", results: list[dict[str, Any]], stability: bool, keep_symmetry: bool, max_steps: int
 ) -> list[dict[str, Any]]:

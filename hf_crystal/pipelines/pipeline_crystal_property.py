@@ -25,7 +25,7 @@ from ..crystals.orderings import orderings
 from ..crystals.reading import CrystalLike, as_record
 from ..crystals.record import CrystalInputError, geometry_warnings
 
-__all__ = ["CrystalPropertyPipeline", "batch_doubts", "mixture_doubts"]
+__all__ = ["CrystalPropertyPipeline"]
 
 # fields of a result besides the targets
 _RESERVED_FIELDS = (
