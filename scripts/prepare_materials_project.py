@@ -9,7 +9,8 @@
 Train: rows of `materials_project.parquet` with a label and at most `--max-atoms` atoms, and the training rows of
 `mp_20.parquet`, whose geometry is the PBE one that the labels belong to (the release holds r2SCAN geometries for about
 half of its entries). Left out: every id of a validation or test part of the MEGNet split and of MP-20 and of the test
-part of MPTS-52, and every crystal with the reduced formula and the space group (0.1 Å) of such a row.
+part of MPTS-52, and every crystal with the reduced formula and the space group (0.1 Å) of such a row. Crystals of one
+element are there eight times.
 Val: validation parts of the MEGNet split and of MP-20 (`part` says which). Test: the test part of the MEGNet split.
 
 Formation energy and gap are the matbench v0.1 labels, where these are missing those of the MEGNet release (both are
@@ -31,6 +32,7 @@ LABELS = {
 }
 _STRUCTURE = ["material_id", *CRYSTAL_COLUMNS, "num_atoms"]
 _HELD_PARTS = ("val", "test")
+_ELEMENT_REPEATS = 8
 
 
 def with_labels(rows: Any) -> Any:
@@ -99,12 +101,16 @@ def training_table(folder: Path, max_atoms: int) -> tuple[Any, dict[str, int]]:
     columns = [*_STRUCTURE, *LABELS, "split", "part"]
     table = pd.concat([frame[columns] for frame in tables], ignore_index=True)
     table = table[table[list(LABELS)].notna().any(axis=1)]
+    # among 95,000 compounds an element is rarely met, and elements are what users try first
+    elements = table[(table.split == "train") & (table.atomic_numbers.map(lambda numbers: len(set(numbers))) == 1)]
+    table = pd.concat([table, *[elements] * (_ELEMENT_REPEATS - 1)], ignore_index=True)
     counts = {
         "labeled": len(labeled),
         f"at most {max_atoms} atoms": len(small),
         "held out by id or by formula and space group": len(small) - len(free),
         "materials_project train": len(free),
         "mp20 train": len(mp20_free),
+        f"elements, {_ELEMENT_REPEATS} times each": len(elements),
         **{f"{split} {part}": int(count) for (split, part), count in table.groupby(["split", "part"]).size().items()},
         "train atoms": int(table[table.split == "train"].num_atoms.sum()),
     }
