@@ -1,9 +1,11 @@
 """What follows generation: equal candidates are grouped, relaxed, and their distance from the hull is found.
 
 ```python
-crystals = pipeline("crystal-generation")("Cu2ZnSnS4", num_return_sequences=8)
+generate = pipeline("crystal-generation")
+crystals = generate("Cu2ZnSnS4", num_return_sequences=8)
 shortlist(crystals)                                        # the model's distance, of unrelaxed crystals
 shortlist(crystals, calculator=load_calculator("chgnet"))  # relaxed, the lowest first
+likely_stable(generate(num_return_sequences=80), 20)       # of many compositions those that may be stable
 ```
 """
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from .ase import RelaxOptions
     from .prototypes import PrototypeIndex
 
-__all__ = ["RelaxedHull", "group_candidates", "relax_candidates", "shortlist"]
+__all__ = ["RelaxedHull", "equal_known", "group_candidates", "likely_stable", "relax_candidates", "shortlist"]
 
 _FINE = CanonicalSettings.preset("fine")  # lengths to 0.001 Å: relaxed crystals come from no sequence
 
@@ -58,6 +60,50 @@ def shortlist(
     return sorted(judged, key=lambda result: (result["e_above_hull"] is None, result["e_above_hull"] or 0.0))
 
 
+def likely_stable(
+    results: Iterable[Mapping[str, Any]], num: int, *, known: bool = True, index: "PrototypeIndex | None" = None
+) -> list[dict[str, Any]]:
+    """Of crystals of many compositions the distinct ones of the lowest predicted distance from the hull, lowest first.
+
+    The distance is that of the crystal as generated, by the default property model. It tells compositions and
+    structures that cannot be from those that may; relaxing what is kept tells the rest (`shortlist`).
+
+    Args:
+        results: Results of the pipeline "crystal-generation", several for each that is wanted: four, for instance.
+        num: Crystals to keep at most. One without a predicted distance is never kept.
+        known: False leaves out what equals a known crystal.
+        index: The known crystals; by default the embedded index of the Materials Project.
+
+    Returns:
+        The crystals with what `group_candidates` and `predict_stability` add.
+
+    Raises:
+        ValueError: `num` is below 1.
+    """
+    if num < 1:
+        raise ValueError(f"num is {num}; accepted: at least 1")
+    groups = group_candidates(results)
+    if not known:
+        groups = [group for group in groups if equal_known(group, index) is None]
+    judged = [result for result in predict_stability(groups) if result["e_above_hull"] is not None]
+    return sorted(judged, key=lambda result: result["e_above_hull"])[:num]
+
+
+def equal_known(result: Mapping[str, Any], index: "PrototypeIndex | None" = None) -> str | None:
+    """The known crystal that a result's `structure` equals by pymatgen's `StructureMatcher`, such as "known mp-149".
+
+    Args:
+        result: Of the pipeline "crystal-generation", or what was made of one here.
+        index: The known crystals; by default the embedded index of the Materials Project.
+    """
+    from .evaluation import novelty
+    from .prototypes.proposals import _default_index
+
+    known = (_default_index() if index is None else index).known_of(parse_composition(result["formula"]))
+    row = novelty([result["structure"]], known, bucket_by="formula").match[0] if known else None
+    return None if row is None else known[row].source
+
+
 def group_candidates(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The first of each group of crystals that pymatgen's `StructureMatcher` calls equal.
 
@@ -85,6 +131,8 @@ class RelaxedHull:
         reference: Says which phases there are at a composition; the embedded one by default.
         index: Crystals of the phases, of each formula the lowest; by default the embedded one of the Materials
             Project.
+        energies: Energies of phases by their formula, eV/atom of the same calculator and options, where some are
+            known; others that are found are put in.
         **options: See `hf_crystal.ase.relax`.
     """
 
@@ -94,6 +142,7 @@ class RelaxedHull:
         *,
         reference: ReferenceHull | None = None,
         index: "PrototypeIndex | None" = None,
+        energies: dict[str, float] | None = None,
         **options: "Unpack[RelaxOptions]",
     ):
         from .prototypes.proposals import _default_index
@@ -101,7 +150,7 @@ class RelaxedHull:
         self.calculator, self.options = calculator, options
         self.reference = load_reference() if reference is None else reference
         self.index = _default_index() if index is None else index
-        self._energies: dict[str, float] = {}
+        self.energies: dict[str, float] = {} if energies is None else energies
 
     def energy(self, composition: str | Mapping[Any, Any]) -> tuple[float, dict[str, float]]:
         """Energy of the hull at a composition, eV/atom of the calculator; its phases and their fractions of the atoms.
@@ -130,22 +179,14 @@ class RelaxedHull:
                     values = {"e_above_hull": result["energy"] - energy, "decomposes_to": Stability.text_of(phases)}
                 except ValueError as error:
                     doubts.append(f"distance from the hull is not known: {error}")
-                if not result["source"].startswith("known") and (equal := self._equal_known(result)):
+                if not result["source"].startswith("known") and (equal := equal_known(result, self.index)):
                     doubts.append(f"{result['source']} of {result['space_group']}, relaxed, equals {equal}")
             found.append({**result, **values, "energy_of": f"the relaxed crystal, by {name}", "warnings": doubts})
         return found
 
-    def _equal_known(self, result: Mapping[str, Any]) -> str | None:
-        """The known crystal that a relaxed one equals."""
-        from .evaluation import novelty
-
-        known = self.index.known_of(parse_composition(result["formula"]))
-        row = novelty([result["structure"]], known, bucket_by="formula").match[0] if known else None
-        return None if row is None else known[row].source
-
     def _phase(self, formula: str) -> float:
         """Energy of the lowest known crystal of a formula, relaxed, eV/atom."""
-        if formula not in self._energies:
+        if formula not in self.energies:
             from .ase import relax
 
             item = next(iter(self.index.known_of(parse_composition(formula))), None)
@@ -155,8 +196,8 @@ class RelaxedHull:
             if relaxed.energy is None or not relaxed.converged:
                 reason = relaxed.error or f"not converged after {relaxed.num_steps} steps"
                 raise ValueError(f"the phase {formula} ({item.source}) was not relaxed: {reason}")
-            self._energies[formula] = relaxed.energy
-        return self._energies[formula]
+            self.energies[formula] = relaxed.energy
+        return self.energies[formula]
 
 
 def relax_candidates(

@@ -10,7 +10,7 @@ from pymatgen.core import Lattice, Structure
 
 from hf_crystal import ReferenceHull, canonicalize
 from hf_crystal.ase import relax
-from hf_crystal.candidates import RelaxedHull, group_candidates, relax_candidates, shortlist
+from hf_crystal.candidates import RelaxedHull, group_candidates, likely_stable, relax_candidates, shortlist
 from hf_crystal.cli.main import run
 from hf_crystal.prototypes import PrototypeIndex
 
@@ -115,7 +115,7 @@ def test_command(capfd, tmp_path):
     assert run([*words, "--output-dir", str(tmp_path / "made")]) == 0
     out, err = capfd.readouterr()
     rows = json.loads(out)
-    assert "of the unrelaxed crystal, by crystalformer-mp: no ranking of stability" in err
+    assert "of the unrelaxed crystal, by crystalformer-mp: a hint, no ranking of stability" in err
     assert sum(row["num_equal"] for row in rows) == 3
     assert {path.name for path in (tmp_path / "made").iterdir()} == {row["file"].split("/")[-1] for row in rows}
     assert run([*words, "--output-dir", str(tmp_path / "made")]) == 1
@@ -128,3 +128,36 @@ def test_command(capfd, tmp_path):
     generated = json.loads(capfd.readouterr().out)
     assert min(row["e_above_hull"] for row in generated) == pytest.approx(relaxed[0]["e_above_hull"])
     assert run(["propose", "Xx2"]) == 1
+
+
+def test_of_many_compositions_the_likely_stable_ones_are_kept():
+    diamond = Structure.from_spacegroup("Fd-3m", Lattice.cubic(3.567), ["C"], [[0, 0, 0]]).get_primitive_structure()
+    given = [
+        result(salt("Na", "Cl", 5.64)),
+        result(salt("K", "Mg", 6.0)),
+        result(salt("Na", "Cl", 5.66)),
+        {"error": "none"},
+        result(alloy()),
+        result(salt("Mg", "O", 4.21)),
+        result(salt("Rb", "Cl", 6.6)),
+        result(diamond),
+    ]
+    found = likely_stable(given, 3)
+    distances = [item["e_above_hull"] for item in found]
+    assert distances == sorted(distances) and distances[-1] < 0.1
+    assert "Na1Cl1" in {item["formula"] for item in found} and "K1Mg1" not in {item["formula"] for item in found}
+    assert len(likely_stable(given, 20)) == 6  # equal ones are one
+    novel = [item["formula"] for item in likely_stable(given, 20, known=False)]
+    assert "K1Mg1" in novel and not {"Na1Cl1", "Mg1O1", "C2"} & set(novel)
+    with pytest.raises(ValueError, match="num is 0"):
+        likely_stable(given, 0)
+
+
+def test_command_without_a_formula_keeps_the_likely_stable_ones(capsys):
+    assert run(["propose", "--chemical-system", "Cu-Au", "--num", "2", "--seed", "0", "--output", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 1 <= len(found) <= 2 and all(item["source"] == "model" for item in found)
+    distances = [item["e_above_hull"] for item in found]
+    assert distances == sorted(distances)
+    assert run(["propose", "--candidates", "prototypes"]) != 0
+    assert "need a formula" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`hf-crystal propose`: candidates for a composition, from generation to the distance from the hull."""
+"""`hf-crystal propose`: candidates for a composition, or of any, from generation to the distance from the hull."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,17 +13,22 @@ from .writers import Format, format_of_file
 
 EXAMPLE = (
     "Example: hf-crystal propose Cu2ZnSnS4 --num 8 --output-dir output\n\n"
-    "Relaxed by a universal potential (pip install 'hf_crystal[relax]'): hf-crystal propose Cu2ZnSnS4 --relax"
+    "Relaxed by a universal potential (pip install 'hf_crystal[relax]'): hf-crystal propose Cu2ZnSnS4 --relax\n\n"
+    "New crystals of any composition: hf-crystal propose --num 20 --novel --output-dir output"
 )
+_DRAWS = 4  # without a composition, for each crystal that is kept (docs/experiments.md)
 
 
 def propose(
-    composition: Annotated[str, typer.Argument(help="Formula, such as Cu2ZnSnS4.")],
-    num: Annotated[int, typer.Option(min=1, help="Crystals generated; equal ones are one candidate.")] = 8,
+    composition: Annotated[str | None, typer.Argument(help="Formula, such as Cu2ZnSnS4; none: any.")] = None,
+    chemical_system: Annotated[str | None, typer.Option(help="Elements in place of a formula: Li-Fe-O.")] = None,
+    num: Annotated[
+        int, typer.Option(min=1, help="Crystals generated, without a formula those kept; equal ones are one.")
+    ] = 8,
     space_group: Annotated[
         list[str] | None, typer.Option(help="Symbol such as Pm-3m, or number 1 to 230; may be repeated.")
     ] = None,
-    novel: Annotated[bool, typer.Option("--novel", help="Leave out known crystals of the formula.")] = False,
+    novel: Annotated[bool, typer.Option("--novel", help="Leave out known crystals.")] = False,
     candidates: Annotated[
         Literal["auto", "prototypes", "model"], typer.Option(help="Where crystals come from, see generate.")
     ] = "auto",
@@ -46,39 +51,47 @@ def propose(
     ] = DEFAULT_GENERATOR,
     device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
 ) -> None:
-    """Propose crystals of a formula: generate, group equal ones, relax if asked for, find the distance to the hull.
+    """Propose crystals: generate, group equal ones, relax if asked for, find the distance to the hull.
 
     With --relax the crystals and the known phases that they would decompose into are relaxed with one potential, and
     the lowest comes first. Without, the distance is that of the energy which a model predicts for the crystals as
     generated, and the order is that of generation.
+
+    Without a formula the language model draws four crystals for each that is wanted, and those of the lowest predicted
+    distance are kept, lowest first.
     """
+    if composition is None and candidates == "prototypes":
+        raise typer.BadParameter("prototypes need a formula", param_hint="--candidates")
     output = output or format_of_file(output_file) or "table"
     if output == "parquet" and output_file is None:
         raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
     if output_dir is not None and (others := crystal_files(output_dir)):
         raise folder_in_use(output_dir, others)
     quiet_transformers()
-    from ..candidates import shortlist
+    from ..candidates import likely_stable, shortlist
     from ..loading import load_generation_pipeline
 
     potential = chosen_calculator(relax, calculator)  # before anything is generated
     options: dict[str, Any] = {"keep_symmetry": keep_symmetry, "max_steps": max_steps} if relax else {}
     groups = [int(word) if word.isdecimal() else word for word in space_group or []] or None
-    with counter(num, "crystal") as tell:
+    drawn = num if composition else num * _DRAWS
+    with counter(drawn, "crystal") as tell:
         results = load_generation_pipeline(model, device)(
             composition,
+            chemical_system=chemical_system,
             space_group=groups,
-            candidates=candidates,
-            num_return_sequences=num,
+            candidates=candidates if composition else "model",
+            num_return_sequences=drawn,
             max_atoms=max_atoms,
             seed=seed,
             progress=tell,
-            **({"known": False} if novel else {}),
+            **({"known": False} if novel and composition else {}),
         )
+    if not composition:
+        results = likely_stable(results, num, known=not novel)
     if not results:
-        raise ValueError(f"no crystal found for {composition}")
-    with show_relaxation(len(results)) as tell:
-        found = shortlist(results, calculator=potential, progress=tell, **options)
-    if not found:
-        raise ValueError(results[0]["error"])
-    write_crystals(found, output, output_file, output_dir, form)
+        raise ValueError(f"no crystal found for {composition or chemical_system or 'any composition'}")
+    if composition or potential:
+        with show_relaxation(len(results)) as tell:
+            results = shortlist(results, calculator=potential, progress=tell, **options)
+    write_crystals(results, output, output_file, output_dir, form)

@@ -37,7 +37,7 @@ def write_crystals(
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)
     if about := results[0].get("energy_of"):
-        caveat = "" if "energy" in results[0] else ": no ranking of stability"
+        caveat = "" if "energy" in results[0] else ": a hint, no ranking of stability"
         print(f"hf-crystal: e_above_hull is of {about}{caveat}", file=sys.stderr)
     files = [None] * len(results) if folder is None else write_structures(folder, results, form)
     more = [name for name in _MORE_COLUMNS if name in results[0]] if output != "table" else []

@@ -193,7 +193,7 @@ def test_distance_from_the_hull_has_its_caveat(command, generator):
         {key: row[key] for key in row if key != "warnings"} for row in json.loads(plain)
     ]
     assert all(row["e_above_hull"] > -0.5 and row["decomposes_to"] == "NaCl" for row in rows)
-    assert "e_above_hull is of the unrelaxed crystal, by crystalformer-mp: no ranking of stability" in err
+    assert "e_above_hull is of the unrelaxed crystal, by crystalformer-mp: a hint, no ranking of stability" in err
     head = command(*words, "--stability")[1].splitlines()[0].split()
     assert "e_above_hull" in head and "energy_of" not in head
 

@@ -1,0 +1,109 @@
+r"""S.U.N. and M.S.U.N. of unprompted crystals by an interatomic potential, as drawn and as `likely_stable` picks them.
+
+    pip install --no-deps --target chgnet_site chgnet==0.4.2 nvidia-ml-py3     # leaves the installed stack as it is
+    PYTHONPATH=chgnet_site python scripts/evaluate_sun.py runs/sun-1 --count 500
+    PYTHONPATH=chgnet_site python scripts/evaluate_sun.py runs/sun-4 --count 500 --draws 4
+
+Draws COUNT × DRAWS crystals of the embedded generator without a prompt. With one draw all are kept, in the order of
+generation; with more `hf_crystal.candidates.likely_stable` keeps COUNT of them. Known is what is in the embedded index
+of the Materials Project (135,185 crystals), more than the generator was trained on. What is novel is relaxed with the
+potential (atoms and cell, at most `--max-steps`), and so are the known phases of its hull; a crystal that does not
+converge has no distance. Known crystals and repeats can be no part of S.U.N. and are not relaxed.
+Every relaxation is a line of OUTPUT_DIR/relaxed.jsonl; the same command resumes. Writes OUTPUT_DIR/result.json.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def draw(count: int, draws: int, seed: int) -> list[dict[str, Any]]:
+    """Crystals without a prompt; of several draws those that may be stable."""
+    from transformers import pipeline
+
+    import hf_crystal  # noqa: F401  registers the pipeline
+    from hf_crystal.candidates import likely_stable
+
+    generate = pipeline("crystal-generation")
+    results = generate(num_return_sequences=count * draws, seed=seed, candidates="model", rank=False)
+    return results[:count] if draws == 1 else likely_stable(results, count, known=False)
+
+
+def relaxed_lines(results: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Of each crystal its `e_above_hull` and relaxed structure, from the file or relaxed now and appended to it."""
+    from hf_crystal.ase import load_calculator
+    from hf_crystal.candidates import RelaxedHull, equal_known, group_candidates, relax_candidates
+
+    path, phases = args.output_dir / "relaxed.jsonl", args.output_dir / "phases.json"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    calculator = load_calculator(args.calculator)
+    options = {"max_steps": args.max_steps}
+    energies = json.loads(phases.read_text()) if phases.exists() else {}
+    hull = RelaxedHull(calculator, energies=energies, **options)
+    distinct = {id(result["structure"]) for result in group_candidates(results)}
+    with path.open("a", encoding="utf-8") as file:
+        for result in results[len(lines) :]:
+            line = {"sequence": result["sequence"], "formula": result["formula"], "e_above_hull": None}
+            if id(result["structure"]) in distinct and equal_known(result) is None:
+                (relaxed,) = relax_candidates([result], calculator, **options)
+                if relaxed["converged"]:
+                    (relaxed,) = hull.judge([relaxed])
+                line |= {name: relaxed.get(name) for name in ("e_above_hull", "num_steps", "converged", "warnings")}
+                line["structure"] = relaxed["structure"].as_dict()
+            else:
+                line |= {"structure": result["structure"].as_dict(), "converged": None, "warnings": []}
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            phases.write_text(json.dumps(energies))
+            lines.append(line)
+            print(f"{len(lines)} of {len(results)}: {line['formula']} {line['e_above_hull']}", flush=True)
+    return lines
+
+
+def figures(results: list[dict[str, Any]], lines: list[dict[str, Any]], energies_by: str) -> dict[str, Any]:
+    """S.U.N., validity and diversity."""
+    from pymatgen.core import Structure
+
+    from hf_crystal.evaluation import sun
+    from hf_crystal.evaluation.valid_crystals import validity
+    from hf_crystal.prototypes import embedded_index
+
+    structures = [Structure.from_dict(line["structure"]) for line in lines]
+    distances = [line["e_above_hull"] for line in lines]
+    judged = sun(structures, distances, embedded_index("mp"), energies_by=energies_by)
+    valid = validity([result["structure"] for result in results]).to_dict()
+    relaxed = [line for line in lines if line["converged"] is not None]
+    return {
+        "sun": judged.to_dict(),
+        "validity": {name: value for name, value in valid.items() if name != "crystals"},
+        "relaxed": len(relaxed),
+        "converged": sum(line["converged"] for line in relaxed),
+        "converged_without_distance": sum(line["converged"] and line["e_above_hull"] is None for line in relaxed),
+        "chemical_systems": len({structure.chemical_system for structure in structures}),
+        "formulas": len({structure.reduced_formula for structure in structures}),
+        "space_groups": len({result["space_group"] for result in results}),
+        "elements_per_crystal": sum(len(structure.elements) for structure in structures) / len(structures),
+    }
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draw, relax, judge."""
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    results = draw(args.count, args.draws, args.seed)
+    lines = relaxed_lines(results, args)
+    name = f"{args.calculator}, atoms and cell relaxed, at most {args.max_steps} steps, hull of phases relaxed alike"
+    found = {"draws": args.draws, **figures(results, lines, name)}
+    (args.output_dir / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output_dir", type=Path, help="folder of relaxations and result; resumed where there is one")
+    parser.add_argument("--count", type=int, default=500, help="crystals that are judged (default: 500)")
+    parser.add_argument("--draws", type=int, default=1, help="crystals drawn for each (default: 1)")
+    parser.add_argument("--calculator", default="chgnet", help="see hf_crystal.ase.load_calculator (default: chgnet)")
+    parser.add_argument("--max-steps", type=int, default=200, help="steps of a relaxation at most (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    main(parser.parse_args())
