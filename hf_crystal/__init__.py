@@ -8,7 +8,7 @@ loaded when first used (PEP 562), so the import itself costs a few milliseconds 
 from ._lazy_names import lazy_names
 from .auto import register_auto_classes
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __getattr__, __dir__, __all__ = lazy_names(__name__)
 __all__ += ["__version__"]
 register_auto_classes()

@@ -2,6 +2,6 @@
 
 from ..cards import render_model_card
 from .export import export_pretrained
-from .push import push_folder
+from .push import planned_push, push_folder
 
-__all__ = ["export_pretrained", "push_folder", "render_model_card"]
+__all__ = ["export_pretrained", "planned_push", "push_folder", "render_model_card"]

@@ -163,6 +163,25 @@ def write_results(metrics: dict[str, Any], card: ModelCard, model_repository: st
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
+def planned_push(folder: str | Path, repository: str) -> dict[str, dict[str, int]]:
+    """What `push_folder` would send: each repository with its files and their sizes in bytes. Nothing is sent.
+
+    Raises:
+        ValueError: the folder is no export.
+    """
+    folder = Path(folder)
+    files = _files_to_push(folder)
+    plan = {repository: {name: (folder / name).stat().st_size for name in files}}
+    if "metrics.json" in files:
+        with tempfile.TemporaryDirectory() as scratch:
+            metrics = load_metrics(folder / "metrics.json")
+            write_results(metrics, ModelCard.load(folder / "README.md"), repository, Path(scratch))
+            plan[f"{repository}-results"] = {
+                path.name: path.stat().st_size for path in sorted(Path(scratch).iterdir())
+            }
+    return plan
+
+
 def push_folder(
     folder: str | Path,
     repository: str,

@@ -362,7 +362,7 @@ def test_exit_codes_of_the_real_program():
 def test_info_names_versions(command):
     code, out, _ = command("info")
     assert code == 0
-    assert out.startswith("hf_crystal 0.1.0, Python 3.")
+    assert out.startswith("hf_crystal 0.2.0, Python 3.")
     assert "transformers 5." in " ".join(out.split())
 
 

@@ -1,11 +1,13 @@
 """`hf-crystal push` and the figures of `hf-crystal info`."""
 
 import json
+from pathlib import Path
 
 import pytest
 from tiny_models import save_tiny_model
 
 from hf_crystal import checkpoints, hub
+from hf_crystal.cli import export as cli_export
 from hf_crystal.cli.main import run
 from hf_crystal.hub.push import PushedRepositories
 
@@ -28,6 +30,17 @@ def test_push_says_where_things_went(pushed, capsys, tmp_path):
     assert pushed == [(str(tmp_path), "me/model", {"private": True, "overwrite": True})]
     out = capsys.readouterr().out
     assert out == "model: https://hub/me/model\nevaluation results: https://hub/datasets/me/model-results\n"
+
+
+def test_all_embedded_models_go_to_an_owner(pushed, monkeypatch, capsys):
+    monkeypatch.setattr(cli_export, "export", lambda name, out: out.mkdir())
+    assert run(["push", "--all", "me"]) == 0
+    names = [*checkpoints.embedded_checkpoints(), *checkpoints.embedded_generators()]
+    assert [(Path(folder).name, repository) for folder, repository, _ in pushed] == [(n, f"me/{n}") for n in names]
+    capsys.readouterr()
+    assert run(["push", "--all", "me", "me/model"]) != 0 and run(["push", "exported"]) != 0
+    err = capsys.readouterr().err
+    assert "with --all takes one owner" in err and "takes a repository beside the folder" in err
 
 
 def test_push_of_no_export_is_one_line(capsys, tmp_path):

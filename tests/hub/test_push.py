@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tiny_models import IRON, NACL, WITH_ERROR_HEAD, tiny_model
 
 from hf_crystal import CrystalFeatureExtractor
-from hf_crystal.hub import push_folder
+from hf_crystal.hub import planned_push, push_folder
 
 # huggingface_hub 2.4 passes a file as data= to httpx2, which wants content=
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -33,6 +33,15 @@ def test_every_file_arrives_and_large_ones_by_lfs(hub, exported_property):
     assert held.files == {**files(exported_property), ".gitattributes": b""}
     assert held.commits == 1
     assert list(hub.large_files.values()) == [(exported_property / "model.safetensors").read_bytes()]
+
+
+def test_what_would_be_sent_is_what_is_sent(hub, exported_property):
+    plan = planned_push(exported_property, f"{USER}/tiny")
+    assert not hub.repositories
+    push(hub, exported_property)
+    for kind, name in (("models", f"{USER}/tiny"), ("datasets", f"{USER}/tiny-results")):
+        sent = {key: len(data) for key, data in hub.repositories[kind, name].files.items() if key != ".gitattributes"}
+        assert plan[name] == sent
 
 
 def test_results_become_a_data_set(hub, exported_property):
