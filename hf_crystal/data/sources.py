@@ -30,6 +30,7 @@ __all__ = [
     "STRUCTURE_SUFFIXES",
     "TABLE_SUFFIXES",
     "count_crystals",
+    "delimiter_of",
     "form_of",
     "iter_blocks",
     "iter_crystals",
@@ -41,6 +42,7 @@ __all__ = [
     "iter_rows",
     "load",
     "open_parquet",
+    "open_text",
     "structure_files",
     "take_crystal",
 ]
@@ -71,7 +73,7 @@ _CSV_FIELD_LIMIT = 1 << 26
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[IO[str]]:
+def open_text(path: Path) -> Iterator[IO[str]]:
     """Open a text file, unpacking compressed ones on the fly.
 
     Raises:
@@ -103,14 +105,14 @@ def form_of(path: Path) -> Form:
     if (form := next((form for magic, form in _MAGIC if start.startswith(magic)), None)) is not None:
         return form
     try:
-        with _open_text(path) as text:
+        with open_text(path) as text:
             head = text.read(_HEAD_CHARS)
     except ValueError:
         return "structure"  # its reader gives the reason
     if head.lstrip()[:1] in ("{", "["):
         return "json"
     header = head.partition("\n")[0]
-    return "csv" if _crystal_columns(next(csv.reader([header], delimiter=_delimiter(header)), [])) else "structure"
+    return "csv" if _crystal_columns(next(csv.reader([header], delimiter=delimiter_of(header)), [])) else "structure"
 
 
 # ---------------------------------------------------------------------------------------------------------- folder
@@ -132,7 +134,7 @@ def structure_files(folder: Path, *others: str) -> list[Path]:
 
 def _label_table(path: Path) -> dict[str, dict[str, Any]]:
     """Rows of a label CSV by file name; without a header it is read as `id, label` (CGCNN's id_prop.csv)."""
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         lines = list(csv.reader(stream))
     lines = [line for line in lines if line]
     if not lines:
@@ -190,7 +192,7 @@ def iter_folder(folder: Path, labels: Path | None) -> Iterator[dict[str, Any]]:
 
 def iter_frames(path: Path) -> Iterator[dict[str, Any]]:
     """Frames of an extended XYZ file; `key=value` words of the comment line become columns."""
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         for place, frame in enumerate(split_frames(stream)):
             yield {"id": f"{path.name}:{place}", **_frame_columns(frame), STRUCTURE_COLUMN: frame}
 
@@ -245,8 +247,8 @@ def _take(row: dict[str, Any], columns: list[str]) -> Any:
     return taken if len(columns) > 1 else taken[columns[0]]
 
 
-def _delimiter(header: str) -> str:
-    """Excel writes semicolons or tabs where the comma is the decimal sign."""
+def delimiter_of(header: str) -> str:
+    """Delimiter of a table by its first line; Excel writes semicolons or tabs where the comma is the decimal sign."""
     return max(",;\t", key=header.count)
 
 
@@ -264,9 +266,9 @@ def _listed(text: str) -> list[str]:
 def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any]]:
     """Rows of a CSV with a column of CIF text, POSCAR text or file names (relative to the CSV), or plain columns."""
     csv.field_size_limit(_CSV_FIELD_LIMIT)
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         header = stream.readline()
-        reader = csv.DictReader(chain([header], stream), delimiter=_delimiter(header))
+        reader = csv.DictReader(chain([header], stream), delimiter=delimiter_of(header))
         if not header.strip():
             raise ValueError(f"{path.name} is empty; a header and a row for each crystal are expected")
         columns = _find_crystal_columns(reader.fieldnames or [], structure_column, path.name)
@@ -289,7 +291,7 @@ def iter_json(path: Path, structure_column: str | None) -> Iterator[dict[str, An
 
     A top-level list is decoded entry by entry, so a file of any size needs memory for one entry.
     """
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         first = _first_character(stream)
         if first == "[":
             entries: Iterator[Any] = _iter_list(stream, path.name)
