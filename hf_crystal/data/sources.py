@@ -13,6 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from transformers.utils import logging
+
 from hf_crystal.crystals.formats import (
     COMPRESSION_ERRORS,
     open_unpacked,
@@ -31,6 +33,7 @@ __all__ = [
     "TABLE_SUFFIXES",
     "count_crystals",
     "delimiter_of",
+    "folder_files",
     "form_of",
     "iter_blocks",
     "iter_crystals",
@@ -47,6 +50,8 @@ __all__ = [
     "take_crystal",
 ]
 
+logger = logging.get_logger(__name__)
+
 # every reader puts the crystal here, in a form that `as_record` accepts
 STRUCTURE_COLUMN = "__structure__"
 NAME_COLUMNS = ("material_id", "jid", "id", "name")
@@ -60,6 +65,9 @@ _FORMS: dict[str, Form] = {
     **dict.fromkeys((".db", ".traj"), "ase"),
 }
 TABLE_SUFFIXES = (".jsonl", ".parquet", ".db", ".traj")  # a CSV in a folder may hold labels only
+_CSV_SUFFIXES = (".csv", ".tsv")
+_FILE_NAMES = ("file", "filename", "file_name", "path")  # columns of a table that lists the files beside it
+_SHOWN = 5  # files of a folder that are named as passed over
 _MAGIC: tuple[tuple[bytes, Form], ...] = ((b"PAR1", "parquet"), (b"SQLite format 3", "ase"), (b"- of Ulm", "ase"))
 _LIKELY_COLUMNS = ("structure", "cif", "atoms", "poscar", "crystal", "attributes", "file", "filename", "path")
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "id", "material_id", "jid", "name")
@@ -130,6 +138,36 @@ def structure_files(folder: Path, *others: str) -> list[Path]:
             or any(word in path.name.upper() for word in ("POSCAR", "CONTCAR"))
         )
     )
+
+
+def folder_files(folder: Path) -> tuple[list[Path], str]:
+    """Files of a folder, at any depth, that hold crystals, and in words what else is there and is passed over.
+
+    A CSV is one of them where a column holds crystals and none names files, which are read by themselves.
+    """
+    found, left = structure_files(folder, *TABLE_SUFFIXES, *_CSV_SUFFIXES), []
+    for path in [path for path in found if plain_name(path.name).endswith(_CSV_SUFFIXES)]:
+        if reason := _no_crystals(path):
+            found.remove(path)
+            left.append(f"{path.relative_to(folder)} ({reason})")
+    taken = {*found, *(folder / name.rpartition(" (")[0] for name in left)}
+    others = (path for path in sorted(folder.rglob("*")) if path not in taken and path.is_file())
+    left += [str(path.relative_to(folder)) for path in others if not path.name.startswith(".")]
+    more = f" and {len(left) - _SHOWN} more files" if len(left) > _SHOWN else ""
+    return found, printable(f"{folder}: passed over {', '.join(left[:_SHOWN])}{more}") if left else ""
+
+
+def _no_crystals(path: Path) -> str:
+    """Why a CSV in a folder of crystals is no table of crystals; empty where it is one, or cannot be read."""
+    try:
+        with open_text(path) as stream:
+            header = stream.readline()
+    except ValueError:
+        return ""  # its reader gives the reason
+    names = next(csv.reader([header], delimiter=delimiter_of(header)), [])
+    if any(name.strip().lower() in _FILE_NAMES for name in names):
+        return "it lists files, which are read by themselves"
+    return "" if _crystal_columns(names) else "no column holds crystals"
 
 
 def _label_table(path: Path) -> dict[str, dict[str, Any]]:
@@ -581,9 +619,11 @@ def _named_crystals(source: Any) -> tuple[Iterator[tuple[str | None, Any]], bool
     if isinstance(source, str | Path):
         path = Path(source)
         if path.is_dir():
-            files = structure_files(path, *TABLE_SUFFIXES)
+            files, others = folder_files(path)
             if not files:
                 raise ValueError(f"no crystal files in folder {path}")
+            if others:
+                logger.warning(others)
             return chain.from_iterable(map(iter_crystals, files)), True
         return iter_crystals(path), form_of(path) not in ("structure", "json")
     if isinstance(source, list | tuple | Iterator):
