@@ -177,8 +177,8 @@ def relax_candidates(
     Returns:
         The results with the relaxed `structure`, its `cif`, `space_group` and `sequence` (all to 0.001 Å, the preset
         "fine"), and a `log_likelihood` of None, as no model wrote it; `energy` and `initial_energy` (eV/atom of the
-        calculator), `converged`, `num_steps` and `volume_change`. A crystal that cannot be relaxed stays what it was, with `energy` None and the reason
-        among the `warnings`, where one that has not converged is named, too.
+        calculator), `converged`, `num_steps` and `volume_change`. A crystal that cannot be relaxed stays what it was,
+        with `energy` None and the reason among the `warnings`, where one that has not converged is named, too.
     """
     from .ase import RelaxedCrystal, relax
 

@@ -33,8 +33,8 @@ def check_min_distance(min_distance: float | None) -> None:
     """
     if min_distance is not None and not 0 < min_distance <= _LARGEST_DISTANCE:
         raise ValueError(
-            f"min_distance is {min_distance}; accepted: above 0 up to {_LARGEST_DISTANCE:g} Å, as no crystal's atoms are "
-            "all farther apart"
+            f"min_distance is {min_distance}; accepted: above 0 up to {_LARGEST_DISTANCE:g} Å, as no crystal's atoms "
+            "are all farther apart"
         )
 
 
