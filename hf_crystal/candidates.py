@@ -216,10 +216,10 @@ def relax_candidates(
         **options: `max_force`, `max_steps`, `relax_cell`, `keep_symmetry` and `optimizer` of `hf_crystal.ase.relax`.
 
     Returns:
-        The results with the relaxed `structure`, its `cif` and `space_group`; `energy` and `initial_energy` (eV/atom
-        of the calculator), `converged`, `num_steps` and `volume_change`. `sequence` and `log_likelihood` stay those of
-        the crystal before. A crystal that cannot be relaxed stays what it was, with `energy` None and the reason
-        among the `warnings`, where one that has not converged is named, too.
+        The results with the relaxed `structure`, its `cif`, `space_group` and `sequence` (all to 0.001 Å, the preset
+        "fine"), and a `log_likelihood` of None, as no model wrote it; `energy` and `initial_energy` (eV/atom of the
+        calculator), `converged`, `num_steps` and `volume_change`. A crystal that cannot be relaxed stays what it was,
+        with `energy` None and the reason among the `warnings`, where one that has not converged is named, too.
     """
     from .ase import RelaxedCrystal, relax
 
@@ -248,4 +248,10 @@ def _described(structure: Any) -> dict[str, Any]:
     """Fields of a result that depend on the structure."""
     crystal = canonicalize(structure, settings=_FINE)
     symbol = space_group_symbols()[crystal.space_group - 1]
-    return {"structure": structure, "cif": crystal.to_cif(), "space_group": symbol}
+    return {
+        "structure": structure,
+        "cif": crystal.to_cif(),
+        "space_group": symbol,
+        "sequence": crystal.to_text(),
+        "log_likelihood": None,
+    }

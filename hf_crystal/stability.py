@@ -7,6 +7,7 @@ the phases of the chemical system. `e_above_hull` is how far a crystal's formati
 import functools
 import itertools
 import math
+import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ import numpy as np
 
 from .checkpoints import DEFAULT_MODEL
 from .crystals.elements import CHEMICAL_SYMBOLS, parse_composition, reduced_formula
+from .crystals.formats import shortened
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedConfig
 
 __all__ = [
@@ -110,8 +113,7 @@ class ReferenceHull:
         lowest: dict[_Phase, float] = {}
         for counts, energy in zip(phases, energies, strict=True):
             phase = _reduced(counts)
-            if not math.isfinite(energy):
-                raise ValueError(f"energy of {_formula(phase)} in {name} is {energy}; accepted: a number, eV/atom")
+            _check_energy(energy, f"{_formula(phase)} in {name}")
             self._check_size(phase, energy)
             lowest[phase] = min(energy, lowest.get(phase, math.inf))
         if not lowest:
@@ -197,8 +199,7 @@ class ReferenceHull:
         if foreign:
             raise ValueError(f"{_formula(phase)}: no phase of {self.name} has {' or '.join(foreign)}")
         if energy is not None:
-            if not math.isfinite(energy):
-                raise ValueError(f"energy of {_formula(phase)} is {energy}; accepted: a number, eV/atom")
+            _check_energy(energy, _formula(phase))
             if len(phase) > 1:
                 self._check_size(phase, energy)
             energy = self._formation_energy(phase, energy)
@@ -222,14 +223,15 @@ def load_reference(name: str | Path = DEFAULT_REFERENCE) -> ReferenceHull:
     """
     if (REFERENCES / f"{name}.parquet").is_file():
         return _embedded_reference(str(name))
-    column, formulas, energies = _read_table(Path(name))
+    column, rows = _read_table(Path(name))
     phases = []
-    for row, formula in enumerate(formulas, 1):
+    for number, row in enumerate(rows, 1):
         try:
-            phases.append(_counts(formula))
+            phases.append(_counts(row["formula"]))
+            _check_energy(row[column], row["formula"])
         except ValueError as error:
-            raise ValueError(f"{Path(name).name}, row {row}: {error}") from error
-    return ReferenceHull(phases, energies, name=Path(name).name, energy_column=column)
+            raise ValueError(f"{Path(name).name}, row {number}: {error}") from error
+    return ReferenceHull(phases, [row[column] for row in rows], name=Path(name).name, energy_column=column)
 
 
 @functools.lru_cache(maxsize=1)
@@ -240,32 +242,55 @@ def _embedded_reference(name: str) -> ReferenceHull:
     return ReferenceHull(map(_parts, table["formula"]), table["formation_energy"], name=name)
 
 
-def read_energies(path: Path, energy_column: str) -> list[tuple[str, float]]:
-    """Formulas and energies of a user's table, for `ReferenceHull.stability`.
+def read_energies(path: Path, energy_column: str) -> list[dict[str, Any]]:
+    """Rows of a user's table with a `formula` and, under `energy_column`, an energy; other columns as they are.
 
     Raises:
         ValueError: the table cannot be read, or its energies are of another kind than those of the reference.
     """
-    column, formulas, energies = _read_table(path)
+    column, rows = _read_table(path)
     if column != energy_column:
         raise ValueError(
             f"{path.name} has the column {column}, the reference has {energy_column}: energies of another kind or "
             "potential need a reference of their own (a table with the elements and the known phases)"
         )
-    return list(zip(formulas, energies, strict=True))
+    return rows
 
 
-def _read_table(path: Path) -> tuple[str, list[str], list[float]]:
-    """Name of the energy column, formulas and energies of a file."""
-    import csv
+def _number(value: Any) -> Any:
+    """Number of a cell, also with a decimal comma; NaN of an empty one; what is none stays as it is."""
+    if value in ("", None):
+        return math.nan
+    try:
+        return float(value.replace(",", ".") if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        return value
 
+
+def _check_energy(energy: Any, whose: str) -> None:
+    if not isinstance(energy, numbers.Real) or not math.isfinite(energy):
+        raise ValueError(f"energy of {whose} is {shortened(energy, 40)}; accepted: a number, eV/atom")
+
+
+def _read_csv(path: Path) -> "pd.DataFrame":
+    """Cells of a CSV as text, as NaN is a formula and 007 an id; delimiters as `load_crystal_dataset` knows them."""
+    import pandas as pd
+
+    from .data.sources import delimiter_of, open_text
+
+    with open_text(path) as stream:
+        header = stream.readline()
+    with open_text(path) as stream:
+        return pd.read_csv(stream, sep=delimiter_of(header), dtype=str, keep_default_na=False)
+
+
+def _read_table(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Name of the energy column, and the rows of a file."""
     import pandas as pd
 
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": functools.partial(  # any delimiter; NaN is a formula
-            pd.read_csv, sep=None, engine="python", keep_default_na=False, encoding="utf-8-sig"
-        ),
-        ".jsonl": functools.partial(pd.read_json, lines=True),
+        ".csv": _read_csv,
+        ".jsonl": functools.partial(pd.read_json, lines=True, dtype=False, convert_dates=False),
         ".parquet": pd.read_parquet,
     }
     if not path.is_file() or path.suffix not in readers:
@@ -276,19 +301,22 @@ def _read_table(path: Path) -> tuple[str, list[str], list[float]]:
         raise ValueError(f"{path.name} is empty")
     try:
         table = readers[path.suffix](path)
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         raise ValueError(f"{path.name} is no table: {error}") from error
-    table.columns = [str(column).strip().lower() for column in table.columns]
+    names = [str(column).strip() for column in table.columns]
+    needed = ("formula", *ENERGY_COLUMNS)
+    table.columns = [name.lower() if name.lower() in needed else name for name in names]
     if not len(table):
         raise ValueError(f"{path.name} has no rows")
     columns = [column for column in ENERGY_COLUMNS if column in table.columns]
-    if "formula" not in table.columns or len(columns) != 1:
+    if "formula" not in table.columns or len(columns) != 1 or not table.columns.is_unique:
         raise ValueError(
-            f"{path.name} has the columns {', '.join(map(str, table.columns))}; needed are formula and one of "
-            f"{' and '.join(ENERGY_COLUMNS)}"
+            f"{path.name} has the columns {', '.join(names)}; needed are formula and one of "
+            f"{' and '.join(ENERGY_COLUMNS)}, each name once"
         )
-    energies = pd.to_numeric(table[columns[0]], errors="coerce").astype(float)
-    return columns[0], table["formula"].astype(str).tolist(), energies.tolist()
+    table["formula"] = table["formula"].astype(str)
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return columns[0], [{**row, columns[0]: _number(row[columns[0]])} for row in rows]
 
 
 def energy_target(config: "PreTrainedConfig") -> str:

@@ -76,12 +76,14 @@ class EnsemblePrediction:
         mean: `(B,)`, in `unit`.
         spread: `(B,)`, standard deviation over the members (unbiased).
         target, unit: what is predicted.
+        warnings: what is doubtful about each crystal, see `CrystalPropertyPipeline`, of all members.
     """
 
     mean: np.ndarray
     spread: np.ndarray
     target: str
     unit: str
+    warnings: tuple[tuple[str, ...], ...] = ()
 
 
 def predict_ensemble(
@@ -107,31 +109,29 @@ def predict_ensemble(
     items = list(structures)
     if not items:
         raise ValueError("no crystals given: the list is empty")
-    from .loading import load_property_model
+    from .crystals.record import CrystalInputError
+    from .loading import load_property_pipeline
 
     columns, unit = [], ""
+    doubts: list[dict[str, None]] = [{} for _ in items]
     for index, model in enumerate(models):
-        loaded, extractor = load_property_model(model)
-        units = dict(zip(loaded.config.target_names, loaded.config.target_units, strict=True))
+        pipe = load_property_pipeline(model)
+        config = pipe.model.config
+        units = dict(zip(config.target_names, config.target_units, strict=True))
         if index == 0:
             target = target or next(iter(units))
             unit = units.get(target, "")
         if target not in units or units[target] != unit:
             raise ValueError(f"model {index} has {units}; the ensemble predicts {target!r} in {unit!r}")
-        columns.append(_predict(loaded, extractor, items, list(units).index(target), batch_size))
-    values = np.stack(columns)
-    return EnsemblePrediction(values.mean(axis=0), values.std(axis=0, ddof=1), str(target), unit)
-
-
-def _predict(model: Any, extractor: Any, items: list[Any], column: int, batch_size: int) -> np.ndarray:
-    import torch
-
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(items), batch_size):
-            batch = extractor(items[start : start + batch_size]).to(model.device)
-            parts.append(model(**batch).logits[:, column].double().cpu().numpy())
-    return np.concatenate(parts)
+        results = pipe(items, batch_size=batch_size)
+        for place, result in enumerate(results):
+            if "error" in result:
+                raise CrystalInputError(result["error"], index=place)
+            doubts[place] |= dict.fromkeys(result["warnings"])
+        columns.append([result[target] for result in results])
+    values = np.array(columns)
+    warnings = tuple(map(tuple, doubts))
+    return EnsemblePrediction(values.mean(axis=0), values.std(axis=0, ddof=1), str(target), unit, warnings)
 
 
 def _known(*columns: Any) -> list[np.ndarray]:

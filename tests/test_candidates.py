@@ -12,6 +12,7 @@ from hf_crystal import ReferenceHull, canonicalize
 from hf_crystal.ase import relax
 from hf_crystal.candidates import RelaxedHull, group_candidates, likely_stable, relax_candidates, shortlist
 from hf_crystal.cli.main import run
+from hf_crystal.mat2seq.canonicalize import CanonicalSettings
 from hf_crystal.prototypes import PrototypeIndex
 
 EMT_OPTIONS = ("--relax", "--calculator", "ase.calculators.emt:EMT")
@@ -67,6 +68,9 @@ def test_what_cannot_be_relaxed_stays_with_its_reason():
     relaxed = Structure.from_str(first["cif"], fmt="cif", primitive=True)
     assert relaxed.volume == pytest.approx(first["structure"].volume, rel=2e-3)
     assert relaxed.volume != pytest.approx(alloy().volume, rel=1e-2)
+    again = canonicalize(first["structure"], settings=CanonicalSettings.preset("fine"))
+    assert first["sequence"] == again.to_text() != given[0]["sequence"]
+    assert first["space_group"] in first["sequence"] and first["log_likelihood"] is None
     assert failed == {"error": "none"}
     assert (kept["structure"], kept["energy"], kept["cif"]) == (given[2]["structure"], None, given[2]["cif"])
     assert kept["warnings"][0].startswith("not relaxed: NotImplementedError: No EMT-potential for ")
@@ -128,6 +132,9 @@ def test_command(capfd, tmp_path):
     generated = json.loads(capfd.readouterr().out)
     assert min(row["e_above_hull"] for row in generated) == pytest.approx(relaxed[0]["e_above_hull"])
     assert run(["propose", "Xx2"]) == 1
+    for command in ("generate", "propose"):  # EMT has no titanium
+        assert run([command, "TiO2", *words[2:-2], "--num", "1", *EMT_OPTIONS]) == 1
+        assert "none of 1 crystals could be relaxed: not relaxed: NotImplementedError" in capfd.readouterr().err
 
 
 def test_of_many_compositions_the_likely_stable_ones_are_kept():

@@ -1,6 +1,7 @@
 """Hull of known phases: against pymatgen's phase diagram, textbook phases, user's tables."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -107,7 +108,10 @@ def test_table_of_a_user(tmp_path):
     file.write_text("\ufeffFormula;Formation_energy\nNaN;-0.3\nNaCl;-2.0\n")  # sodium nitride is no missing value
     hull = load_reference(file)
     assert hull.stability("NaN").decomposition == {"NaN": 1.0}
-    assert read_energies(file, "formation_energy") == [("NaN", -0.3), ("NaCl", -2.0)]
+    assert read_energies(file, "formation_energy") == [
+        {"formula": "NaN", "formation_energy": -0.3},
+        {"formula": "NaCl", "formation_energy": -2.0},
+    ]
     with pytest.raises(ValueError, match=r"column formation_energy, the reference has energy"):
         read_energies(file, "energy")
     file.write_text("formula,formation_energy\nNaCl,-2\nXx,1\n")
@@ -141,6 +145,23 @@ def test_command_line(tmp_path, capsys):
     assert " + " in printed
     assert run(["stability"]) == 2
     assert run(["stability", "Qq"]) == 1  # nothing was found
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_other_columns_of_a_table_stay_and_text_is_quoted(tmp_path, encoding):
+    table, out = tmp_path / "mine.csv", tmp_path / "out.jsonl"
+    lines = ["id;Formula;formation_energy;e_above_hull", "007;NaCl;-1,5;0,6", "NA;NaCl;low;"]
+    table.write_text("\n".join(lines), encoding=encoding)  # as Excel writes it
+    assert run(["stability", "--energies", str(table), "--output-file", str(out)]) == 0
+    good, bad = map(json.loads, out.read_text().splitlines())
+    assert (good["id"], good["e_above_hull_given"], good["energy"]) == ("007", "0,6", -1.5)
+    assert good["e_above_hull"] == pytest.approx(load_reference().stability("NaCl", -1.5).e_above_hull)
+    assert (bad["id"], bad["error"]) == ("NA", "energy of NaCl is 'low'; accepted: a number, eV/atom")
+    with pytest.raises(ValueError, match=r"mine.csv, row 2: energy of NaCl is 'low'"):
+        load_reference(table)
+    table.write_text("formula\nNaCl\n")  # no delimiter to guess
+    with pytest.raises(ValueError, match="has the columns formula; needed"):
+        load_reference(table)
 
 
 def test_predict_adds_the_distance_from_the_hull(tmp_path, capsys):

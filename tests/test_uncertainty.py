@@ -40,6 +40,16 @@ def test_mean_and_spread_are_those_of_the_members():
     assert predict_ensemble([NACL], models).target == "formation_energy"
 
 
+def test_an_ensemble_says_what_is_doubtful():
+    models = [tiny_model("crystalformer", 0), tiny_model("crystalframer", 1)]
+    alloy = {**NACL, "species": [{"Na": 0.5, "K": 0.5}, "Cl"]}
+    del alloy["atomic_numbers"]
+    found = predict_ensemble([NACL, alloy], models)
+    assert found.warnings[0] == () and len(found.warnings[1]) == 1
+    assert "mixtures" in found.warnings[1][0]
+    assert np.isfinite(found.mean).all()
+
+
 def test_an_error_model_is_recovered_and_its_bars_are_honest():
     fitted = fit_error_model(*drawn(0, scale=2.5, floor=0.03))
     assert fitted.scale == pytest.approx(2.5, rel=0.05)

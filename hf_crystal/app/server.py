@@ -133,6 +133,7 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         from fastapi.responses import JSONResponse, RedirectResponse, Response
         from fastapi_offline import FastAPIOffline
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+        from starlette.middleware.body_limit import RequestBodyLimitMiddleware
     except ImportError as error:
         raise ImportError("the server needs: pip install fastapi fastapi-offline uvicorn prometheus-client") from error
 
@@ -149,10 +150,11 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         version=__version__,
         description=_INTRODUCTION,
         lifespan=lifespan,
-        max_body_size=_MAX_BODY,
         redoc_url=None,
         responses={code: {"model": Problem, "description": text} for code, text in codes.items()},
     )
+
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=_MAX_BODY)  # inside `measure`, which words its answer
 
     def problem(status: int, detail: str) -> JSONResponse:
         headers = {"Retry-After": "5"} if status == 503 else None
@@ -170,10 +172,16 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
     async def late(_: Request, __: TimeoutError) -> JSONResponse:
         return problem(503, f"no turn within {time_limit:g} s; try again later")
 
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:  # the log has the trace
+        return problem(500, f"the server failed ({type(error).__name__}); it was not the request's fault")
+
     @app.middleware("http")
     async def measure(request: Request, call_next: Callable[[Request], Any]) -> Response:
         start = time.perf_counter()
         response: Response = await call_next(request)
+        if response.status_code == 413:  # of the limit, in plain text
+            response = problem(413, f"the request has more than {_MAX_BODY} bytes; no more are read")
         route = request.scope.get("route")
         measures.request(getattr(route, "path", "other"), response.status_code, time.perf_counter() - start)
         return response
@@ -234,8 +242,7 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
 
     @app.get("/health", summary="Whether the server works, and what it serves.")
     async def health() -> Health:
-        models, generator = served.service.property_models, served.service.generator or None
-        return Health(status="ok", version=__version__, models=models, generator=generator)
+        return Health(status="ok", version=__version__, models=list(served.models), generator=served.generator)
 
     @app.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
     async def metrics() -> Response:

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -133,14 +134,28 @@ class GenerateRequest(_Request):
 class Tools:
     """Predict, generate, describe, on the models of a `Service`; what is read is read in its guarded processes.
 
+    Strangers know a model in a folder of this machine by the folder's name, not by its path.
+
     Args:
         service: the models; the embedded ones by default.
         reference: known phases of the served models' energies, see `hf_crystal.load_reference`; by default those that
             the embedded checkpoints were trained on, for these alone.
+
+    Attributes:
+        models: what requests call each property model → its name in the service; the first is the default.
+        generator: what the generator is called; None where none is served.
     """
 
     def __init__(self, service: Service | None = None, reference: str | None = None):
         self.service, self._reference = service or Service(), reference
+        self.models: dict[str, str] = {}
+        for name in self.service.property_models:
+            shown, copies = _public_name(name), 1
+            while shown in self.models:
+                copies += 1
+                shown = f"{_public_name(name)}-{copies}"
+            self.models[shown] = name
+        self.generator = _public_name(self.service.generator) if self.service.generator else None
 
     @functools.cached_property
     def _hull(self) -> ReferenceHull:
@@ -162,15 +177,15 @@ class Tools:
         return [result for _, result in self.service.readers.read(sources, then)]
 
     def finish(self, model: str | None, stability: bool) -> tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]:
-        """Name of the model, and what completes its results.
+        """Name of the model in the service, and what completes its results.
 
         Raises:
             Refused: no such model is served, or stability of its energies is not known.
         """
-        served = self.service.property_models
-        model = served[0] if model is None else model
-        if model not in served:
-            raise Refused(f"model: no such model is served; accepted: {', '.join(served)}")
+        asked = next(iter(self.models)) if model is None else model
+        if asked not in self.models:
+            raise Refused(f"model: no such model is served; accepted: {', '.join(self.models)}")
+        model = self.models[asked]
         if not stability:
             return model, dict
         if self._reference is None and model not in embedded_checkpoints():
@@ -219,6 +234,11 @@ class Tools:
             | {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
             for result in results
         ]
+
+
+def _public_name(name: str) -> str:
+    """What others may know of a model's name: of a folder its last part."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def pieces(records: Sequence[CrystalRecord | str], atoms: int, size: int) -> list[list[CrystalRecord | str]]:

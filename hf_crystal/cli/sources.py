@@ -28,7 +28,7 @@ def find_sources(patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a word names nothing, or `-` comes twice.
     """
-    from ..data.sources import STRUCTURE_SUFFIXES, TABLE_SUFFIXES, structure_files
+    from ..data.sources import STRUCTURE_SUFFIXES, TABLE_SUFFIXES, folder_files
 
     sources: list[str] = []
     for pattern in patterns:
@@ -38,11 +38,13 @@ def find_sources(patterns: Sequence[str]) -> list[str]:
                 raise ValueError("standard input (-) can be read once")
             sources.append("-")
         elif path.is_dir():
-            found = list(map(str, structure_files(path, *TABLE_SUFFIXES)))
-            if not found:
+            files, others = folder_files(path)
+            if not files:
                 suffixes = ", ".join((*STRUCTURE_SUFFIXES, *TABLE_SUFFIXES))
-                raise ValueError(f"no crystal files in folder {pattern}; looked for {suffixes}")
-            sources += found
+                raise ValueError(f"no crystal files in folder {pattern}; looked for {suffixes} and CSV of crystals")
+            if others:
+                print(f"hf-crystal: {others}", file=sys.stderr)
+            sources += map(str, files)
         elif path.exists():
             sources.append(pattern)
         else:

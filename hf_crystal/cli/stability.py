@@ -1,12 +1,14 @@
 """`hf-crystal stability`: hull of known phases at compositions, and how far energies lie above it."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .writers import Format, format_of_file, open_writer
+
+if TYPE_CHECKING:
+    from ..stability import ReferenceHull
 
 EXAMPLE = (
     "Example: hf-crystal stability LiFePO4 BaTiO3\n\n"
@@ -32,36 +34,39 @@ def stability(
     """Show the hull of known phases at compositions, and how far energies lie above it.
 
     competing_phases is what the composition would decompose into if no phase of this formula were known. Numbers
-    before phases are fractions of the atoms.
+    before phases are fractions of the atoms. Other columns of the table stay; one that has the name of a result is
+    called NAME_given.
     """
     if bool(formulas) == (energies is not None):
         raise typer.BadParameter("give compositions, or a table with --energies", param_hint="FORMULAS")
     from ..stability import load_reference, read_energies
 
     hull = load_reference(reference)
-    asked: Any = ((formula, None) for formula in formulas or ())
+    column = hull.energy_column
+    asked: list[dict[str, Any]] = [{"formula": formula} for formula in formulas or ()]
     if energies is not None:
-        asked = read_energies(energies, hull.energy_column)
+        asked = read_energies(energies, column)
+    kept = [name for name in asked[0] if name not in ("formula", column)]
+    names = {name: f"{name}_given" if name in _COLUMNS else name for name in kept}
     chosen = output or format_of_file(output_file) or "table"
     errors: list[str | None] = []
-    with open_writer(chosen, output_file, _COLUMNS, _TYPES) as writer:
-        for row in _rows(hull, asked):
+    with open_writer(chosen, output_file, [*names.values(), *_COLUMNS], _TYPES) as writer:
+        for given in asked:
+            row = {names[name]: None if given[name] is None else str(given[name]) for name in kept}
+            row |= _result(hull, given["formula"], given.get(column))
             writer.write(row)
             errors.append(row.get("error"))
     if errors and all(errors):
         raise ValueError(f"no formula has a hull: {errors[0]}" + f" (and {len(errors) - 1} more)" * (len(errors) > 1))
 
 
-def _rows(hull: Any, asked: Any) -> Iterator[dict[str, Any]]:
-    for formula, energy in asked:
-        try:
-            found = hull.stability(formula, energy)
-        except ValueError as error:
-            yield {"formula": str(formula), "error": str(error)}
-            continue
-        row = {name: getattr(found, name) for name in ("formula", *_TYPES)}
-        yield {
-            **row,
-            "decomposition": found.text_of(found.decomposition),
-            "competing_phases": found.text_of(found.competing_phases),
-        }
+def _result(hull: "ReferenceHull", formula: str, energy: float | None) -> dict[str, Any]:
+    try:
+        found = hull.stability(formula, energy)
+    except ValueError as error:
+        return {"formula": formula, "error": str(error)}
+    return {
+        **{name: getattr(found, name) for name in ("formula", *_TYPES)},
+        "decomposition": found.text_of(found.decomposition),
+        "competing_phases": found.text_of(found.competing_phases),
+    }

@@ -32,7 +32,8 @@ def write_crystals(
     """Write the list and, into a folder, one file each; warnings go to standard error.
 
     Raises:
-        ValueError: the folder holds other crystals, or the list cannot be written there.
+        ValueError: the folder holds other crystals, the list cannot be written there, or none of the crystals could be
+            relaxed, as the list then says.
     """
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)
@@ -49,6 +50,9 @@ def write_crystals(
             writer.write({name: row[name] for name in columns})
     if folder is not None:
         announce_written(f"{folder} ({len(files)} {form} file{'s' * (len(files) != 1)})")
+    if all(result.get("energy", 0.0) is None for result in results):
+        reason = next(text for text in results[0]["warnings"] if text.startswith("not relaxed"))
+        raise ValueError(f"none of {len(results)} crystals could be relaxed: {reason}")
 
 
 def write_structures(folder: Path, results: list[dict[str, Any]], form: StructureFormat) -> list[str]:

@@ -52,12 +52,16 @@ def train_property(
     column: Annotated[
         str | None, typer.Option(help="Column of the labels, where it is not named as --target.")
     ] = None,
-    folds: Annotated[int, typer.Option(min=2, max=50, help="Parts of the cross-validation.")] = 5,
+    folds: Annotated[
+        int | None, typer.Option(min=2, max=50, help="Parts of the cross-validation; 5 by default.")
+    ] = None,
     folds_column: Annotated[str | None, typer.Option(help="Column that names the part of each row.")] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes over the rows; by default fixed for their number.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of a fine-tuning without a recipe.")] = 123,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of a fine-tuning without a recipe; 123 by default.")
+    ] = None,
     max_hours: MaxHours = None,
     resume: Resume = False,
     settings: Settings = None,
@@ -74,6 +78,11 @@ def train_property(
         given = {"--data": data, "--target": target, "--unit": unit}
         if missing := [name for name, value in given.items() if value is None]:
             raise typer.BadParameter(f"without a recipe {', '.join(missing)} must be given", param_hint="--config")
+        if folds is not None and folds_column is not None:
+            raise typer.BadParameter(
+                f"{folds}, and --folds-column {folds_column}, whose values are the parts; give one of the two",
+                param_hint="--folds",
+            )
         _fine_tune(
             data=data,
             target=target,
@@ -81,16 +90,18 @@ def train_property(
             output_dir=output_dir or Path("runs") / str(target),
             pretrained=pretrained or DEFAULT_MODEL,
             column=column,
-            folds=folds,
+            folds=5 if folds is None else folds,
             folds_column=folds_column,
             epochs=epochs,
-            seed=seed,
+            seed=123 if seed is None else seed,
         )
         return
     if output_dir is None:
         raise typer.BadParameter("a recipe needs a folder for its run", param_hint="--output-dir")
-    if target is not None or folds_column is not None:
-        raise typer.BadParameter("the recipe names targets and splits", param_hint="--target")
+    of_tables = {"target": target, "unit": unit, "column": column, "folds": folds, "folds-column": folds_column}
+    of_tables |= {"epochs": epochs, "seed": seed}
+    if twice := [name for name, value in of_tables.items() if value is not None]:
+        raise typer.BadParameter("the recipe has this; --set changes it there", param_hint=f"--{twice[0]}")
     overrides = _overrides(config, settings, {"data.path": data, "model.pretrained": pretrained})
     from ..training import load_recipe
     from ..training.property_run import train_property as run_training

@@ -212,7 +212,7 @@ def _site_columns(content: CifContent) -> tuple[list[str], np.ndarray, np.ndarra
                 f"CIF _atom_site_occupancy of site {label} is {one_line(value, 20)}; 0 (empty) to 1 is accepted"
             )
     rounded = np.abs(occupancies - 1) <= 1e-3
-    return labels, points, np.where(rounded, 1.0, occupancies.clip(0.0, 1.0))
+    return labels, points, np.where(rounded, 1.0, occupancies.clip(0.0))
 
 
 def _formula(content: CifContent) -> dict[int, float]:
@@ -351,7 +351,9 @@ def _record_of(content: CifContent) -> CrystalRecord:
                 "Atoms or a record instead"
             )
         orbits = expand_sites(points, operations, cell, occupancies < 1)
-        contradiction, confirmed, note = _contradiction(content, formula, numbers, occupancies, orbits, order)
+        contradiction, confirmed, note = _contradiction(
+            content, formula, numbers, occupancies.clip(max=1.0), orbits, order
+        )
         if doubt and not confirmed:
             contradiction = contradiction or f"{doubt}, and nothing in the file says which is meant"
         reason = reason or contradiction
@@ -368,7 +370,7 @@ def _record_of(content: CifContent) -> CrystalRecord:
     orbits, note = results[0]
     repeats = [len(orbit) for orbit in orbits]
     record = CrystalRecord(np.repeat(numbers, repeats), np.concatenate(orbits), cell, warnings=(note,) if note else ())
-    if (occupancies < 1).any():
+    if (occupancies != 1).any():
         # disorder groups exclude each other in part; what they share is in the occupancies, so that all are kept
         occupied = np.repeat(occupancies, repeats)
         record = record_of_species(record.atomic_numbers, occupied, record.frac_coords, cell, record.warnings)
@@ -392,9 +394,8 @@ def record_from_pymatgen(structure: Any) -> CrystalRecord:
         for specie, occupancy in site.species.items():
             element = getattr(specie, "element", specie)
             name = str(getattr(element, "symbol", getattr(specie, "symbol", None)))
-            if name in ("D", "T"):
-                hydrogen_isotope_warning(name)
-                name = "H"
+            if name == "H" and element.name in ("D", "T"):  # isotopes have the symbol H
+                hydrogen_isotope_warning(element.name)
             numbers.append(atomic_number_of(name))
             occupancies.append(occupancy)
             rows.append(place)

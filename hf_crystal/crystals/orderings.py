@@ -14,6 +14,7 @@ __all__ = ["orderings"]
 _DRAWN = 24  # orderings drawn for each that is returned
 _ROUNDING = 0.01  # of an occupancy
 _CLOSE = 0.5  # of the sum of covalent radii: positions that exclude each other
+_SYMMETRY = 0.01  # Å
 _LARGEST_CHARGE = 0.3  # e per atom that common oxidation states may leave; more of it means a metal
 
 
@@ -24,7 +25,8 @@ def orderings(structure: CrystalLike, n: int = 8, *, max_atoms: int = 160, seed:
     the occupancies to 0.01, or of the nearest one up to `max_atoms`; sites that exclude each other are not both
     filled where that is possible. Of many draws those of lowest electrostatic energy are kept (pymatgen's
     `EwaldSummation`, common oxidation states), or the first ones where the charges do not cancel, as in alloys.
-    They are no sample of a thermal ensemble: the spread over them says how much the order matters.
+    Orderings that symmetry makes equal count once. They are no sample of a thermal ensemble: the spread over them says
+    how much the order matters.
 
     Args:
         structure: any accepted form of a crystal; an ordered one is its own only ordering.
@@ -57,8 +59,8 @@ def orderings(structure: CrystalLike, n: int = 8, *, max_atoms: int = 160, seed:
         raise CrystalInputError(f"{record.formula}: all occupancies round to 0 in a cell of at most {max_atoms} atoms")
     near = _excluding(frac, cell, np.tile(record.atomic_numbers, len(grid)))
     rng = np.random.default_rng(seed)
-    draws = [_draw(kind, counts, near, rng) for _ in range(_DRAWN * n)]
-    found = list({assignment.tobytes(): assignment for assignment in draws}.values())
+    draws = np.stack([_draw(kind, counts, near, rng) for _ in range(_DRAWN * n)])
+    found = draws[_distinct(draws, _permutations(kind, frac, cell))]
     energies = _energies(found, frac, cell)
     ranked = [found[place] for place in np.argsort(energies, kind="stable")[:n]]
     return [_structure(assignment, frac, cell) for assignment in ranked]
@@ -68,6 +70,29 @@ def _structure(assignment: np.ndarray, frac: np.ndarray, cell: np.ndarray) -> An
     """The pymatgen `Structure` of the filled sites."""
     filled = assignment > 0
     return record_to_structure(CrystalRecord(assignment[filled], frac[filled], cell))
+
+
+def _permutations(kind: np.ndarray, frac: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """What each symmetry operation of the disordered supercell makes of its sites, `(operations, S)`."""
+    try:
+        import spglib
+        from scipy.spatial import cKDTree
+    except ImportError as error:
+        raise ImportError("ordered approximants need pymatgen: pip install pymatgen") from error
+    crystal: Any = (cell, frac, kind + 1)
+    found = spglib.get_symmetry(crystal, symprec=_SYMMETRY)
+    if found is None:
+        return np.arange(len(frac))[None]
+    moved = np.einsum("oij,sj->osi", found["rotations"], frac) + found["translations"][:, None]
+    return cKDTree(frac % 1 % 1, boxsize=1).query(moved % 1 % 1)[1]
+
+
+def _distinct(draws: np.ndarray, permutations: np.ndarray) -> np.ndarray:
+    """Places of the draws `(D, S)` that no symmetry operation makes equal to an earlier one."""
+    # whole numbers that floats hold exactly; the least of their sums over all equal descriptions names an ordering
+    weights = np.random.default_rng(0).integers(2**52 // (len(CHEMICAL_SYMBOLS) * draws.shape[1]), size=draws.shape[1])
+    sums = draws.astype(float) @ weights.astype(float)[permutations].T
+    return np.sort(np.unique(sums.min(axis=1), return_index=True)[1])
 
 
 def _supercell(record: CrystalRecord, max_atoms: int) -> tuple[int, int, int]:
@@ -123,7 +148,7 @@ def _draw(kind: np.ndarray, counts: np.ndarray, near: np.ndarray, rng: np.random
     return assignment
 
 
-def _energies(found: list[np.ndarray], frac: np.ndarray, cell: np.ndarray) -> np.ndarray:
+def _energies(found: np.ndarray, frac: np.ndarray, cell: np.ndarray) -> np.ndarray:
     """Electrostatic energy of each ordering, eV; zeros where common oxidation states do not cancel."""
     try:
         from pymatgen.analysis.ewald import EwaldSummation
@@ -139,5 +164,5 @@ def _energies(found: list[np.ndarray], frac: np.ndarray, cell: np.ndarray) -> np
     charges[elements] = states
     unit = Structure(Lattice(cell), ["H+"] * len(frac), frac)
     matrix = EwaldSummation(unit, compute_forces=False).total_energy_matrix
-    charged = charges[np.stack(found)]
+    charged = charges[found]
     return np.einsum("ai,ij,aj->a", charged, matrix, charged)

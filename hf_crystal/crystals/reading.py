@@ -40,6 +40,7 @@ from .record import (
     atomic_number_of,
     cell_from_parameters,
     check_record,
+    isotopes_noted,
     open_axes,
 )
 
@@ -516,8 +517,11 @@ def as_record(
     record: CrystalRecord | None = None
     try:
         # absurd numbers overflow on the way to the check that names them
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"), isotopes_noted() as isotopes:
             record = _parse_nested(obj, 0) if nested and isinstance(obj, str | bytes) else parse_structure(obj)
+            if isotopes:
+                note = f"{' and '.join(sorted(isotopes))} read as H: the isotopes of hydrogen are not told apart"
+                record = replace(record, warnings=(*record.warnings, note))
             if disorder == "refuse" and record.occupancies is not None:
                 raise CrystalInputError(f"disordered: {first_mixed_site(record)}")
             if not partly_periodic and not all(record.pbc):

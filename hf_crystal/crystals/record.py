@@ -4,11 +4,13 @@
 Convention: `cell[i]` is lattice vector i (rows), Å; `positions = frac_coords @ cell`.
 """
 
+import contextlib
 import functools
 import itertools
 import math
 import re
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +38,7 @@ __all__ = [
     "formula_of",
     "geometry_warnings",
     "hydrogen_isotope_warning",
+    "isotopes_noted",
     "open_axes",
     "printable",
     "reach_of",
@@ -168,9 +171,26 @@ def formula_of(atomic_numbers: np.ndarray) -> str:
     return reduced_formula(known) if len(known) == len(atomic_numbers) else f"{cell_formula(known)}?"
 
 
+# isotopes of hydrogen in the crystal that is being read; None where no one asks
+_ISOTOPES: ContextVar[set[str] | None] = ContextVar("isotopes of hydrogen", default=None)
+
+
+@contextlib.contextmanager
+def isotopes_noted() -> Iterator[set[str]]:
+    """A set that holds the isotopes of hydrogen (D, T) which are read within this context."""
+    noted: set[str] = set()
+    token = _ISOTOPES.set(noted)
+    try:
+        yield noted
+    finally:
+        _ISOTOPES.reset(token)
+
+
 def hydrogen_isotope_warning(symbol: str) -> None:
-    """Say once per process that an isotope of hydrogen is read as hydrogen."""
+    """Note an isotope of hydrogen, which is read as hydrogen; say so once per process."""
     logger.warning_once(f"Hydrogen isotope {symbol} found: deuterium and tritium are read as hydrogen (Z = 1).")
+    if (noted := _ISOTOPES.get()) is not None:
+        noted.add(symbol)
 
 
 def atomic_number_of(symbol: object) -> int:

@@ -13,6 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from transformers.utils import logging
+
 from hf_crystal.crystals.formats import (
     COMPRESSION_ERRORS,
     open_unpacked,
@@ -30,6 +32,8 @@ __all__ = [
     "STRUCTURE_SUFFIXES",
     "TABLE_SUFFIXES",
     "count_crystals",
+    "delimiter_of",
+    "folder_files",
     "form_of",
     "iter_blocks",
     "iter_crystals",
@@ -41,9 +45,12 @@ __all__ = [
     "iter_rows",
     "load",
     "open_parquet",
+    "open_text",
     "structure_files",
     "take_crystal",
 ]
+
+logger = logging.get_logger(__name__)
 
 # every reader puts the crystal here, in a form that `as_record` accepts
 STRUCTURE_COLUMN = "__structure__"
@@ -58,6 +65,9 @@ _FORMS: dict[str, Form] = {
     **dict.fromkeys((".db", ".traj"), "ase"),
 }
 TABLE_SUFFIXES = (".jsonl", ".parquet", ".db", ".traj")  # a CSV in a folder may hold labels only
+_CSV_SUFFIXES = (".csv", ".tsv")
+_FILE_NAMES = ("file", "filename", "file_name", "path")  # columns of a table that lists the files beside it
+_SHOWN = 5  # files of a folder that are named as passed over
 _MAGIC: tuple[tuple[bytes, Form], ...] = ((b"PAR1", "parquet"), (b"SQLite format 3", "ase"), (b"- of Ulm", "ase"))
 _LIKELY_COLUMNS = ("structure", "cif", "atoms", "poscar", "crystal", "attributes", "file", "filename", "path")
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "id", "material_id", "jid", "name")
@@ -71,7 +81,7 @@ _CSV_FIELD_LIMIT = 1 << 26
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[IO[str]]:
+def open_text(path: Path) -> Iterator[IO[str]]:
     """Open a text file, unpacking compressed ones on the fly.
 
     Raises:
@@ -103,14 +113,14 @@ def form_of(path: Path) -> Form:
     if (form := next((form for magic, form in _MAGIC if start.startswith(magic)), None)) is not None:
         return form
     try:
-        with _open_text(path) as text:
+        with open_text(path) as text:
             head = text.read(_HEAD_CHARS)
     except ValueError:
         return "structure"  # its reader gives the reason
     if head.lstrip()[:1] in ("{", "["):
         return "json"
     header = head.partition("\n")[0]
-    return "csv" if _crystal_columns(next(csv.reader([header], delimiter=_delimiter(header)), [])) else "structure"
+    return "csv" if _crystal_columns(next(csv.reader([header], delimiter=delimiter_of(header)), [])) else "structure"
 
 
 # ---------------------------------------------------------------------------------------------------------- folder
@@ -130,9 +140,39 @@ def structure_files(folder: Path, *others: str) -> list[Path]:
     )
 
 
+def folder_files(folder: Path) -> tuple[list[Path], str]:
+    """Files of a folder, at any depth, that hold crystals, and in words what else is there and is passed over.
+
+    A CSV is one of them where a column holds crystals and none names files, which are read by themselves.
+    """
+    found, left = structure_files(folder, *TABLE_SUFFIXES, *_CSV_SUFFIXES), []
+    for path in [path for path in found if plain_name(path.name).endswith(_CSV_SUFFIXES)]:
+        if reason := _no_crystals(path):
+            found.remove(path)
+            left.append(f"{path.relative_to(folder)} ({reason})")
+    taken = {*found, *(folder / name.rpartition(" (")[0] for name in left)}
+    others = (path for path in sorted(folder.rglob("*")) if path not in taken and path.is_file())
+    left += [str(path.relative_to(folder)) for path in others if not path.name.startswith(".")]
+    more = f" and {len(left) - _SHOWN} more files" if len(left) > _SHOWN else ""
+    return found, printable(f"{folder}: passed over {', '.join(left[:_SHOWN])}{more}") if left else ""
+
+
+def _no_crystals(path: Path) -> str:
+    """Why a CSV in a folder of crystals is no table of crystals; empty where it is one, or cannot be read."""
+    try:
+        with open_text(path) as stream:
+            header = stream.readline()
+    except ValueError:
+        return ""  # its reader gives the reason
+    names = next(csv.reader([header], delimiter=delimiter_of(header)), [])
+    if any(name.strip().lower() in _FILE_NAMES for name in names):
+        return "it lists files, which are read by themselves"
+    return "" if _crystal_columns(names) else "no column holds crystals"
+
+
 def _label_table(path: Path) -> dict[str, dict[str, Any]]:
     """Rows of a label CSV by file name; without a header it is read as `id, label` (CGCNN's id_prop.csv)."""
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         lines = list(csv.reader(stream))
     lines = [line for line in lines if line]
     if not lines:
@@ -190,7 +230,7 @@ def iter_folder(folder: Path, labels: Path | None) -> Iterator[dict[str, Any]]:
 
 def iter_frames(path: Path) -> Iterator[dict[str, Any]]:
     """Frames of an extended XYZ file; `key=value` words of the comment line become columns."""
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         for place, frame in enumerate(split_frames(stream)):
             yield {"id": f"{path.name}:{place}", **_frame_columns(frame), STRUCTURE_COLUMN: frame}
 
@@ -245,8 +285,8 @@ def _take(row: dict[str, Any], columns: list[str]) -> Any:
     return taken if len(columns) > 1 else taken[columns[0]]
 
 
-def _delimiter(header: str) -> str:
-    """Excel writes semicolons or tabs where the comma is the decimal sign."""
+def delimiter_of(header: str) -> str:
+    """Delimiter of a table by its first line; Excel writes semicolons or tabs where the comma is the decimal sign."""
     return max(",;\t", key=header.count)
 
 
@@ -264,9 +304,9 @@ def _listed(text: str) -> list[str]:
 def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any]]:
     """Rows of a CSV with a column of CIF text, POSCAR text or file names (relative to the CSV), or plain columns."""
     csv.field_size_limit(_CSV_FIELD_LIMIT)
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         header = stream.readline()
-        reader = csv.DictReader(chain([header], stream), delimiter=_delimiter(header))
+        reader = csv.DictReader(chain([header], stream), delimiter=delimiter_of(header))
         if not header.strip():
             raise ValueError(f"{path.name} is empty; a header and a row for each crystal are expected")
         columns = _find_crystal_columns(reader.fieldnames or [], structure_column, path.name)
@@ -289,7 +329,7 @@ def iter_json(path: Path, structure_column: str | None) -> Iterator[dict[str, An
 
     A top-level list is decoded entry by entry, so a file of any size needs memory for one entry.
     """
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         first = _first_character(stream)
         if first == "[":
             entries: Iterator[Any] = _iter_list(stream, path.name)
@@ -579,9 +619,11 @@ def _named_crystals(source: Any) -> tuple[Iterator[tuple[str | None, Any]], bool
     if isinstance(source, str | Path):
         path = Path(source)
         if path.is_dir():
-            files = structure_files(path, *TABLE_SUFFIXES)
+            files, others = folder_files(path)
             if not files:
                 raise ValueError(f"no crystal files in folder {path}")
+            if others:
+                logger.warning(others)
             return chain.from_iterable(map(iter_crystals, files)), True
         return iter_crystals(path), form_of(path) not in ("structure", "json")
     if isinstance(source, list | tuple | Iterator):

@@ -159,8 +159,6 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             disorder="mix",
             partly_periodic=True,
         )
-        if record.occupancies is not None:
-            logger.warning_once(f"disordered crystals: {MIXED}.")  # once, not for each of a table
         if not all(record.pbc):
             logger.warning_once(f"{record.name or record.formula} has pbc={record.pbc}: copies along these axes only.")
         if self.cell_choice == "as_given" or not all(record.pbc):
@@ -411,6 +409,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             "attention_mask": mask.astype(np.int64),
         }
         if any(own is not None for own in mixed):
+            logger.warning_once(f"disordered crystals: {MIXED}.")  # once, not for each of a table
             parts = np.split(numbers, np.cumsum(counts)[:-1])
             compositions = [as_composition(part, own) for part, own in zip(parts, mixed, strict=True)]
             batch["occupancies"] = np.zeros((*mask.shape, compositions[0].shape[1]), dtype=dtype)

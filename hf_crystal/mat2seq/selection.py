@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ..crystals.checkpoint_settings import TrainingDomain
 from .prompts import PreparedPrompt
 from .tokenization_mat2seq import DecodedCrystal
-from .validity import atoms_are_apart, atoms_collide, load_smact, smact_accepts
+from .validity import atoms_are_apart, atoms_collide, check_min_distance, load_smact, smact_accepts
 
 __all__ = ["CrystalSelection", "crystal_filter", "log_likelihood_of"]
 
@@ -37,8 +37,7 @@ def crystal_filter(
         ValueError: for a distance out of range.
         ImportError: if smact is asked for and missing.
     """
-    if min_distance is not None and not 0 < min_distance <= 100:
-        raise ValueError(f"min_distance is {min_distance}; accepted: above 0 up to 100 Å")
+    check_min_distance(min_distance)
     if smact:
         load_smact()  # fail before anything is sampled
     if min_distance is None and not smact and domain is None:

@@ -10,11 +10,32 @@ from ..crystals.record import COVALENT_RADII, close_pair
 if TYPE_CHECKING:
     from .tokenization_mat2seq import DecodedCrystal
 
-__all__ = ["SMACT_STATES", "atoms_are_apart", "atoms_collide", "load_smact", "smact_accepts"]
+__all__ = [
+    "SMACT_STATES",
+    "atoms_are_apart",
+    "atoms_collide",
+    "check_min_distance",
+    "load_smact",
+    "smact_accepts",
+]
 
 SMACT_STATES = "smact14"  # the oxidation states of the literature; no longer SMACT's default
 _LAST_SMACT_ELEMENT = 103
+_LARGEST_DISTANCE = 6.0  # Å; the largest nearest distance in MP-20 is 5.47, of cesium
 _NEAREST = 0.5  # of the sum of covalent radii
+
+
+def check_min_distance(min_distance: float | None) -> None:
+    """Refuse a distance that no crystal keeps, before any is looked for.
+
+    Raises:
+        ValueError: the distance is out of range.
+    """
+    if min_distance is not None and not 0 < min_distance <= _LARGEST_DISTANCE:
+        raise ValueError(
+            f"min_distance is {min_distance}; accepted: above 0 up to {_LARGEST_DISTANCE:g} Å, as no crystal's atoms "
+            "are all farther apart"
+        )
 
 
 def atoms_are_apart(structure: Any, min_distance: float) -> bool:

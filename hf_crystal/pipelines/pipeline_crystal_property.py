@@ -77,8 +77,8 @@ def _read_crystals(
             elif disorder == "orderings":
                 formula = mixture_formula(item["occupancies"])
                 found = orderings(crystals[place], num_orderings)
-                doubt = f"disordered ({formula}): mean over {len(found)} orderings {found[0].reduced_formula} "
-                doubt += f"of {len(found[0])} atoms"
+                way = f"mean over {len(found)} orderings" if len(found) > 1 else "the one distinct ordering"
+                doubt = f"disordered ({formula}): {way} {found[0].reduced_formula} of {len(found[0])} atoms"
                 notes = [*item.get("warnings", ()), doubt]
                 items[place] = {"orderings": extractor.extract_all(found), "warnings": notes, "formula": formula}
             else:

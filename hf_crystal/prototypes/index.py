@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections import defaultdict
@@ -79,7 +80,23 @@ class PrototypeIndex:
     @functools.cached_property
     def elements(self) -> frozenset[str]:
         """Symbols of the elements that its crystals have."""
-        return frozenset(word for text in self.sequences for word in text.split(f" {SEPARATOR} ", 1)[0].split()[::2])
+        return frozenset().union(*self._systems)
+
+    @functools.cached_property
+    def _systems(self) -> frozenset[frozenset[str]]:
+        """Elements of each crystal."""
+        compositions = {text.partition(f" {SEPARATOR} ")[0] for text in self.sequences}
+        return frozenset(frozenset(text.split()[::2]) for text in compositions)
+
+    def unseen(self, symbols: Collection[str]) -> list[str]:
+        """In words, which elements, and which two together, none of its crystals has."""
+        new = [symbol for symbol in symbols if symbol not in self.elements]
+        pairs = itertools.combinations([symbol for symbol in symbols if symbol not in new], 2)
+        apart = [pair for pair in pairs if not any(system.issuperset(pair) for system in self._systems)]
+        return [
+            *(f"{symbol}: in no known crystal" for symbol in new),
+            *(f"{first} and {second}: never together in one known crystal" for first, second in apart),
+        ]
 
     def __len__(self) -> int:
         return len(self.names)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS, parse_composition
 from hf_crystal.mat2seq.space_groups import space_group_number
 from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
-from hf_crystal.mat2seq.validity import atoms_are_apart, atoms_collide
+from hf_crystal.mat2seq.validity import atoms_are_apart, atoms_collide, check_min_distance
 
 from .index import PrototypeIndex, embedded_index
 
@@ -49,7 +49,8 @@ def propose(
         max_atoms: Largest primitive cell.
         min_distance: Leave out crystals with atoms nearer than this, Å. Those with two atoms closer than half the sum
             of their covalent radii are left out always.
-        unseen: What becomes of elements that no known crystal has: a warning of each crystal, or an error.
+        unseen: What becomes of elements, and of two elements together, that no known crystal has: a warning of each
+            crystal, or an error.
         generate: Draws so many crystals from a model, for the places that prototypes do not fill, and of several for
             the last one: no index holds what has never been made.
         index: Known crystals; by default the embedded ones of the Materials Project.
@@ -60,6 +61,7 @@ def propose(
     Raises:
         ValueError: there is no such formula or space group, or an element is refused.
     """
+    check_min_distance(min_distance)
     several = [space_group] if isinstance(space_group, (str, int)) else space_group
     groups = None if several is None else [space_group_number(group) for group in several]
 
@@ -67,8 +69,8 @@ def propose(
         return not atoms_collide(item) and (min_distance is None or atoms_are_apart(item.structure, min_distance))
 
     index = _default_index() if index is None else index
-    foreign = [CHEMICAL_SYMBOLS[number] for number in parse_composition(composition)]
-    notes = tuple(f"{symbol}: in no known crystal; {_GUESSED}" for symbol in foreign if symbol not in index.elements)
+    symbols = [CHEMICAL_SYMBOLS[number] for number in parse_composition(composition)]
+    notes = tuple(f"{text}; {_GUESSED}" for text in index.unseen(symbols))
     if notes and unseen == "refuse":
         raise ValueError("; ".join(notes))
     found = index.candidates(

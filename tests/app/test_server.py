@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import psutil
@@ -19,7 +20,7 @@ import pytest
 from tiny_models import NACL, OVERLAPPING
 
 from hf_crystal.app.reading import MAX_BYTES
-from hf_crystal.app.service import MAX_GENERATED, example_files
+from hf_crystal.app.service import MAX_GENERATED, Service, example_files
 from hf_crystal.app.tools import Tools
 from hf_crystal.crystals.reading import as_record
 from hf_crystal.loading import load_property_pipeline
@@ -126,9 +127,10 @@ def test_a_wrong_request_is_refused_with_a_reason_that_does_not_quote_it(client,
 
 
 def test_what_is_too_large_or_no_json_is_refused(client):
-    assert client.post("/predict", content=b" " * (2 * MAX_BYTES + 1)).status_code == 413
     chunks = (b" " * MAX_BYTES for _ in range(3))  # of a length that is not announced
-    assert client.post("/predict", content=chunks).status_code == 413
+    for body in (b" " * (2 * MAX_BYTES + 1), chunks):
+        answer = client.post("/predict", content=body)
+        assert (answer.status_code, answer.json()["detail"][-24:]) == (413, " bytes; no more are read")
     headers = {"Content-Type": "application/json"}
     for body in (b"{", b"[" * 100_000, b'{"crystal":' * 100_000, b"\xff\xfe", b"9" * 5000):
         assert client.post("/predict", content=body, headers=headers).status_code in (400, 422)
@@ -155,7 +157,9 @@ def test_a_text_is_never_a_path(client, tmp_path):
 
 
 def test_health_metrics_and_page(client, service):
-    assert client.get("/health").json()["models"] == service.property_models
+    health = client.get("/health").json()
+    named = [*health["models"], health["generator"]]
+    assert named == [Path(name).name for name in (*service.property_models, service.generator)]
     client.post("/predict", json={"crystal": {"text": SECRET}})
     metrics = client.get("/metrics").text
     assert re.search(r'hf_crystal_requests_total{endpoint="/predict",status="422"} [1-9]', metrics)
@@ -169,6 +173,26 @@ def test_health_metrics_and_page(client, service):
     described = client.get("/openapi.json").json()["components"]["schemas"]
     fields = described["Crystal"]["properties"]
     assert all("description" in field for field in fields.values())
+
+
+def test_a_folder_is_known_by_its_name_alone(client, service, monkeypatch):
+    (shown,) = client.get("/health").json()["models"]
+    assert client.post("/predict", json={"crystal": ARRAYS, "model": shown}).status_code == 200
+    answers = [
+        client.get("/health"),
+        *(
+            client.post("/predict", json={"crystal": ARRAYS, "model": name})
+            for name in ("x", *service.property_models)
+        ),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 422, 422]
+    assert not any(str(Path(service.property_models[0]).parent) in answer.text for answer in answers)
+    copies = Tools(Service([service.property_models[0]] * 2, service.generator))
+    assert list(copies.models) == [shown, f"{shown}-2"]
+    loud = testclient.TestClient(server.build_server(Tools(service)), raise_server_exceptions=False)
+    monkeypatch.setattr(service, "results", lambda *_: (_ for _ in ()).throw(OSError(f"{service.property_models[0]}")))
+    broken = loud.post("/predict", json={"crystal": ARRAYS})
+    assert (broken.status_code, broken.json()["detail"][:26]) == (500, "the server failed (OSError")
 
 
 def test_who_waits_too_long_is_told_so(service, monkeypatch):

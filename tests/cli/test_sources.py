@@ -1,5 +1,6 @@
 """Crystals of a command line: one bad file, table or cell costs its own rows and no others."""
 
+import csv
 import io
 import os
 import sys
@@ -7,10 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers.testing_utils import CaptureLogger
 
 from hf_crystal.cli.sources import count_crystals, find_sources, read_crystals
 from hf_crystal.crystals.reading import as_record
 from hf_crystal.crystals.record import CrystalInputError
+from hf_crystal.data import sources as data_sources
+from hf_crystal.data.sources import load
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NACL, SILICON = (EXAMPLES / name for name in ("NaCl.cif", "Si.cif"))
@@ -33,6 +37,23 @@ def test_blocks_and_frames_are_rows(tmp_path):
     file = tmp_path / "two.cif"
     file.write_text(NACL.read_text() + SILICON.read_text())
     assert outcomes(file, SILICON) == [(f"{file}:NaCl", "NaCl"), (f"{file}:Si", "Si"), (str(SILICON), "Si")]
+
+
+def test_a_csv_in_a_folder_is_a_table_or_is_said_to_be_passed_over(tmp_path, capsys):
+    (tmp_path / "a.cif").write_text(NACL.read_text())
+    (tmp_path / "sub").mkdir()
+    with (tmp_path / "sub" / "more.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("id", "CIF"), ("x-1", SILICON.read_text())])
+    (tmp_path / "labels.csv").write_text("id,gap\na,5\n")
+    (tmp_path / "list.csv").write_text("file,cif\na.cif,data_x\n")  # as generate --output-dir lists what it wrote
+    (tmp_path / "notes.txt").write_text("of no form")
+    (tmp_path / ".hidden").write_text("")
+    assert outcomes(tmp_path) == [(str(tmp_path / "a.cif"), "NaCl"), ("x-1", "Si")]
+    labels, listed = "labels.csv (no column holds crystals)", "list.csv (it lists files, which are read by themselves)"
+    assert capsys.readouterr().err == f"hf-crystal: {tmp_path}: passed over {labels}, {listed}, notes.txt\n"
+    with CaptureLogger(data_sources.logger) as log:
+        assert [record.formula for record in load(tmp_path)] == ["NaCl", "Si"]
+    assert labels in log.out and listed in log.out
 
 
 def test_a_corrupt_table_among_good_files_is_one_row(tmp_path):

@@ -68,6 +68,17 @@ def test_copies_of_a_site_that_make_up_one_are_one_ordered_site():
     np.testing.assert_array_equal(read.frac_coords, full.frac_coords)
 
 
+@pytest.mark.parametrize("given", [1.01, 1.02])
+def test_a_full_site_of_more_than_one_atom_is_scaled_with_a_warning(given):
+    cif = NACL_CIF.replace("0 0 0 1", f"0 0 0 {given}")
+    xyz = mixed(species=[{"Na": given}, "Cl"])
+    for form in (cif, xyz):
+        record = as_record(form)
+        assert record.occupancies is None
+        assert record.warnings == (f"occupancies of a site sum to {given:g}; they were scaled to 1",)
+    assert as_record(NACL_CIF.replace("0 0 0 1", "0 0 0 1.0005")).warnings == ()
+
+
 def test_empty_sites_vanish_and_vacancies_stay():
     empty = as_record(mixed(species=[{"Na": 0.0}, {"Cl": 0.25}]), disorder="mix")
     assert sites_of(empty) == [{"Cl": 0.25}]

@@ -95,6 +95,25 @@ def test_vasp4_symbols_from_title_or_lines(place):
     assert as_record(text).formula == "NaCl"
 
 
+def test_every_form_says_that_an_isotope_of_hydrogen_is_read_as_hydrogen():
+    from pymatgen.core import Lattice, Species, Structure
+
+    salt = {"lattice": 5 * np.eye(3), "frac_coords": [[0, 0, 0], [0.5, 0.5, 0.5]], "species": ["Li", "D"]}
+    structure = Structure(Lattice.cubic(5), [Species("Li"), Species("D")], salt["frac_coords"])
+    poscar = "x\n1\n5 0 0\n0 5 0\n0 0 5\nLi D\n1 1\nDirect\n0 0 0\n.5 .5 .5\n"
+    xyz = '2\nLattice="5 0 0 0 5 0 0 0 5" Properties=species:S:1:pos:R:3\nLi 0 0 0\nD 2.5 2.5 2.5\n'
+    labels = NACL_CIF.replace("Na1+", "Li").replace("Cl1-", ".").replace("Cl1 ", "D1 ")
+    mixed = {**salt, "species": [{"Li": 0.9}, {"D": 0.5, "H": 0.4, "T": 0.1}]}
+    forms = [salt, structure, poscar, xyz, labels, labels.replace(" . ", " D ")]
+    for form in forms:
+        record = as_record(form)
+        assert set(record.atomic_numbers.tolist()) == {1, 3}
+        assert record.warnings == ("D read as H: the isotopes of hydrogen are not told apart",)
+        assert as_record(record).warnings == record.warnings
+    assert as_record(mixed, disorder="mix").warnings[-1].startswith("D and T read as H")
+    assert as_record({**salt, "species": ["Li", "H"]}).warnings == ()
+
+
 def test_deuterium_is_hydrogen_with_one_warning():
     records_crystal.logger.warning_once.cache_clear()
     with CaptureLogger(records_crystal.logger) as log:

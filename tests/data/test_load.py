@@ -167,7 +167,7 @@ def test_a_mixed_folder_reads_with_reasons(tmp_path):
     (tmp_path / "mixed.json").write_text(json.dumps(mixed))
     found = hf_crystal.load(tmp_path, on_error="return")
     reasons = [each.reason for each in found if isinstance(each, ValueError)]
-    assert (len(found), len(reasons)) == (4 * 3 + 3, 2)  # the two CSV in a folder may hold labels
+    assert (len(found), len(reasons)) == (6 * 3 + 3, 2)
     assert any("empty" in reason for reason in reasons)
     assert [each.occupancies is None for each in found if not isinstance(each, ValueError)].count(False) == 1
     with pytest.raises(hf_crystal.CrystalInputError, match="broken.cif"):

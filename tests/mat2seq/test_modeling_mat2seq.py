@@ -76,6 +76,7 @@ def test_impossible_prompts_are_refused(tokenizer, model, grammar):
         ({"composition": "Ti4O8", "space_group": 136, "sites": ["Ti 2a", "O 2a"]}, "occupied already"),
         ({"composition": "Ti2O4", "space_group": 136, "sites": ["Ti 4c"]}, "sites asked for"),
         ({"min_distance": -1}, "min_distance"),
+        ({"min_distance": 50}, "up to 6 Å"),
         ({"on_error": "ignore"}, "on_error"),
     ]:
         with pytest.raises(ValueError, match=reason):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import math
 import zipfile
 
@@ -12,6 +13,7 @@ from tiny_models import NACL, save_tiny_model, tiny_model
 from hf_crystal import CrystalFeatureExtractor, CrystalPropertyPipeline, Mat2SeqTokenizer
 from hf_crystal.cli.main import run
 from hf_crystal.disorder import orderings
+from hf_crystal.encoders import feature_extraction_crystal as extraction
 
 ALLOY = {"cell": 2.8 * np.eye(3), "frac_coords": [[0.0] * 3], "species": [{"Fe": 0.5, "Co": 0.3}]}
 CIF = """data_x
@@ -62,6 +64,21 @@ def test_orderings_give_mean_and_spread(pipe):
     assert result["formation_energy_spread"] == pytest.approx(np.std(values), abs=1e-5)
     assert result["disorder"] == "orderings" and result["formula"] == "Fe0.5Co0.3"
     assert "mean over 3 orderings Fe5Co3 of 8 atoms" in " ".join(result["warnings"])
+
+
+def test_one_distinct_ordering_is_said_and_no_mixture_is_spoken_of(pipe, caplog):
+    pair = {**ALLOY, "species": [{"Fe": 0.5, "Co": 0.5}]}
+    logging.getLogger("transformers").addHandler(caplog.handler)  # it does not propagate
+    try:
+        extraction.logger.warning_once.cache_clear()
+        result = pipe(pair, disorder="orderings")
+        assert "mixtures" not in caplog.text
+        assert result["warnings"][0] == "disordered (Fe0.5Co0.5): the one distinct ordering FeCo of 2 atoms"
+        assert result["formation_energy_spread"] == 0
+        pipe(pair)
+        assert "mixtures" in caplog.text
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
 
 
 def test_disorder_is_refused_on_request(pipe):

@@ -144,6 +144,17 @@ def test_novel_leaves_out_what_a_model_finds_again_and_unseen_elements_are_told(
     assert all("Fm: in no known crystal" in item.warnings[0] for item in propose("FmCl", 2, index=index))
     with pytest.raises(ValueError, match="Fm: in no known crystal"):
         propose("FmCl", 2, unseen="refuse", index=index)
+    apart = "Mg and Cl: never together in one known crystal; its size, and what it is like, are guesses"
+    assert all(item.warnings == (apart,) for item in propose("MgCl", 2, index=index))
+    assert propose("NaCl", 1, index=index)[0].warnings == ()
+    with pytest.raises(ValueError, match="Mg and Cl: never together"):
+        propose("MgCl", 2, unseen="refuse", index=index)
+
+
+@pytest.mark.parametrize("distance", [0, -1, 50, float("nan")])
+def test_a_distance_that_no_crystal_keeps_is_refused_at_once(index, distance):
+    with pytest.raises(ValueError, match="min_distance is .*; accepted: above 0 up to 6 Å"):
+        propose("NaCl", index=index, min_distance=distance)
 
 
 def test_embedded_index_of_the_materials_project_has_what_users_ask_for():

@@ -88,6 +88,9 @@ def test_more_rows_need_fewer_passes():
 
 @pytest.mark.parametrize(("words", "message"), [
     (["--target", "V"], "without a recipe --data, --unit must be given"),
+    (["--data", "x.csv", "--target", "V", "--unit", "K", "--folds", "3", "--folds-column", "f"], "give one of"),
+    (["--config", "x.yaml", "--folds", "3"], "--folds: the recipe has this"),
+    (["--config", "x.yaml", "--seed", "3"], "--seed: the recipe has this"),
     (["--data", "{tmp}/few.csv", "--target", "V", "--unit", "K"], "has 3 crystals with a label V; 20 are needed"),
     (["--data", "{tmp}/few.csv", "--target", "Tc", "--unit", "K"], "label column 'Tc' is not in the data"),
 ])  # fmt: skip
