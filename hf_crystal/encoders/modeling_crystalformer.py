@@ -129,7 +129,7 @@ class CrystalformerAttention(nn.Module):
                 heads = slice(0 if self.is_routed else self.num_real_heads, self.num_heads)
                 parts.append(self._reciprocal_space(query, key, value, geometry, heads, output_attentions))
             if self.is_routed:
-                context, attentions = self._route(*parts, geometry)
+                context, attentions = self._route(parts[0], parts[1], geometry)
             else:
                 context = torch.cat([output for output, _, _ in parts], dim=1)
                 matrices = [matrix for _, matrix, _ in parts if matrix is not None]

@@ -80,7 +80,7 @@ def decay_log_weights(u: torch.Tensor, laws: HeadLaws, dim: int) -> torch.Tensor
 
 
 def decay_slopes(u: torch.Tensor, laws: HeadLaws, dim: int) -> torch.Tensor:
-    """d phi / d u; arguments as in `decay_log_weights`."""
+    """Derivative of phi by u; arguments as in `decay_log_weights`."""
     return _by_law(_slope, u, laws, dim)
 
 
