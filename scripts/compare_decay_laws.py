@@ -278,9 +278,9 @@ def page(args: argparse.Namespace) -> str:
         f"{seconds / 60:.0f} CPU minutes. Encoder: width {MODEL['hidden_size']}, {MODEL['num_hidden_layers']} blocks, "
         f"{HEADS} heads; images within 8.9 Å for all laws. Cost: CPU time of a training step per crystal, in units of "
         "the Gaussian model's, timed in turns in one process. Every model has the CPU time of the Gaussian one's "
-        "steps. Intervals: bootstrap over test crystals of the paired difference, averaged over seeds, whose scatter "
-        "it does not hold: the column before shows that. About half of the Materials Project cells were relaxed with another functional than that of the "
-        "labels: the figures compare these models, not others.",
+        "steps. Intervals: bootstrap over test crystals of the paired difference, averaged over seeds; they do not "
+        "hold the scatter of seeds, which the column before shows. About half of the Materials Project cells were "
+        "relaxed with another functional than that of the labels: the figures compare these models, not others.",
     ]
     for task in TASKS:
         counts = ", ".join(f"{rows[task.name][part]:,} {part}" for part in ("train", "val", "test"))
