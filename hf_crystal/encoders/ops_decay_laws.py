@@ -17,6 +17,7 @@ a gate g of the head; alpha of both spaces is 0 for an atom far from all others.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -84,13 +85,18 @@ def decay_slopes(u: torch.Tensor, laws: HeadLaws, dim: int) -> torch.Tensor:
     return _by_law(_slope, u, laws, dim)
 
 
-def _by_law(function, u: torch.Tensor, laws: HeadLaws, dim: int) -> torch.Tensor:
+def _by_law(
+    function: Callable[[str, torch.Tensor], torch.Tensor], u: torch.Tensor, laws: HeadLaws, dim: int
+) -> torch.Tensor:
     if len(laws) == 1:
         return function(laws[0][0], u)
-    order = torch.tensor([head for _, heads in laws for head in heads], device=u.device)
-    parts = u.index_select(dim, order).split([len(heads) for _, heads in laws], dim)
+    order, sizes = [head for _, heads in laws for head in heads], [len(heads) for _, heads in laws]
+    if order == sorted(order):  # heads of a law beside each other need not be moved
+        return torch.cat([function(law, part) for (law, _), part in zip(laws, u.split(sizes, dim), strict=True)], dim)
+    places = torch.tensor(order, device=u.device)
+    parts = u.index_select(dim, places).split(sizes, dim)
     found = torch.cat([function(law, part) for (law, _), part in zip(laws, parts, strict=True)], dim)
-    return found.index_select(dim, torch.argsort(order))
+    return found.index_select(dim, torch.argsort(places))
 
 
 def tail_share(law: str, reach: float) -> float:
