@@ -265,7 +265,7 @@ def main(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from hf_crystal.encoders.modeling_crystalformer import CrystalErrorHead
+    from hf_crystal.encoders.heads import CrystalErrorHead
     from hf_crystal.loading import load_property_model
 
     model, extractor = load_property_model(args.checkpoint)

@@ -58,7 +58,7 @@ MAT2SEQ = [
     "modeling_mat2seq",
 ]
 # the same for encoders, by the prefix of the name
-ENCODERS = ["ops", "configuration", "geometry", "modeling", "feature"]
+ENCODERS = ["ops", "configuration", "geometry", "heads", "modeling", "feature"]
 # what a package may import of the others; the ones above all of these are free
 ALLOWED_PACKAGES = {
     "crystals": set(),

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ..crystals.checkpoint_settings import update_checkpoint
+from .ops_decay_laws import DECAY_LAWS, HeadLaws, heads_by_law, tail_share
 
 __all__ = ["CrystalformerConfig"]
 
@@ -33,6 +34,10 @@ class CrystalformerConfig(PreTrainedConfig):
         intermediate_size (`int`): width of the feed-forward layers.
         domain (`str`): where images are summed. `"real"`; `"reciprocal"`; `"multihead"`: the first half of the heads
             real, the others reciprocal; `"real-reci"` or `"reci-real"`: blocks alternate.
+        decay (`str` or `list[str]`): how weights fall with distance in real space, for all heads or one law for each:
+            `"gaussian"`, `"yukawa"`, `"vdw"` (see `ops_decay_laws`); heads in reciprocal space are Gaussian.
+        routing (`str`): with `domain="multihead"`: `"fixed"`; `"learned"`: every head sums in both spaces, and a gate
+            of its own weighs the two (`model.routing_gates`).
         num_radial_basis (`int`): K of the value encoding psi; 0 gives the paper's "simplified" model.
         radial_cutoff (`float`): r_max, center of the last radial function, Å.
         radial_width_scale (`float`): width of a radial function in units of their spacing.
@@ -77,6 +82,8 @@ class CrystalformerConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     intermediate_size: int = 512
     domain: Literal["real", "reciprocal", "multihead", "real-reci", "reci-real"] = "real"
+    decay: str | list[str] = "gaussian"
+    routing: Literal["fixed", "learned"] = "fixed"
     num_radial_basis: int = 64
     radial_cutoff: float | int = 14.0
     radial_width_scale: float | int = 1.0
@@ -140,6 +147,7 @@ class CrystalformerConfig(PreTrainedConfig):
                 f"num_attention_heads={self.num_attention_heads} must be even with domain='multihead': half of the "
                 "heads work in reciprocal space."
             )
+        self._validate_decay()
         names, units = self.target_names or [], self.target_units or []
         if len(units) != len(names):
             raise ValueError(f"target_units={units} must have one unit for each of target_names={names}.")
@@ -160,6 +168,46 @@ class CrystalformerConfig(PreTrainedConfig):
             raise ValueError(f"num_radial_basis={self.num_radial_basis} must be 0 (simplified model) or positive.")
         if self.num_elements > 118:
             raise ValueError(f"num_elements={self.num_elements}: there are 118 elements.")
+
+    def _validate_decay(self):
+        laws = [self.decay] * self.num_attention_heads if isinstance(self.decay, str) else self.decay
+        unknown = sorted({law for law in laws if law not in DECAY_LAWS})
+        if unknown:
+            raise ValueError(f"decay={self.decay!r}: {unknown} are none of the laws {list(DECAY_LAWS)}.")
+        if len(laws) != self.num_attention_heads:
+            raise ValueError(f"decay={self.decay} must be one law, or num_attention_heads={self.num_attention_heads}.")
+        if self.routing == "learned" and self.domain != "multihead":
+            raise ValueError(f"routing='learned' needs domain='multihead', not domain={self.domain!r}.")
+        if set(laws) == {"gaussian"}:
+            return
+        if self.domain == "reciprocal" or self.image_selection != "radius" or self.match_release:
+            raise ValueError(
+                f"decay={self.decay!r} needs images in real space chosen by radius, not domain={self.domain!r} with "
+                f"image_selection={self.image_selection!r} and match_release={self.match_release}."
+            )
+        if self.domain == "multihead" and self.routing == "fixed" and not isinstance(self.decay, str):
+            others = self.decay[self.num_attention_heads // 2 :]
+            if set(others) != {"gaussian"}:
+                raise ValueError(
+                    f"decay={self.decay}: with domain='multihead' the last {len(others)} heads are in reciprocal "
+                    "space, where the law is 'gaussian'."
+                )
+
+    @property
+    def head_laws(self) -> HeadLaws | None:
+        """Decay laws of real-space heads, grouped; none where all are Gaussian."""
+        laws = [self.decay] * self.num_attention_heads if isinstance(self.decay, str) else list(self.decay)
+        if self.domain == "multihead" and self.routing == "fixed":
+            laws = laws[: self.num_attention_heads // 2]
+        return heads_by_law(laws)
+
+    @property
+    def truncation_shares(self) -> dict[str, float]:
+        """Per law in use, the largest share of weight beyond `neighbor_radius`: of the widest head, even density."""
+        laws = self.head_laws or (("gaussian", ()),)
+        return (
+            {} if self.domain == "reciprocal" else {law: tail_share(law, float(self.cutoff_sigmas)) for law, _ in laws}
+        )
 
     @property
     def gap_index(self) -> int | None:
@@ -198,6 +246,8 @@ class CrystalformerConfig(PreTrainedConfig):
         """What this configuration asks for and the Triton kernels do not have; none: they have everything."""
         if self.domain != "real":
             return f"domain={self.domain!r}, the kernels sum in real space"
+        if self.head_laws is not None:
+            return f"decay={self.decay!r}, the kernels have Gaussian weights"
         if self.image_selection != "radius" or self.truncates_bases:
             return "the kernels have neither boxes of cells nor the truncated bases of the released code"
         return None

@@ -10,7 +10,6 @@ Inside the encoder atoms are packed, (T, ...), and images are padded rows per at
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,10 +17,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import can_return_tuple, logging
 
 from .configuration_crystalformer import CrystalformerConfig
 from .geometry import CrystalGeometry, ImageBlock, box_extents, build_geometry
+from .heads import LOSSES, CrystalEncoderOutput, CrystalErrorHead, CrystalPropertyHead, CrystalPropertyOutput
+from .ops_decay_laws import real_shares
 from .ops_periodic_attention import (
     PeriodicAttentionOutput,
     gaussian_widths,
@@ -34,64 +35,12 @@ from .ops_periodic_attention import (
 from .ops_periodic_geometry import NeighborLayout, plane_spacings, unpack_atoms
 
 __all__ = [
-    "CrystalEncoderOutput",
-    "CrystalPropertyOutput",
     "CrystalformerForPropertyPrediction",
     "CrystalformerModel",
     "CrystalformerPreTrainedModel",
 ]
 
 logger = logging.get_logger(__name__)
-
-LOSSES = {
-    "l1": nn.functional.l1_loss,
-    "mse": nn.functional.mse_loss,
-    "smooth_l1": nn.functional.smooth_l1_loss,
-}
-
-
-@dataclass
-class CrystalEncoderOutput(ModelOutput):
-    """Output of a crystal encoder.
-
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(B, N, C)`): state of every atom; zero for padding.
-        pooler_output (`torch.FloatTensor` of shape `(B, C)`): mean over the atoms of each crystal, weighted by
-            occupancy where it is given.
-        hidden_states (`tuple`, *optional*): embeddings and the output of each block, each `(B, N, C)`.
-        attentions (`tuple`, *optional*): attention weights summed over images, per block `(B, H, N, N)`.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class CrystalPropertyOutput(ModelOutput):
-    """Output of a property model.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): mean loss over known labels, on scaled targets.
-        logits (`torch.FloatTensor` of shape `(B, targets)`): predictions in `config.target_units`; in evaluation the
-            gap (`config.gap_target`) is not below 0, and 0 where `metal_probability` is above 0.5: the median.
-        hidden_states, attentions: as in [`CrystalEncoderOutput`].
-        pooler_output (`torch.FloatTensor` of shape `(B, C)`): embedding of each crystal.
-        standard_errors (`torch.FloatTensor` of shape `(B, targets)`, *optional*): scale of the error of each
-            prediction, same units: 68 % of held-out errors are smaller. With an error head.
-        interval_widths (`torch.FloatTensor` of shape `(B, targets)`, *optional*): half widths of 90 % intervals.
-        metal_probability (`torch.FloatTensor` of shape `(B,)`, *optional*): that the gap is 0; with `gap_target`.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    pooler_output: torch.Tensor | None = None
-    standard_errors: torch.Tensor | None = None
-    interval_widths: torch.Tensor | None = None
-    metal_probability: torch.Tensor | None = None
 
 
 class XavierLinear(nn.Linear):
@@ -106,6 +55,10 @@ class XavierLinear(nn.Linear):
         self.gain = gain
 
 
+# output (T, H, d), matrix (B, H, N, N) on request, and, of routed heads, the log of the sum of weights (T, H)
+SpaceOutput = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+
+
 def fixup_gain(config: CrystalformerConfig) -> float:
     """0.67 L^-1/4, the scale of value, output and feed-forward weights (T-Fixup; paper, section 4)."""
     return 0.67 * config.num_hidden_layers**-0.25
@@ -114,11 +67,13 @@ def fixup_gain(config: CrystalformerConfig) -> float:
 class CrystalformerAttention(nn.Module):
     """Infinitely connected multi-head attention of one block.
 
-    Paper symbols: `width_query` w (sigma_i), `width_calibration` its [scale, shift], `value_radial` W^E.
+    Paper symbols: `width_query` w (sigma_i), `width_calibration` its [scale, shift], `value_radial` W^E. A routed head
+    sums in both spaces; `routing_gate` is the logit of the weight of real space.
     """
 
     width_calibration: torch.Tensor
     value_radial: nn.Parameter | None
+    routing_gate: nn.Parameter | None
     has_angles = False
 
     def __init__(self, config: CrystalformerConfig, layer_index: int):
@@ -127,7 +82,9 @@ class CrystalformerAttention(nn.Module):
         self.domain = config.layer_domain(layer_index)
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
-        self.num_real_heads = {"real": self.num_heads, "reciprocal": 0, "multihead": self.num_heads // 2}[self.domain]
+        self.is_routed = config.routing == "learned"
+        real = self.num_heads if self.is_routed else self.num_heads // 2
+        self.num_real_heads = {"real": self.num_heads, "reciprocal": 0, "multihead": real}[self.domain]
         self.q_proj = XavierLinear(config.hidden_size, config.hidden_size, 1.0)
         self.k_proj = XavierLinear(config.hidden_size, config.hidden_size, 1.0)
         self.v_proj = XavierLinear(config.hidden_size, config.hidden_size, fixup_gain(config))
@@ -138,6 +95,7 @@ class CrystalformerAttention(nn.Module):
             self.value_radial = nn.Parameter(torch.empty(self.num_real_heads, self.head_dim, config.num_radial_basis))
         else:
             self.value_radial = None
+        self.routing_gate = nn.Parameter(torch.empty(self.num_heads)) if self.is_routed else None
 
     def _heads(self, projected: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return projected.view(-1, self.num_heads, self.head_dim).to(dtype)
@@ -163,20 +121,33 @@ class CrystalformerAttention(nn.Module):
         query, key, value = (self._heads(states, dtype) for states in projected)
         # exponentials of distances lose everything in half precision
         with torch.autocast(hidden_states.device.type, enabled=False):
-            mixed, matrices = [], []
+            parts = []
             if self.num_real_heads:
                 heads = slice(0, self.num_real_heads)
-                output, matrix = self._real_space(query, key, value, geometry, heads, output_attentions)
-                mixed.append(output)
-                matrices.append(matrix)
-            if self.num_real_heads < self.num_heads:
-                heads = slice(self.num_real_heads, self.num_heads)
-                output, matrix = self._reciprocal_space(query, key, value, geometry, heads, output_attentions)
-                mixed.append(output)
-                matrices.append(matrix)
-            context = torch.cat(mixed, dim=1).flatten(1)
-        attentions = torch.cat([m for m in matrices if m is not None], dim=1) if output_attentions else None
-        return self.o_proj(context.to(hidden_states.dtype)), attentions
+                parts.append(self._real_space(query, key, value, geometry, heads, output_attentions))
+            if self.is_routed or self.num_real_heads < self.num_heads:
+                heads = slice(0 if self.is_routed else self.num_real_heads, self.num_heads)
+                parts.append(self._reciprocal_space(query, key, value, geometry, heads, output_attentions))
+            if self.is_routed:
+                context, attentions = self._route(parts[0], parts[1], geometry)
+            else:
+                context = torch.cat([output for output, _, _ in parts], dim=1)
+                matrices = [matrix for _, matrix, _ in parts if matrix is not None]
+                attentions = torch.cat(matrices, dim=1) if output_attentions else None
+        return self.o_proj(context.flatten(1).to(hidden_states.dtype)), attentions
+
+    def _route(
+        self, real: SpaceOutput, reciprocal: SpaceOutput, geometry: CrystalGeometry
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Output and matrix of routed heads: the softmax over the keys of both spaces (`ops_decay_laws`)."""
+        gate = cast(torch.Tensor, self.routing_gate).to(real[0].dtype)
+        share = real_shares(gate, cast(torch.Tensor, real[2]), cast(torch.Tensor, reciprocal[2]))
+        matrix = None
+        if real[1] is not None and reciprocal[1] is not None:
+            of_rows = unpack_atoms(share, geometry.atoms).transpose(1, 2)[..., None]
+            matrix = reciprocal[1] + of_rows * (real[1] - reciprocal[1])
+        share = share[..., None]
+        return share * real[0] + (1.0 - share) * reciprocal[0], matrix
 
     def _widths(self, query: torch.Tensor, heads: slice, lower_bound: float) -> torch.Tensor:
         """rho_i of the given heads, shape `(T, heads)`."""
@@ -204,14 +175,14 @@ class CrystalformerAttention(nn.Module):
         geometry: CrystalGeometry,
         heads: slice,
         output_attentions: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> SpaceOutput:
         widths = self._widths(query[:, heads], heads, float(self.config.real_lower_bound))
         inverse_variance = widths / float(self.config.real_scale) ** 2
         if geometry.edges is not None:
             return self._over_edges(query, key, value, inverse_variance, geometry, output_attentions)
         kernel = periodic_attention_reference if self.config.attention_kernel == "reference" else periodic_attention
         radial_weight = None if self.value_radial is None else self._radial_weight().to(query.dtype)
-        outputs, matrix = [], None
+        outputs, totals, matrix = [], [], None
         for images in geometry.images:
             layout = images.layout
             row_variance = inverse_variance.index_select(0, layout.rows)
@@ -226,14 +197,19 @@ class CrystalformerAttention(nn.Module):
                 images.radial,
                 radial_weight,
                 geometry.log_occupancy,
+                self.config.head_laws,
+                self.is_routed,
             )
+            totals.append(result.total)
             outputs.append(self._with_angles(result, edge_mask, images))
             if output_attentions:
                 part = pair_attention_matrix(
                     result.pair_weights, layout.rows, layout.pair_key, layout.pair_mask, geometry.atoms
                 )
                 matrix = part if matrix is None else matrix + part
-        return torch.cat(outputs).index_select(0, cast(torch.Tensor, geometry.order)), matrix
+        order = cast(torch.Tensor, geometry.order)
+        total = torch.cat(cast(list[torch.Tensor], totals)).index_select(0, order) if self.is_routed else None
+        return torch.cat(outputs).index_select(0, order), matrix, total
 
     def _over_edges(
         self,
@@ -243,7 +219,7 @@ class CrystalformerAttention(nn.Module):
         inverse_variance: torch.Tensor,
         geometry: CrystalGeometry,
         output_attentions: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> SpaceOutput:
         """`_real_space` by the Triton kernels, for all atoms at once."""
         kernels, edges = geometry.kernels, geometry.edges
         result = kernels.attention_over_edges(
@@ -258,7 +234,7 @@ class CrystalformerAttention(nn.Module):
             stores_edges=output_attentions or self.has_angles,
         )
         matrix = kernels.edge_attention_matrix(result.weights, edges, geometry.atoms) if output_attentions else None
-        return self._with_edge_angles(result, geometry), matrix
+        return self._with_edge_angles(result, geometry), matrix, None
 
     def _with_edge_angles(self, result: Any, geometry: CrystalGeometry) -> torch.Tensor:
         """`_with_angles` for the Triton kernels; `result` is their `EdgeAttentionOutput`."""
@@ -284,7 +260,7 @@ class CrystalformerAttention(nn.Module):
         geometry: CrystalGeometry,
         heads: slice,
         output_attentions: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> SpaceOutput:
         if geometry.waves is None or geometry.pairs is None:
             raise RuntimeError("reciprocal-space attention needs the waves of build_geometry")
         widths = self._widths(query[:, heads], heads, float(self.config.reciprocal_lower_bound))
@@ -295,14 +271,14 @@ class CrystalformerAttention(nn.Module):
         )
         if geometry.log_occupancy is not None:
             log_weights = log_weights + geometry.log_occupancy[pair_key][..., None]
-        output, weights = reciprocal_attention(
+        output, weights, total = reciprocal_attention(
             query[:, heads], key[:, heads], value[:, heads], log_weights, pair_key, pair_mask
         )
         matrix = None
         if output_attentions:
             rows = torch.arange(weights.shape[0], device=weights.device)
             matrix = pair_attention_matrix(weights, rows, pair_key, pair_mask, geometry.atoms)
-        return output, matrix
+        return output, matrix, total
 
 
 class CrystalformerMLP(nn.Module):
@@ -335,73 +311,6 @@ class CrystalformerLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(hidden_states), attentions
 
 
-class CrystalPropertyHead(nn.Module):
-    """MLP from a crystal's embedding to scaled targets, and the affine map to physical units."""
-
-    target_mean: torch.Tensor
-    target_std: torch.Tensor
-
-    def __init__(self, config: CrystalformerConfig):
-        super().__init__()
-        num_targets = len(config.target_names)
-        self.dense = nn.Linear(config.hidden_size, config.head_hidden_size)
-        self.out_proj = nn.Linear(config.head_hidden_size, num_targets)
-        self.register_buffer("target_mean", torch.zeros(num_targets), persistent=True)
-        self.register_buffer("target_std", torch.ones(num_targets), persistent=True)
-
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Embeddings `(B, C)` to scaled targets `(B, targets)`."""
-        return self.out_proj(torch.relu(self.dense(pooled)))
-
-    def to_physical(self, scaled: torch.Tensor) -> torch.Tensor:
-        """Y = scaled · std + mean, in at least float32."""
-        dtype = torch.promote_types(scaled.dtype, self.target_mean.dtype)
-        return scaled.to(dtype) * self.target_std + self.target_mean
-
-    def to_scaled(self, labels: torch.Tensor) -> torch.Tensor:
-        """(y - mean) / std."""
-        return (labels - self.target_mean) / self.target_std
-
-    @torch.no_grad()
-    def copy_targets(self, other: "CrystalPropertyHead", rows: Sequence[int | None]) -> None:
-        """Takes over the hidden layer of another head, and for each target the given row of it; None: stays new."""
-        self.dense.load_state_dict(other.dense.state_dict())
-        for own, row in enumerate(rows):
-            if row is not None:
-                for mine, theirs in (
-                    (self.out_proj.weight, other.out_proj.weight),
-                    (self.out_proj.bias, other.out_proj.bias),
-                    (self.target_mean, other.target_mean),
-                    (self.target_std, other.target_std),
-                ):
-                    mine[own] = theirs[row]
-
-
-class CrystalErrorHead(nn.Module):
-    """MLP to the scales of the errors, on scaled targets, and the logit of a metal.
-
-    Its inputs are a crystal's embedding and the hidden layer of the property head: with both, errors and scales had a
-    rank correlation of 0.31 on held-out crystals (formation energy), with the embedding alone of 0.26. It is fitted
-    after training, on crystals that the encoder has not seen, and passes no gradient to the encoder.
-    """
-
-    interval_factor: torch.Tensor
-
-    def __init__(self, config: CrystalformerConfig):
-        super().__init__()
-        num_targets = len(config.target_names)
-        self.dense = nn.Linear(config.hidden_size + config.head_hidden_size, config.error_head_size)
-        self.out_proj = nn.Linear(config.error_head_size, num_targets)
-        self.metal_proj = nn.Linear(config.error_head_size, 1)
-        self.register_buffer("interval_factor", torch.ones(num_targets), persistent=True)
-
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs `(B, C + head width)` to logarithms of error scales `(B, targets)` and logits of a metal `(B,)`."""
-        hidden = torch.relu(self.dense(inputs.detach()))
-        # far from all crystals of the fit the scale stays a number
-        return self.out_proj(hidden).float().clamp(-8.0, 4.0), self.metal_proj(hidden).float()[:, 0]
-
-
 class CrystalformerPreTrainedModel(PreTrainedModel):
     """Initialization, loading and calibration shared by the models."""
 
@@ -429,7 +338,7 @@ class CrystalformerPreTrainedModel(PreTrainedModel):
         | width_query | N(0, d^-1/2) |
         | value_radial, value_angular | xavier uniform of the (H d, K) matrix times K^-1/2 |
         | property head | PyTorch's default of a linear layer |
-        | biases | 0 (property head: default) |
+        | biases, routing gates | 0 (property head: default) |
         """
         if isinstance(module, nn.Embedding):
             std = self.config.hidden_size**-0.5 * (9 * self.config.num_hidden_layers) ** -0.25
@@ -446,6 +355,8 @@ class CrystalformerPreTrainedModel(PreTrainedModel):
             init.zeros_(module.width_calibration)
             if module.value_radial is not None:
                 init_value_weight(module.value_radial, self.config.hidden_size)
+            if module.routing_gate is not None:
+                init.zeros_(module.routing_gate)
         elif isinstance(module, CrystalPropertyHead):
             init.zeros_(module.target_mean)
             init.ones_(module.target_std)
@@ -457,6 +368,14 @@ class CrystalformerPreTrainedModel(PreTrainedModel):
         """Whether every block's Gaussian widths were calibrated (`calibrate`, or a loaded checkpoint)."""
         layers = [m for m in self.modules() if isinstance(m, CrystalformerAttention)]
         return all(bool(layer.width_calibration[0] != 0) for layer in layers)
+
+    @property
+    def routing_gates(self) -> torch.Tensor:
+        """Weight of real space in every block and head `(L, H)`, 0 to 1; `ValueError` without `routing='learned'`."""
+        gates = [m.routing_gate for m in self.modules() if isinstance(m, CrystalformerAttention)]
+        if any(gate is None for gate in gates):
+            raise ValueError(f"routing={self.config.routing!r}: heads have gates with routing='learned'.")
+        return torch.stack([gate.detach().sigmoid() for gate in gates if gate is not None])
 
 
 def init_value_weight(weight: torch.Tensor, rows: int) -> None:

@@ -13,6 +13,8 @@ per atom instead of once per pair. Its backward is written out and forms the wei
 where it is given as a `RadialBasis`, once more: a block keeps nothing of the size of the images.
 Both take the same arguments; a test compares values and gradients.
 
+Other laws than the Gaussian are functions phi of |r|² / sigma_i² in its place (`ops_decay_laws`).
+
 `reciprocal_attention` takes the sum of alpha over waves instead, by Poisson summation (the paper's appendix).
 
 Axis letters as in `ops_periodic_geometry`; d is the width of a head, K the number of radial basis functions, R the
@@ -27,6 +29,7 @@ from typing import Any, cast
 import torch
 from torch.autograd.function import once_differentiable
 
+from .ops_decay_laws import HeadLaws, decay_log_weights, decay_slopes
 from .ops_periodic_geometry import NeighborLayout, PackedAtoms, cell_volume, reciprocal_cell
 
 __all__ = [
@@ -59,6 +62,7 @@ class PeriodicAttentionOutput:
         pair_weights (`torch.Tensor` of shape `(T, P, H)`): A_ij, the same summed over the images of a key.
         edge_logits (`torch.Tensor` of shape `(T, M, H)`): q_i·k_j / sqrt d + phi_ijn; -inf, or of the order of -1e10,
             where masked.
+        total (`torch.Tensor` of shape `(T, H)`, *optional*): log of the sum over images of exp(logit), on request.
         alpha (`torch.Tensor` of shape `(T, P, H)`, *optional*): alpha_ij (reference only).
         beta (`torch.Tensor` of shape `(T, P, H, d)`, *optional*): beta_ij (reference only).
     """
@@ -67,6 +71,7 @@ class PeriodicAttentionOutput:
     edge_weights: torch.Tensor
     pair_weights: torch.Tensor
     edge_logits: torch.Tensor
+    total: torch.Tensor | None = None
     alpha: torch.Tensor | None = None
     beta: torch.Tensor | None = None
 
@@ -236,6 +241,8 @@ def periodic_attention_reference(
     radial: torch.Tensor | RadialBasis | None = None,
     radial_weight: torch.Tensor | None = None,
     log_occupancy: torch.Tensor | None = None,
+    laws: HeadLaws | None = None,
+    wants_total: bool = False,
 ) -> PeriodicAttentionOutput:
     """Real-space attention exactly as written in the paper (module docstring), one tensor per symbol.
 
@@ -250,11 +257,16 @@ def periodic_attention_reference(
         radial_weight (`torch.Tensor` of shape `(H, d, K)`, *optional*): W^E of each head.
         log_occupancy (`torch.Tensor` of shape `(atoms,)`, *optional*): added to alpha_ij of a key j, so that a site
             counts as much as it is occupied; none: all sites are full.
+        laws (`HeadLaws`, *optional*): decay law of each head; none: all are Gaussian.
+        wants_total (`bool`): also the log of the sum over images, for `mix_spaces`.
     """
     if isinstance(radial, RadialBasis):
         radial = radial(layout.squared_distances)
     num_pairs = layout.pair_key.shape[1]
-    phi = -0.5 * layout.squared_distances[..., None] * inverse_variance[:, None, :]
+    if laws is None:
+        phi = -0.5 * layout.squared_distances[..., None] * inverse_variance[:, None, :]
+    else:
+        phi = decay_log_weights(layout.squared_distances[..., None] * inverse_variance[:, None, :], laws, 2)
     phi = phi.masked_fill(~(layout.edge_mask[..., None] if edge_mask is None else edge_mask), -torch.inf)
     alpha = segment_logsumexp(phi, layout.edge_pair, num_pairs)
     scores = pair_scores(query, key, layout.pair_key)
@@ -273,7 +285,8 @@ def periodic_attention_reference(
         output = output + torch.einsum("tph,tphd->thd", attention, beta)
     edge_weights = image_weights * _gather_pairs(attention, layout.edge_pair)
     logits = phi + _gather_pairs(scores, layout.edge_pair)
-    return PeriodicAttentionOutput(output, edge_weights, attention, logits, alpha, beta)
+    total = torch.logsumexp(scores + alpha, dim=1) if wants_total else None
+    return PeriodicAttentionOutput(output, edge_weights, attention, logits, total, alpha, beta)
 
 
 def _image_logits(
@@ -282,10 +295,14 @@ def _image_logits(
     squared_distances: torch.Tensor,
     edge_pair: torch.Tensor,
     edge_mask: torch.Tensor | None,
+    laws: HeadLaws | None,
 ) -> torch.Tensor:
     """Logits (T, H, M) of images from the scores (T, H, P) of their pairs."""
     logits = scores.gather(2, edge_pair[:, None, :].expand(-1, scores.shape[1], -1))
-    logits.addcmul_(inverse_variance[:, :, None], squared_distances[:, None, :], value=-0.5)
+    if laws is None:
+        logits.addcmul_(inverse_variance[:, :, None], squared_distances[:, None, :], value=-0.5)
+    else:
+        logits += decay_log_weights(inverse_variance[:, :, None] * squared_distances[:, None, :], laws, 1)
     return logits if edge_mask is None else logits.masked_fill_(~edge_mask.transpose(1, 2), -torch.inf)
 
 
@@ -321,12 +338,14 @@ class _ImageAttention(torch.autograd.Function):
         pair_key: torch.Tensor,
         edge_mask: torch.Tensor | None,
         log_occupancy: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Output (T, H, d), weights (T, H, M), pair weights (T, H, P) and logits (T, H, M)."""
+        laws: HeadLaws | None,
+        wants_total: bool,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Output (T, H, d), weights (T, H, M), pair weights (T, H, P), logits (T, H, M) and total (T, H)."""
         scores = pair_scores(query, key, pair_key).transpose(1, 2).contiguous()
         if log_occupancy is not None:
             scores += log_occupancy[pair_key][:, None, :]
-        logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask)
+        logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask, laws)
         weights = torch.softmax(logits, dim=-1)
         pair_of_image = edge_pair[:, None, :].expand_as(weights)
         pair_weights = torch.zeros_like(scores).scatter_add_(2, pair_of_image, weights)
@@ -337,10 +356,10 @@ class _ImageAttention(torch.autograd.Function):
             output += torch.einsum("thk,hdk->thd", expected, radial_weight[..., : expected.shape[-1]])
         ctx.mark_non_differentiable(logits)
         ctx.set_materialize_grads(False)
-        ctx.basis = basis
+        ctx.basis, ctx.laws = basis, laws
         inputs = (query, key, value, inverse_variance, squared_distances, radial, radial_weight)
         ctx.save_for_backward(*inputs, edge_pair, pair_key, edge_mask, scores, pair_weights)
-        return output, weights, pair_weights, logits
+        return output, weights, pair_weights, logits, torch.logsumexp(logits, -1) if wants_total else None
 
     @staticmethod
     @once_differentiable
@@ -349,14 +368,15 @@ class _ImageAttention(torch.autograd.Function):
         grad_output: torch.Tensor | None,
         grad_weights: torch.Tensor | None,
         grad_pair_weights: torch.Tensor | None,
-        *_: torch.Tensor | None,
+        grad_logits: torch.Tensor | None,
+        grad_total: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, ...]:
         """Gradients of the first seven arguments, where they are asked for."""
         saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
         query, key, value, inverse_variance, squared_distances, radial, radial_weight = saved[:7]
         edge_pair, pair_key, edge_mask, scores, pair_weights = saved[7:]
         # one number per image and head and block would be most of the memory of a training step
-        logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask)
+        logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask, ctx.laws)
         weights = torch.softmax(logits, dim=-1)
         pair_of_image = edge_pair[:, None, :].expand_as(weights)
         if grad_output is None:
@@ -383,19 +403,25 @@ class _ImageAttention(torch.autograd.Function):
                 if ctx.needs_input_grad[5]:  # a given table, of all rows
                     grad_radial = torch.bmm(weights.transpose(1, 2), grad_expected)
 
-        # softmax, then logits = q_i·k_j / sqrt d - |r|² / 2 sigma_i²
+        # softmax, then logits = q_i·k_j / sqrt d + phi(|r|² / sigma_i²)
         mean = torch.linalg.vecdot(weights, grad_edges)
+        if grad_total is not None:
+            mean = mean - grad_total
         grad_logits = grad_edges.sub_(mean[..., None]).mul_(weights)
-        grad_variance = -0.5 * torch.bmm(grad_logits, squared_distances[..., None])[..., 0]
+        grad_phi, slope = grad_logits, -0.5
+        if ctx.laws is not None:
+            u = inverse_variance[:, :, None] * squared_distances[:, None, :]
+            grad_phi, slope = grad_logits * decay_slopes(u, ctx.laws, 1), 1.0
+        grad_variance = slope * torch.bmm(grad_phi, squared_distances[..., None])[..., 0]
         grad_squared = None
         if ctx.needs_input_grad[4]:
-            grad_squared = -0.5 * torch.bmm(inverse_variance[:, None, :], grad_logits)[:, 0]
+            grad_squared = slope * torch.bmm(inverse_variance[:, None, :], grad_phi)[:, 0]
         grad_scores = torch.zeros_like(pair_weights).scatter_add_(2, pair_of_image, grad_logits)
         grad_scores = grad_scores.transpose(1, 2).contiguous()[..., None] / math.sqrt(query.shape[-1])  # (T, P, H, 1)
         grad_query = _rows_of_keys(key, pair_key).mul_(grad_scores).sum(1)
         grad_key = _sum_to_keys(query[:, None] * grad_scores, pair_key, key)
         gradients = (grad_query, grad_key, grad_value, grad_variance, grad_squared, grad_radial, grad_radial_weight)
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None, None
 
 
 def periodic_attention(
@@ -408,6 +434,8 @@ def periodic_attention(
     radial: torch.Tensor | RadialBasis | None = None,
     radial_weight: torch.Tensor | None = None,
     log_occupancy: torch.Tensor | None = None,
+    laws: HeadLaws | None = None,
+    wants_total: bool = False,
 ) -> PeriodicAttentionOutput:
     """Same function and arguments as `periodic_attention_reference`, as one softmax over images.
 
@@ -422,7 +450,7 @@ def periodic_attention(
             radial = radial(layout.squared_distances)
         else:
             basis, radial = radial, None
-    output, weights, pair_weights, logits = _ImageAttention.apply(
+    output, weights, pair_weights, logits, total = _ImageAttention.apply(
         query,
         key,
         value,
@@ -435,9 +463,11 @@ def periodic_attention(
         layout.pair_key,
         edge_mask,
         log_occupancy,
+        laws,
+        wants_total,
     )
     return PeriodicAttentionOutput(
-        output, weights.transpose(1, 2), pair_weights.transpose(1, 2), logits.transpose(1, 2)
+        output, weights.transpose(1, 2), pair_weights.transpose(1, 2), logits.transpose(1, 2), total
     )
 
 
@@ -538,7 +568,7 @@ def reciprocal_attention(
     log_weights: torch.Tensor,
     pair_key: torch.Tensor,
     pair_mask: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention with alpha from `reciprocal_log_weights`; the reciprocal sum has no value encoding (beta = 0).
 
     Args:
@@ -547,8 +577,9 @@ def reciprocal_attention(
         pair_key, pair_mask (`torch.Tensor` of shape `(T, P)`): from `dense_pair_layout`.
 
     Returns:
-        output of shape `(T, H, d)` and A of shape `(T, P, H)`.
+        output of shape `(T, H, d)`, A of shape `(T, P, H)`, and log of the sum of exp(logit) of shape `(T, H)`.
     """
     logits = pair_scores(query, key, pair_key) + log_weights
-    weights = torch.softmax(logits.masked_fill(~pair_mask[..., None], -torch.inf), dim=1)
-    return mix_values(weights, value, pair_key), weights
+    logits = logits.masked_fill(~pair_mask[..., None], -torch.inf)
+    weights = torch.softmax(logits, dim=1)
+    return mix_values(weights, value, pair_key), weights, torch.logsumexp(logits, dim=1)

@@ -4,6 +4,7 @@ from .calibration import plot_rejection as plot_rejection
 from .curves import plot_parity as plot_parity
 from .curves import plot_training as plot_training
 from .frames import plot_frames as plot_frames
+from .gates import plot_gates as plot_gates
 from .inspection import EncoderView as EncoderView
 from .inspection import inspect_encoder as inspect_encoder
 from .perturbation import perturbation_study as perturbation_study

@@ -24,7 +24,7 @@ class AtomView:
     Attributes:
         vectors: `(M, 3)`, from the atom to the images within reach, Å; the atom itself is among them.
         keys: `(M,)`, index of each image's atom in the cell.
-        weights: `(M, H)`, attention; sums to 1 over the images.
+        weights: `(M, H)`, attention; sums to 1 over the images (of a routed head: of its part in real space).
         axes: `(F, 6)` or None: head, axis (0, 1, 2), direction (3), weight of each direction of the frames; opposite
             directions are listed as such. The weights of one head and axis sum to 1 where the axis exists.
     """

@@ -50,6 +50,8 @@ CRYSTALS = {
 }
 MODELS = {
     **{f"crystalformer {d}": {"domain": d} for d in ("real", "reciprocal", "multihead", "real-reci")},
+    "crystalformer decay laws": {"decay": ["yukawa", "vdw"]},
+    "crystalformer multihead, routed": {"domain": "multihead", "routing": "learned", "decay": ["vdw", "gaussian"]},
     **{f"crystalframer {m}": {"frame_method": m} for m in ("max", "weighted_pca", "max_static", "pca", "lattice")},
 }
 

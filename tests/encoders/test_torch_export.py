@@ -16,6 +16,8 @@ SKEWED = {  # one atom far outside of a long, oblique cell
 KINDS = [
     ("crystalformer", {}),
     ("crystalformer", {"domain": "multihead"}),
+    ("crystalformer", {"decay": ["vdw", "yukawa"]}),
+    ("crystalformer", {"domain": "multihead", "routing": "learned"}),
     ("crystalframer", {}),
     ("crystalframer", {"frame_method": "weighted_pca"}),
 ]

@@ -55,6 +55,21 @@ def test_a_cpu_takes_the_eager_operations(kernel, reason, messages):
     assert [reason in message for message in messages()] == ([True] if reason else [])
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"decay": ["gaussian", "vdw"]}, "decay=['gaussian', 'vdw'], the kernels have Gaussian weights"),
+        ({"domain": "multihead", "routing": "learned"}, "domain='multihead', the kernels sum in real space"),
+    ],
+)
+def test_what_has_no_kernel_falls_back_to_eager_and_says_so_once(changes, reason, messages):
+    model = tiny_model("crystalformer", **changes)
+    expected = logits(model, "eager")
+    for _ in range(2):
+        assert torch.equal(logits(model, "triton"), expected)
+    assert [reason in message for message in messages()] == [True]
+
+
 def test_missing_triton_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     assert "pip install triton" in device_obstacle(torch.zeros(1, 3), torch.eye(3)[None])

@@ -1,0 +1,129 @@
+"""What encoders and property models return, and the heads from a crystal's embedding to properties and errors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from .configuration_crystalformer import CrystalformerConfig
+
+__all__ = ["LOSSES", "CrystalEncoderOutput", "CrystalErrorHead", "CrystalPropertyHead", "CrystalPropertyOutput"]
+
+LOSSES = {
+    "l1": nn.functional.l1_loss,
+    "mse": nn.functional.mse_loss,
+    "smooth_l1": nn.functional.smooth_l1_loss,
+}
+
+
+@dataclass
+class CrystalEncoderOutput(ModelOutput):
+    """Output of a crystal encoder.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, N, C)`): state of every atom; zero for padding.
+        pooler_output (`torch.FloatTensor` of shape `(B, C)`): mean over the atoms of each crystal, weighted by
+            occupancy where it is given.
+        hidden_states (`tuple`, *optional*): embeddings and the output of each block, each `(B, N, C)`.
+        attentions (`tuple`, *optional*): attention weights summed over images, per block `(B, H, N, N)`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class CrystalPropertyOutput(ModelOutput):
+    """Output of a property model.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): mean loss over known labels, on scaled targets.
+        logits (`torch.FloatTensor` of shape `(B, targets)`): predictions in `config.target_units`; in evaluation the
+            gap (`config.gap_target`) is not below 0, and 0 where `metal_probability` is above 0.5: the median.
+        hidden_states, attentions: as in [`CrystalEncoderOutput`].
+        pooler_output (`torch.FloatTensor` of shape `(B, C)`): embedding of each crystal.
+        standard_errors (`torch.FloatTensor` of shape `(B, targets)`, *optional*): scale of the error of each
+            prediction, same units: 68 % of held-out errors are smaller. With an error head.
+        interval_widths (`torch.FloatTensor` of shape `(B, targets)`, *optional*): half widths of 90 % intervals.
+        metal_probability (`torch.FloatTensor` of shape `(B,)`, *optional*): that the gap is 0; with `gap_target`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    pooler_output: torch.Tensor | None = None
+    standard_errors: torch.Tensor | None = None
+    interval_widths: torch.Tensor | None = None
+    metal_probability: torch.Tensor | None = None
+
+
+class CrystalPropertyHead(nn.Module):
+    """MLP from a crystal's embedding to scaled targets, and the affine map to physical units."""
+
+    target_mean: torch.Tensor
+    target_std: torch.Tensor
+
+    def __init__(self, config: CrystalformerConfig):
+        super().__init__()
+        num_targets = len(config.target_names)
+        self.dense = nn.Linear(config.hidden_size, config.head_hidden_size)
+        self.out_proj = nn.Linear(config.head_hidden_size, num_targets)
+        self.register_buffer("target_mean", torch.zeros(num_targets), persistent=True)
+        self.register_buffer("target_std", torch.ones(num_targets), persistent=True)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(B, C)` to scaled targets `(B, targets)`."""
+        return self.out_proj(torch.relu(self.dense(pooled)))
+
+    def to_physical(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Y = scaled · std + mean, in at least float32."""
+        dtype = torch.promote_types(scaled.dtype, self.target_mean.dtype)
+        return scaled.to(dtype) * self.target_std + self.target_mean
+
+    def to_scaled(self, labels: torch.Tensor) -> torch.Tensor:
+        """(y - mean) / std."""
+        return (labels - self.target_mean) / self.target_std
+
+    @torch.no_grad()
+    def copy_targets(self, other: "CrystalPropertyHead", rows: Sequence[int | None]) -> None:
+        """Takes over the hidden layer of another head, and for each target the given row of it; None: stays new."""
+        self.dense.load_state_dict(other.dense.state_dict())
+        for own, row in enumerate(rows):
+            if row is not None:
+                for mine, theirs in (
+                    (self.out_proj.weight, other.out_proj.weight),
+                    (self.out_proj.bias, other.out_proj.bias),
+                    (self.target_mean, other.target_mean),
+                    (self.target_std, other.target_std),
+                ):
+                    mine[own] = theirs[row]
+
+
+class CrystalErrorHead(nn.Module):
+    """MLP to the scales of the errors, on scaled targets, and the logit of a metal.
+
+    Its inputs are a crystal's embedding and the hidden layer of the property head: with both, errors and scales had a
+    rank correlation of 0.31 on held-out crystals (formation energy), with the embedding alone of 0.26. It is fitted
+    after training, on crystals that the encoder has not seen, and passes no gradient to the encoder.
+    """
+
+    interval_factor: torch.Tensor
+
+    def __init__(self, config: CrystalformerConfig):
+        super().__init__()
+        num_targets = len(config.target_names)
+        self.dense = nn.Linear(config.hidden_size + config.head_hidden_size, config.error_head_size)
+        self.out_proj = nn.Linear(config.error_head_size, num_targets)
+        self.metal_proj = nn.Linear(config.error_head_size, 1)
+        self.register_buffer("interval_factor", torch.ones(num_targets), persistent=True)
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs `(B, C + head width)` to logarithms of error scales `(B, targets)` and logits of a metal `(B,)`."""
+        hidden = torch.relu(self.dense(inputs.detach()))
+        # far from all crystals of the fit the scale stays a number
+        return self.out_proj(hidden).float().clamp(-8.0, 4.0), self.metal_proj(hidden).float()[:, 0]
