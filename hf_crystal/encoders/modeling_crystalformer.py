@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_crystalformer import CrystalformerConfig
 from .geometry import CrystalGeometry, ImageBlock, box_extents, build_geometry
+from .ops_losses import known_loss
 from .ops_periodic_attention import (
     PeriodicAttentionOutput,
     gaussian_widths,
@@ -42,12 +43,6 @@ __all__ = [
 ]
 
 logger = logging.get_logger(__name__)
-
-LOSSES = {
-    "l1": nn.functional.l1_loss,
-    "mse": nn.functional.mse_loss,
-    "smooth_l1": nn.functional.smooth_l1_loss,
-}
 
 
 @dataclass
@@ -893,7 +888,4 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
                 f"{self.config.target_names}."
             )
         scaled = scaled.to(torch.promote_types(scaled.dtype, torch.float32))
-        targets = self.head.to_scaled(labels.to(scaled.dtype))
-        known = torch.isfinite(targets)
-        losses = LOSSES[self.config.loss_function](scaled, targets.where(known, scaled.detach()), reduction="none")
-        return losses.sum() / known.sum().clamp_min(1)
+        return known_loss(self.config.loss_function, scaled, self.head.to_scaled(labels.to(scaled.dtype)))
