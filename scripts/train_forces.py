@@ -12,8 +12,8 @@
 `evaluate` predicts the test rows: mean absolute errors of components of forces (eV/Å), beside those of a prediction of
 no force, of energies (eV/atom) and of mean stresses (GPa), with 95 % intervals from a bootstrap over crystals. The
 energies of CHGNet 0.3.0 get energies of elements fitted on training rows, as ours have. `relax` takes test crystals
-whose DFT forces are at most `--max-force`, moves each atom by normal noise, relaxes it in its cell by BFGS and says how
-far from where it was the atoms end, without the drift of all of them.
+whose DFT forces are at most `--max-force`, moves each atom by normal noise, relaxes it in its cell by BFGS and says
+how far from where it was the atoms end, without the drift of all of them.
 """
 
 import argparse
