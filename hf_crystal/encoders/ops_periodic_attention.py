@@ -352,7 +352,8 @@ class _ImageAttention(torch.autograd.Function):
         """`backward` with a graph of its own (`create_graph=True`), for losses of forces."""
         # aliases: the radial basis depends on the distances, and its part of their gradient is not this function's
         inputs = tuple(x if x is None else x.view_as(x) for x in inputs)
-        outputs = _image_attention(*inputs, ctx.basis, *constants)
+        arguments: list[Any] = [*inputs, ctx.basis, *constants]
+        outputs = _image_attention(*arguments)
         used = [(output, grad) for output, grad in zip(outputs, given, strict=False) if grad is not None]
         wanted = [place for place in range(7) if ctx.needs_input_grad[place]]
         found = torch.autograd.grad(
