@@ -5,9 +5,12 @@ from .data import CrystalCollator as CrystalCollator
 from .data import load as load
 from .data import load_crystal_dataset as load_crystal_dataset
 from .embeddings import embed as embed
+from .encoders.configuration_crystal_potential import CrystalPotentialConfig as CrystalPotentialConfig
 from .encoders.configuration_crystalformer import CrystalformerConfig as CrystalformerConfig
 from .encoders.configuration_crystalframer import CrystalFramerConfig as CrystalFramerConfig
 from .encoders.feature_extraction_crystal import CrystalFeatureExtractor as CrystalFeatureExtractor
+from .encoders.modeling_atom_vectors import CrystalFramerForAtomVectors as CrystalFramerForAtomVectors
+from .encoders.modeling_crystal_potential import CrystalformerForPotentialEnergy as CrystalformerForPotentialEnergy
 from .encoders.modeling_crystalformer import CrystalformerForPropertyPrediction as CrystalformerForPropertyPrediction
 from .encoders.modeling_crystalformer import CrystalformerModel as CrystalformerModel
 from .encoders.modeling_crystalframer import CrystalFramerForPropertyPrediction as CrystalFramerForPropertyPrediction

@@ -18,11 +18,20 @@ from .checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, checkpoint_folder, fo
 CONFIGS = (
     ("encoders.configuration_crystalformer", "CrystalformerConfig"),
     ("encoders.configuration_crystalframer", "CrystalFramerConfig"),
+    ("encoders.configuration_crystal_potential", "CrystalPotentialConfig"),
 )
+VECTORS_AUTO_CLASS = "AutoModelForTokenClassification"
 # Auto class of transformers, configuration class, our file, our class
 CLASSES = (
     ("AutoModel", "CrystalformerConfig", "encoders.modeling_crystalformer", "CrystalformerModel"),
     ("AutoModel", "CrystalFramerConfig", "encoders.modeling_crystalframer", "CrystalFramerModel"),
+    # a potential is one piece: its encoder is Crystalformer's
+    (
+        "AutoModel",
+        "CrystalPotentialConfig",
+        "encoders.modeling_crystal_potential",
+        "CrystalformerForPotentialEnergy",
+    ),
     # the property heads under a name that transformers knows, for remote code
     (
         "AutoModelForSequenceClassification",
@@ -36,8 +45,27 @@ CLASSES = (
         "encoders.modeling_crystalframer",
         "CrystalFramerForPropertyPrediction",
     ),
+    (
+        "AutoModelForSequenceClassification",
+        "CrystalPotentialConfig",
+        "encoders.modeling_crystal_potential",
+        "CrystalformerForPotentialEnergy",
+    ),
+    # the same for vectors of atoms: a value for each of a sequence
+    (
+        VECTORS_AUTO_CLASS,
+        "CrystalFramerConfig",
+        "encoders.modeling_atom_vectors",
+        "CrystalFramerForAtomVectors",
+    ),
     ("AutoFeatureExtractor", "CrystalformerConfig", "encoders.feature_extraction_crystal", "CrystalFeatureExtractor"),
     ("AutoFeatureExtractor", "CrystalFramerConfig", "encoders.feature_extraction_crystal", "CrystalFeatureExtractor"),
+    (
+        "AutoFeatureExtractor",
+        "CrystalPotentialConfig",
+        "encoders.feature_extraction_crystal",
+        "CrystalFeatureExtractor",
+    ),
 )
 # task, our file, our class, our Auto class, embedded checkpoint for `model=None`
 PIPELINES = (
@@ -213,7 +241,8 @@ def _take_names_and_save_code(file: str, name: str) -> None:
     def save_pretrained(self: object, save_directory: str | os.PathLike[str], *args: object, **kwargs: object) -> Any:
         written = stock(self, save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            _load(f"{__package__}.hub.properties", "write_code")(Path(save_directory), getattr(self, "config", None))
+            write_code = _load(f"{__package__}.hub.properties", "write_code")
+            write_code(Path(save_directory), getattr(self, "config", None), type(self))
         return written
 
     save_pretrained.saves_code = True  # type: ignore[attr-defined]
@@ -241,7 +270,7 @@ def register_auto_classes() -> None:
     names |= {"tokenization_auto": "AutoTokenizer"}
     for file, name in names.items():
         when_imported(f"{auto}.{file}", (), functools.partial(_auto_takes_names, f"{auto}.{file}", name))
-    for name in ("AutoModel", "AutoModelForSequenceClassification"):
+    for name in ("AutoModel", "AutoModelForSequenceClassification", VECTORS_AUTO_CLASS):
         when_imported(f"{auto}.modeling_auto", (), functools.partial(_auto_takes_names, f"{auto}.modeling_auto", name))
     when_imported(f"{auto}.modeling_auto", (), _causal_lm_knows_generators)
     for file, name in dict.fromkeys((file, name) for *_, file, name in CLASSES):

@@ -32,6 +32,13 @@ _ARCHITECTURES = {
     ),
 }
 
+_ARCHITECTURES["crystal_potential"] = (
+    "Crystalformer",
+    "a transformer over the atoms of the unit cell whose attention sums over all periodic images, with energies of "
+    "elements, forces and stress",
+    _ARCHITECTURES["crystalformer"][2],
+)
+
 _MAT2SEQ_CITATION = (
     "The sequence is this project's own, after the aims of Mat2Seq: Keqiang Yan, Xiner Li, Hongyi Ling, Kenna Ashen, "
     "Carl Edwards, Raymundo Arróyave, Marinka Zitnik, Heng Ji, Xiaofeng Qian, Xiaoning Qian, Shuiwang Ji: "

@@ -10,16 +10,19 @@ import hf_crystal
 REPORT = """
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 mappings = CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, FEATURE_EXTRACTOR_MAPPING
+mappings += (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,)
 print(*[cls.__name__ for mapping in mappings for cls in mapping._extra_content.values()])
 print("crystal-property-prediction" in PIPELINE_REGISTRY.supported_tasks)
 """
 REGISTERED = (
-    "CrystalformerConfig CrystalFramerConfig CrystalformerModel CrystalFramerModel "
-    "CrystalformerForPropertyPrediction CrystalFramerForPropertyPrediction "
-    "CrystalFeatureExtractor CrystalFeatureExtractor"
+    "CrystalformerConfig CrystalFramerConfig CrystalPotentialConfig CrystalformerModel CrystalFramerModel "
+    "CrystalformerForPropertyPrediction CrystalFramerForPropertyPrediction CrystalFramerForAtomVectors "
+    "CrystalformerForPotentialEnergy CrystalformerForPotentialEnergy "
+    "CrystalFeatureExtractor CrystalFeatureExtractor CrystalFeatureExtractor"
 )
 
 

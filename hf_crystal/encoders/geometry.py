@@ -38,12 +38,17 @@ class ImageBlock:
             the last functions if no image reaches them, or how to form it.
         unit_vectors (`torch.Tensor` of shape `(T, M, 3)`, *optional*): directions of images (CrystalFramer).
         static_axes (`FrameAxes`, *optional*): frames that depend on the geometry alone (CrystalFramer).
+        keeps_frames (`bool`): whether each block of CrystalFramer leaves its frames here.
+        frames (`tuple`, *optional*): `FrameAxes` of the block that ran last, and its weights `(T, M, H)` of images
+            that have a direction.
     """
 
     layout: NeighborLayout
     radial: torch.Tensor | RadialBasis | None = None
     unit_vectors: torch.Tensor | None = None
     static_axes: FrameAxes | None = None
+    keeps_frames: bool = False
+    frames: tuple[FrameAxes, torch.Tensor] | None = None
 
 
 @dataclass

@@ -9,13 +9,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_crystalformer import CrystalformerConfig
 
-__all__ = ["LOSSES", "CrystalEncoderOutput", "CrystalErrorHead", "CrystalPropertyHead", "CrystalPropertyOutput"]
-
-LOSSES = {
-    "l1": nn.functional.l1_loss,
-    "mse": nn.functional.mse_loss,
-    "smooth_l1": nn.functional.smooth_l1_loss,
-}
+__all__ = ["CrystalEncoderOutput", "CrystalErrorHead", "CrystalPropertyHead", "CrystalPropertyOutput"]
 
 
 @dataclass

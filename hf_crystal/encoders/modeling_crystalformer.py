@@ -21,8 +21,9 @@ from transformers.utils import can_return_tuple, logging
 
 from .configuration_crystalformer import CrystalformerConfig
 from .geometry import CrystalGeometry, ImageBlock, box_extents, build_geometry
-from .heads import LOSSES, CrystalEncoderOutput, CrystalErrorHead, CrystalPropertyHead, CrystalPropertyOutput
+from .heads import CrystalEncoderOutput, CrystalErrorHead, CrystalPropertyHead, CrystalPropertyOutput
 from .ops_decay_laws import real_shares
+from .ops_losses import known_loss
 from .ops_periodic_attention import (
     PeriodicAttentionOutput,
     gaussian_widths,
@@ -812,7 +813,4 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
                 f"{self.config.target_names}."
             )
         scaled = scaled.to(torch.promote_types(scaled.dtype, torch.float32))
-        targets = self.head.to_scaled(labels.to(scaled.dtype))
-        known = torch.isfinite(targets)
-        losses = LOSSES[self.config.loss_function](scaled, targets.where(known, scaled.detach()), reduction="none")
-        return losses.sum() / known.sum().clamp_min(1)
+        return known_loss(self.config.loss_function, scaled, self.head.to_scaled(labels.to(scaled.dtype)))

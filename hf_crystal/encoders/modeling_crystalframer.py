@@ -75,8 +75,11 @@ class CrystalFramerAttention(CrystalformerAttention):
         if axes is None:
             mask = images.layout.edge_mask[..., None] if edge_mask is None else edge_mask
             axes = self._dynamic_axes(result, mask & has_direction[..., None], images.layout, images.unit_vectors)
+        weights = result.edge_weights * has_direction[..., None]
+        if images.keeps_frames:
+            images.frames = (axes, weights)
         features = frame_features(
-            result.edge_weights * has_direction[..., None],
+            weights,
             images.unit_vectors,
             axes,
             self.config.num_angular_basis,

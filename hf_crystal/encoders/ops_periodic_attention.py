@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from .ops_decay_laws import HeadLaws, decay_log_weights, decay_slopes
 from .ops_periodic_geometry import NeighborLayout, PackedAtoms, cell_volume, reciprocal_cell
@@ -320,49 +319,74 @@ def _radial_tables(
         yield rows, basis(squared_distances[rows])
 
 
+def _image_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    inverse_variance: torch.Tensor,
+    squared_distances: torch.Tensor,
+    radial: torch.Tensor | None,
+    radial_weight: torch.Tensor | None,
+    basis: RadialBasis | None,
+    edge_pair: torch.Tensor,
+    pair_key: torch.Tensor,
+    edge_mask: torch.Tensor | None,
+    log_occupancy: torch.Tensor | None,
+    laws: HeadLaws | None,
+    wants_total: bool,
+) -> tuple[torch.Tensor | None, ...]:
+    """Output (T, H, d), weights (T, H, M), pair weights (T, H, P), logits, total (T, H), and scores (T, H, P)."""
+    scores = pair_scores(query, key, pair_key).transpose(1, 2).contiguous()
+    if log_occupancy is not None:
+        scores += log_occupancy[pair_key][:, None, :]
+    logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask, laws)
+    weights = torch.softmax(logits, dim=-1)
+    pair_of_image = edge_pair[:, None, :].expand_as(weights)
+    pair_weights = torch.zeros_like(scores).scatter_add_(2, pair_of_image, weights)
+    output = mix_values(pair_weights.transpose(1, 2), value, pair_key)
+    if (radial is not None or basis is not None) and radial_weight is not None:
+        tables = _radial_tables(radial, basis, squared_distances)
+        expected = torch.cat([torch.bmm(weights[rows], table) for rows, table in tables])  # (T, H, k)
+        output += torch.einsum("thk,hdk->thd", expected, radial_weight[..., : expected.shape[-1]])
+    total = torch.logsumexp(logits, -1) if wants_total else None
+    return output, weights, pair_weights, logits, total, scores
+
+
 class _ImageAttention(torch.autograd.Function):
     """`periodic_attention` with images along the last axis, (T, H, M), where sums over them are contiguous."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        inverse_variance: torch.Tensor,
-        squared_distances: torch.Tensor,
-        radial: torch.Tensor | None,
-        radial_weight: torch.Tensor | None,
-        basis: RadialBasis | None,
-        edge_pair: torch.Tensor,
-        pair_key: torch.Tensor,
-        edge_mask: torch.Tensor | None,
-        log_occupancy: torch.Tensor | None,
-        laws: HeadLaws | None,
-        wants_total: bool,
-    ) -> tuple[torch.Tensor | None, ...]:
-        """Output (T, H, d), weights (T, H, M), pair weights (T, H, P), logits (T, H, M) and total (T, H)."""
-        scores = pair_scores(query, key, pair_key).transpose(1, 2).contiguous()
-        if log_occupancy is not None:
-            scores += log_occupancy[pair_key][:, None, :]
-        logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask, laws)
-        weights = torch.softmax(logits, dim=-1)
-        pair_of_image = edge_pair[:, None, :].expand_as(weights)
-        pair_weights = torch.zeros_like(scores).scatter_add_(2, pair_of_image, weights)
-        output = mix_values(pair_weights.transpose(1, 2), value, pair_key)
-        if (radial is not None or basis is not None) and radial_weight is not None:
-            tables = _radial_tables(radial, basis, squared_distances)
-            expected = torch.cat([torch.bmm(weights[rows], table) for rows, table in tables])  # (T, H, k)
-            output += torch.einsum("thk,hdk->thd", expected, radial_weight[..., : expected.shape[-1]])
-        ctx.mark_non_differentiable(logits)
+    def forward(ctx: Any, *arguments: Any) -> tuple[torch.Tensor | None, ...]:
+        """The first five of `_image_attention`."""
+        *outputs, scores = _image_attention(*arguments)
+        ctx.mark_non_differentiable(outputs[3])
         ctx.set_materialize_grads(False)
-        ctx.basis, ctx.laws = basis, laws
-        inputs = (query, key, value, inverse_variance, squared_distances, radial, radial_weight)
-        ctx.save_for_backward(*inputs, edge_pair, pair_key, edge_mask, scores, pair_weights)
-        return output, weights, pair_weights, logits, torch.logsumexp(logits, -1) if wants_total else None
+        ctx.basis, ctx.laws, ctx.wants_total = arguments[7], *arguments[12:]
+        ctx.save_for_backward(*arguments[:7], *arguments[8:12], scores, outputs[2])
+        return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
+    def _differentiable_backward(
+        ctx: Any, inputs: tuple[Any, ...], constants: tuple[Any, ...], given: tuple[torch.Tensor | None, ...]
+    ) -> tuple[torch.Tensor | None, ...]:
+        """`backward` with a graph of its own (`create_graph=True`), for losses of forces."""
+        # aliases: the radial basis depends on the distances, and its part of their gradient is not this function's
+        inputs = tuple(x if x is None else x.view_as(x) for x in inputs)
+        arguments: list[Any] = [*inputs, ctx.basis, *constants, ctx.laws, ctx.wants_total]
+        outputs = cast(tuple[torch.Tensor, ...], _image_attention(*arguments))
+        used = [(output, grad) for output, grad in zip(outputs, given, strict=False) if grad is not None]
+        wanted = [place for place in range(7) if ctx.needs_input_grad[place]]
+        found = torch.autograd.grad(
+            [output for output, _ in used],
+            [inputs[place] for place in wanted],
+            [grad for _, grad in used],
+            create_graph=True,
+            allow_unused=True,
+        )
+        gradients = dict(zip(wanted, found, strict=True))
+        return *(gradients.get(place) for place in range(7)), None, None, None, None, None, None, None
+
+    @staticmethod
     def backward(
         ctx: Any,
         grad_output: torch.Tensor | None,
@@ -373,8 +397,11 @@ class _ImageAttention(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         """Gradients of the first seven arguments, where they are asked for."""
         saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        if torch.is_grad_enabled():
+            given = (grad_output, grad_weights, grad_pair_weights, None, grad_total)
+            return _ImageAttention._differentiable_backward(ctx, saved[:7], saved[7:11], given)
         query, key, value, inverse_variance, squared_distances, radial, radial_weight = saved[:7]
-        edge_pair, pair_key, edge_mask, scores, pair_weights = saved[7:]
+        edge_pair, pair_key, edge_mask, _, scores, pair_weights = saved[7:]
         # one number per image and head and block would be most of the memory of a training step
         logits = _image_logits(scores, inverse_variance, squared_distances, edge_pair, edge_mask, ctx.laws)
         weights = torch.softmax(logits, dim=-1)
@@ -441,8 +468,9 @@ def periodic_attention(
 
     A_ij exp(phi_ijn - alpha_ij) = softmax_{j,n}(q_i·k_j / sqrt d + phi_ijn), and
     sum_j A_ij beta_ij = W^E [ sum_{j,n} (that weight) b(|r_ijn|) ]: no tensor of size pairs x images x K is made.
-    Differentiable once; edge logits are returned without gradient. `radial` may lack the last functions of W^E. A
-    `RadialBasis` is evaluated in forward and backward: slower than a table that all blocks share, but nothing is kept.
+    Differentiable twice, the second time at the price of the plain operations; edge logits are returned without
+    gradient. `radial` may lack the last functions of W^E. A `RadialBasis` is evaluated in forward and backward: slower
+    than a table that all blocks share, but nothing is kept.
     """
     basis = None
     if isinstance(radial, RadialBasis):

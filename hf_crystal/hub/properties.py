@@ -45,15 +45,16 @@ def _code_of(*classes: type) -> dict[str, str]:
     return code_files(*classes)
 
 
-def write_code(folder: Path, config: Any) -> None:
+def write_code(folder: Path, config: Any, saved_class: type | None = None) -> None:
     """Make a saved folder load with `trust_remote_code=True` where this package is not installed.
 
     Args:
         folder: holds `config.json`, `preprocessor_config.json` or both, as a model and its feature extractor write
             them.
         config: configuration of the model; None where only a feature extractor has been saved.
+        saved_class: class of the model; none: the one with a property head.
     """
-    from ..auto import CLASSES, property_classes
+    from ..auto import CLASSES, VECTORS_AUTO_CLASS, property_classes
     from ..encoders.feature_extraction_crystal import CrystalFeatureExtractor
     from ..pipelines.pipeline_crystal_property import CrystalPropertyPipeline
 
@@ -64,14 +65,21 @@ def write_code(folder: Path, config: Any) -> None:
     if config is None or type(config) not in dict(property_classes()):
         return
     model_class: type = dict(property_classes())[type(config)]
-    classes: tuple[type, ...] = (model_class, type(config), CrystalFeatureExtractor, CrystalPropertyPipeline)
+    config_name = type(config).__name__
+    vectors = [(config, name) for auto_name, config, _, name in CLASSES if auto_name == VECTORS_AUTO_CLASS]
+    has_vectors = saved_class is not None and (config_name, saved_class.__name__) in vectors
+    classes: list[Any] = [type(config), CrystalFeatureExtractor]
+    classes += [saved_class] if has_vectors else [model_class, CrystalPropertyPipeline]
     for name, text in _code_of(*classes).items():
         (folder / name).write_text(text, encoding="utf-8")
-    config_name = type(config).__name__
     auto_map = {"AutoConfig": reference(type(config))}
     for auto_name, registered_config, module, name in CLASSES:
-        if registered_config == config_name and auto_name != "AutoFeatureExtractor":
+        is_other = auto_name == "AutoFeatureExtractor" or (auto_name == VECTORS_AUTO_CLASS) != has_vectors
+        if registered_config == config_name and not is_other:
             auto_map[auto_name] = f"{module.rpartition('.')[2]}.{name}"
+    if has_vectors:  # of a padded sequence; no pipeline
+        edit_json(folder / "config.json", {"auto_map": auto_map})
+        return
     task = {
         "impl": reference(CrystalPropertyPipeline),
         # `pipeline()` looks this name up in transformers, so our own Auto class cannot stand here
