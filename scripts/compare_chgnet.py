@@ -13,8 +13,8 @@ geometries are PBE's, with labels of the release that the model was trained on; 
 validation. The distance is that of the label from `hf_crystal.load_reference()`, which holds these entries
 themselves; predicted energies are compared with the same hull. CHGNet gives total energies: one reference energy per
 element is fitted (least squares) on up to `--reference-rows` MP-20 crystals of the model's training rows, and on
-nothing else. CPU time is that of the process, from crystals in memory to energies, without loading. Writes a page and
-prints the figures as JSON.
+nothing else. CPU time is that of the process, from crystals in memory to energies, without loading. Writes a page and,
+beside it, the figures as JSON.
 """
 
 import argparse
@@ -187,7 +187,7 @@ def main(args: argparse.Namespace) -> None:
         },
     }
     args.output.write_text(page(figures, args.model), encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    args.output.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
