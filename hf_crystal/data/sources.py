@@ -229,7 +229,7 @@ def _take(row: dict[str, Any], columns: list[str]) -> Any:
 
 def delimiter_of(header: str) -> str:
     """Delimiter of a table by its first line; Excel writes semicolons or tabs where the comma is the decimal sign."""
-    return max(",;\t", key=header.count)
+    return max(",;\t|", key=header.count)
 
 
 def _with_point(value: Any) -> Any:
@@ -251,7 +251,10 @@ def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any
         reader = csv.DictReader(chain([header], stream), delimiter=delimiter_of(header))
         if not header.strip():
             raise ValueError(f"{path.name} is empty; a header and a row for each crystal are expected")
-        columns = _find_crystal_columns(reader.fieldnames or [], structure_column, path.name)
+        names = list(reader.fieldnames or [])
+        columns = _find_crystal_columns(names, structure_column, path.name)
+        if twice := [name for name in columns if names.count(name) > 1]:
+            raise ValueError(f"{path.name} has column {twice[0]!r} {names.count(twice[0])} times; rename the others")
         for row in reader:
             if reader.reader.dialect.delimiter != ",":
                 row = {name: _with_point(value) for name, value in row.items()}
@@ -259,6 +262,8 @@ def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any
             row.pop(None, None)  # cells beyond the header
             if isinstance(crystal, dict):  # lists as text, in the spelling of JSON or of numpy
                 crystal = {name: _listed(text or "") for name, text in crystal.items()}
+            elif crystal and "\n" not in crystal and crystal.count("\\n") > 2:  # line breaks as a database writes them
+                crystal = crystal.replace("\\r", "").replace("\\n", "\n")
             elif crystal and "\n" not in crystal and len(crystal) < 1024 and crystal.lstrip()[:1] not in "{[":
                 name = Path(crystal.strip())
                 # a table names files beside or below itself and no others
@@ -320,24 +325,32 @@ def _iter_list(stream: IO[str], name: str) -> Iterator[Any]:
 
 def _iter_object(stream: IO[str]) -> Iterator[Any]:
     """Entries of a file that starts with an object: JSON lines, or one object."""
-    line = "{" + stream.readline()
+    lines = (line for line in stream if line.strip())
+    line, rest = "{" + next(lines, ""), next(lines, "")
     try:
-        first = parse_json_text(line)
-    except CrystalInputError:
-        first = None
-    rest = stream.readline()
-    if first is not None and rest.strip():  # JSON lines
-        yield first
-        while rest:
-            if rest.strip():
-                try:
-                    yield parse_json_text(rest)
-                except CrystalInputError as error:  # the other lines are whole
-                    yield error
-            rest = stream.readline()
+        first: Any = parse_json_text(line)
+    except CrystalInputError as error:  # one object of several lines, or a damaged line
+        first = error
+    if not rest and not isinstance(first, CrystalInputError):
+        yield from document_entries(first)
         return
-    whole = first if first is not None else parse_json_text(line + rest + stream.read())
-    yield from document_entries(whole)
+    if isinstance(first, CrystalInputError) and not _is_json(rest):
+        yield from document_entries(parse_json_text(line + rest + "".join(lines)))
+        return
+    yield first
+    for line in chain([rest], lines):
+        try:
+            yield parse_json_text(line)
+        except CrystalInputError as error:  # the other lines are whole
+            yield error
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is an object by itself."""
+    try:
+        return isinstance(parse_json_text(line), dict)
+    except CrystalInputError:
+        return False
 
 
 def document_entries(whole: Mapping[str, Any]) -> Iterator[Any]:
