@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checkpoints import DEFAULT_MODEL
-from .crystals.elements import CHEMICAL_SYMBOLS, parse_composition, reduced_formula
+from .crystals.elements import CHEMICAL_SYMBOLS, SUBSCRIPTS, parse_composition, reduced_formula
 from .crystals.formats import shortened
 
 if TYPE_CHECKING:
@@ -396,6 +396,7 @@ def _default_predictor() -> tuple[Any, str]:
 
 def _counts(composition: str | Mapping[Any, Any]) -> dict[int, int]:
     """Counts of a composition; decimals of a formula (`Li0.5CoO2`) become whole numbers."""
+    composition = composition.translate(SUBSCRIPTS) if isinstance(composition, str) else composition
     if isinstance(composition, str) and "." in composition:
         from fractions import Fraction
 

@@ -139,8 +139,12 @@ def test_command_line(tmp_path, capsys):
     assert rows["e_above_hull"][0] == pytest.approx(hull.stability("NaCl", -2.0).e_above_hull)
     assert "Qq" in rows["error"][1]
     assert "MgAl2O4 is nan" in rows["error"][2]
-    assert run(["stability", "LiFePO4", "HO2"]) == 0
-    printed = capsys.readouterr().out
+    assert run(["stability", "LiFePO₄", "DO2"]) == 0
+    printed, told = capsys.readouterr()
+    assert (
+        told.splitlines()[-1] + "\n"
+        == "hf-crystal: warning: DO2: D read as H: the isotopes of hydrogen are not told apart\n"
+    )
     assert "LiFePO4" in printed
     assert " + " in printed
     assert run(["stability"]) == 2

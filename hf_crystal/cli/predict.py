@@ -75,7 +75,10 @@ def predict(
     tally = Tally(on_error)
     known_phases = _reference(model, reference) if stability else None
     if output_dir is None:
-        total = len(range(shard_index, count_crystals(sources), num_shards))
+        number = count_crystals(sources)
+        if not number:
+            raise ValueError(f"no crystals in {', '.join(sources[:3])}" + " and more files" * (len(sources) > 3))
+        total = len(range(shard_index, number, num_shards))
         pipe = _pipeline(model, device)
         finish = _finish(pipe.model, known_phases)
         crystals = itertools.islice(read_crystals(sources), shard_index, None, num_shards)

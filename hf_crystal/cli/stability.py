@@ -1,5 +1,6 @@
 """`hf-crystal stability`: hull of known phases at compositions, and how far energies lie above it."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,7 @@ def stability(
     """
     if bool(formulas) == (energies is not None):
         raise typer.BadParameter("give compositions, or a table with --energies", param_hint="FORMULAS")
+    from ..crystals.elements import isotope_notes
     from ..stability import load_reference, read_energies
 
     hull = load_reference(reference)
@@ -56,6 +58,8 @@ def stability(
             row |= _result(hull, given["formula"], given.get(column))
             writer.write(row)
             errors.append(row.get("error"))
+            for note in isotope_notes(given["formula"]):
+                print(f"hf-crystal: warning: {given['formula']}: {note}", file=sys.stderr)
     if errors and all(errors):
         raise ValueError(f"no formula has a hull: {errors[0]}" + f" (and {len(errors) - 1} more)" * (len(errors) > 1))
 

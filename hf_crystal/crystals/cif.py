@@ -23,6 +23,7 @@ from .cif_symmetry import (
     load_gemmi,
     symmetry_candidates,
 )
+from .doubts import far_coordinates
 from .formats import CIF_MARKS, one_line
 from .occupancy import overfull_site, record_of_species
 from .record import (
@@ -43,6 +44,7 @@ logger = logging.get_logger(__name__)
 _DATA = re.compile(r"^[ \t]*data_", re.IGNORECASE | re.MULTILINE)
 _SITES = "_atom_site_fract_x"
 MAX_EXPANDED_SITES = 12_000  # sites in the file times symmetry operations
+_VOLUME_MISMATCH = 0.01  # 178 real files are off by 0.002 at most
 _MAX_LINE = 65_536  # CIF allows 2,048 characters
 _MAX_VALUES = 2_000_000  # each takes a text in memory
 
@@ -197,6 +199,9 @@ def _site_columns(content: CifContent) -> tuple[list[str], np.ndarray, np.ndarra
             f"CIF _atom_site_fract_{'xyz'[axis]} of site {one_line(labels[place], 20)} is "
             f"{one_line(columns[axis][place], 40)!r}, not a number"
         )
+    for place, value in enumerate(content.get("_atom_site_calc_flag", [])[:sites]):
+        if value.lower() == "dum":  # a center of a ring, for instance: no atom, by the CIF dictionary
+            raise CrystalInputError(f"CIF site {one_line(labels[place], 20)} is a dummy (_atom_site_calc_flag dum)")
     occupancies = np.ones(sites)
     for place, value in enumerate(content.get("_atom_site_occupancy", [])[:sites]):
         if value == "1":
@@ -332,6 +337,17 @@ def _places(frac: np.ndarray) -> set[tuple[float, ...]]:
     return set(map(tuple, (np.round(frac % 1, 4) % 1).tolist()))
 
 
+def _doubts(content: CifContent, cell: np.ndarray, points: np.ndarray) -> list[str]:
+    """What is odd about a CIF whose atoms agree with it."""
+    found = far_coordinates(points)
+    volume, given = float(np.linalg.det(cell)), cif_number(first_value(content, ("_cell_volume",)))
+    if abs(given - volume) > _VOLUME_MISMATCH * volume:
+        found.append(f"CIF _cell_volume is {given:g} Å³, but lengths and angles give {volume:.6g} Å³")
+    if any(name.startswith("_atom_site_moment") for name in content):
+        found.append("magnetic moments are not read: the models take none")
+    return found
+
+
 def _record_of(content: CifContent) -> CrystalRecord:
     labels, points, occupancies = _site_columns(content)
     cell = _cell(content)
@@ -369,7 +385,8 @@ def _record_of(content: CifContent) -> CrystalRecord:
         )
     orbits, note = results[0]
     repeats = [len(orbit) for orbit in orbits]
-    record = CrystalRecord(np.repeat(numbers, repeats), np.concatenate(orbits), cell, warnings=(note,) if note else ())
+    notes = tuple(filter(None, (note, *_doubts(content, cell, points))))
+    record = CrystalRecord(np.repeat(numbers, repeats), np.concatenate(orbits), cell, warnings=notes)
     if (occupancies != 1).any():
         # disorder groups exclude each other in part; what they share is in the occupancies, so that all are kept
         occupied = np.repeat(occupancies, repeats)

@@ -163,7 +163,9 @@ def _named(symbol: str, setting: str) -> list[_Setting]:
     match = re.fullmatch(r"(.+?)(?:\s*:\s*|\s*\(?origin\s*|\s+)([12zshr])\)?", symbol.strip().lower())
     if match and (":" in symbol or "origin" in symbol.lower() or _plain(symbol) not in table):
         symbol, setting = match[1], _ICSD_SETTINGS[match[2]]
-    found = table.get(_plain(symbol), [])
+    plain = _plain(symbol)
+    # until 1983 cubic groups with a center were written without the bar: F m 3 m
+    found = table.get(plain) or table.get(re.sub(r"^([pfi][mnad])(3[mncd]?)$", r"\1-\2", plain), [])
     return [entry for entry in found if not setting or entry[1] == setting or not entry[1]]
 
 

@@ -17,8 +17,10 @@ __all__ = [
     "CHEMICAL_SYMBOLS",
     "ELEMENT_ORDER",
     "FORMULA_RANK",
+    "SUBSCRIPTS",
     "cell_formula",
     "formula_sum",
+    "isotope_notes",
     "mixture_formula",
     "parse_composition",
     "reduced_formula",
@@ -45,6 +47,7 @@ ELEMENT_ORDER = tuple(_ORDER.split())
 # Atomic number → place in a formula.
 FORMULA_RANK = {CHEMICAL_SYMBOLS.index(symbol): rank for rank, symbol in enumerate(ELEMENT_ORDER)}
 
+SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _UNKNOWN = math.inf  # no Pauling value: written last
 # Pauling electronegativities, same order; 0 where none is tabulated
 _PAULING = [
@@ -146,8 +149,15 @@ def reduced_formula(atomic_numbers: Iterable[int]) -> str:
     return formula
 
 
+def isotope_notes(composition: object) -> list[str]:
+    """A list with a warning where a formula names deuterium or tritium, which are hydrogen here."""
+    words = re.findall("[A-Z][a-z]?", composition) if isinstance(composition, str) else []
+    found = sorted({"D", "T"} & set(words))
+    return [f"{' and '.join(found)} read as H: the isotopes of hydrogen are not told apart"] if found else []
+
+
 def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
-    """Atomic number → count of a formula (`"SrTiO3"`), mapping of symbols or numbers, or pymatgen `Composition`.
+    """Atomic number → count of a formula (`"SrTiO3"`, `"SrTiO₃"`), mapping of symbols or numbers, or `Composition`.
 
     Raises:
         ValueError: for unknown elements, fractional or missing counts.
@@ -158,6 +168,7 @@ def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
         except ImportError as error:
             raise ImportError("a formula as text needs pymatgen: pip install pymatgen") from error
 
+        composition = composition.translate(SUBSCRIPTS)
         if re.search(r"(?<![\d.])0+(?:\.0*)?(?![\d.])", composition):
             raise ValueError(f"composition is {composition!r}, with a count of 0; accepted: whole numbers of atoms")
         try:

@@ -14,19 +14,21 @@ import re
 import shlex
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import IO, Any
 
 import numpy as np
 from transformers.utils import logging
 
+from .doubts import far_coordinates
 from .record import CrystalInputError, CrystalRecord, atomic_number_of, open_axes
 
 __all__ = [
     "CIF_MARKS",
     "COMPRESSION_ERRORS",
     "MAX_LISTED_ATOMS",
+    "check_units",
     "decode_text",
     "detect_format",
     "number_array",
@@ -45,6 +47,7 @@ logger = logging.get_logger(__name__)
 CIF_MARKS = re.compile(r"^[ \t]*(data_|_cell_length_a|loop_[ \t\r]*$|_atom_site_)", re.IGNORECASE | re.MULTILINE)
 
 
+_OTHER_LENGTHS = {"bohr", "bohrs", "a0", "au", "a.u.", "atomic", "nm", "nanometer", "pm", "picometer", "m", "meter"}
 _MAX_WIDTH = 10_000  # columns of an XYZ line
 _HEAD = 65_536  # characters that tell the format
 MAX_LISTED_ATOMS = 200_000  # of a text; models read far smaller cells
@@ -78,6 +81,11 @@ def plain_name(name: str) -> str:
     return re.sub(r"\.(gz|bz2|xz|zip)$", "", name.lower())
 
 
+def _of_macos(name: str) -> bool:
+    """Whether a file of an archive is what macOS adds to each."""
+    return name.startswith("__MACOSX/") or name.endswith(".DS_Store")
+
+
 def open_unpacked(stream: IO[bytes]) -> IO[bytes]:
     """Content of a file, unpacked where its first bytes are those of gzip, bzip2, xz or a zip archive of one file.
 
@@ -88,7 +96,7 @@ def open_unpacked(stream: IO[bytes]) -> IO[bytes]:
     stream.seek(0)
     if start.startswith(b"PK\3\4"):
         archive = zipfile.ZipFile(stream)
-        members = [name for name in archive.namelist() if not name.endswith("/")]
+        members = [name for name in archive.namelist() if not name.endswith("/") and not _of_macos(name)]
         if len(members) != 1:
             raise ValueError(f"holds {len(members)} files {members[:5]}; an archive of one file is expected")
         return archive.open(members[0])
@@ -237,7 +245,12 @@ def parse_poscar(text: str) -> CrystalRecord:
         site_symbols = [symbol for symbol, count in zip(symbols, counts, strict=True) for _ in range(count)]
     points = np.array(good, dtype=np.float64).reshape(-1, 3)
     frac = _to_fractional(points * scale, cell) if cartesian else points
-    return CrystalRecord(np.array([atomic_number_of(symbol) for symbol in site_symbols], dtype=np.int64), frac, cell)
+    doubts = [] if cartesian else far_coordinates(points)
+    further = "".join(lines[start + 1 + total : start + 2 + total]).split()[:3]
+    if len(further) == 3 and _floats(further):  # velocities come after an empty line
+        doubts.append(f"POSCAR counts {total} atoms, but the line after them holds coordinates, too")
+    numbers = np.array([atomic_number_of(symbol) for symbol in site_symbols], dtype=np.int64)
+    return CrystalRecord(numbers, frac, cell, warnings=tuple(doubts))
 
 
 def _to_fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
@@ -277,6 +290,7 @@ def parse_extxyz(text: str) -> CrystalRecord:
     except ValueError as error:
         raise CrystalInputError(f"XYZ comment line {one_line(lines[1])!r} cannot be read: {error}") from error
     fields = {key.lower(): value for key, _, value in (word.partition("=") for word in words)}
+    check_units(fields)
     lattice = _floats(fields.get("lattice", "").split())
     default = "T T T" if "lattice" in fields else "F F F"
     flags = [word.strip('[]"').lower() in ("t", "true", "1") for word in fields.get("pbc", default).split()]
@@ -301,7 +315,8 @@ def parse_extxyz(text: str) -> CrystalRecord:
     for name, _, width in zip(columns[0::3], columns[1::3], columns[2::3], strict=False):
         starts[name.lower()] = place
         place += (_counts([width]) or [_MAX_WIDTH])[0]
-    if "pos" not in starts or "species" not in starts or place >= _MAX_WIDTH:
+    starts.setdefault("species", starts.get("z", -1))
+    if "pos" not in starts or starts["species"] < 0 or place >= _MAX_WIDTH:
         raise CrystalInputError(
             f"XYZ Properties are {one_line(str(fields.get('properties')), 60)!r}; species and pos are needed"
         )
@@ -313,11 +328,28 @@ def parse_extxyz(text: str) -> CrystalRecord:
     if len(good) != total:
         raise CrystalInputError(f"XYZ counts {total} atoms but {len(good)} coordinate lines were read")
     cell = np.array(lattice, dtype=np.float64).reshape(3, 3)
-    numbers = np.array([atomic_number_of(row[starts["species"]]) for row in rows], dtype=np.int64)
+    numbers = np.array([_number_or_symbol(row[starts["species"]]) for row in rows], dtype=np.int64)
     positions = np.array(good, dtype=np.float64)
     if not all(pbc):
         return open_axes(CrystalRecord(numbers, positions, np.eye(3)), pbc, cell)
     return CrystalRecord(numbers, _to_fractional(positions, cell), cell)
+
+
+def _number_or_symbol(word: str) -> int:
+    """Atomic number of a column `species` or `Z`."""
+    return atomic_number_of(word) if (counts := _counts([word])) is None else counts[0]
+
+
+def check_units(fields: Mapping[str, Any]) -> None:
+    """Refuse lengths that a document says are in another unit than Å.
+
+    Raises:
+        CrystalInputError: `units` or `unit` names another one.
+    """
+    for name in ("units", "unit", "length_unit"):
+        unit = fields.get(name)
+        if isinstance(unit, str) and unit.strip().lower() in _OTHER_LENGTHS:
+            raise CrystalInputError(f"{name} is {shortened(unit, 40)}; lengths in Å (angstrom) are accepted")
 
 
 def split_frames(lines: Iterable[str]) -> Iterator[str]:

@@ -16,12 +16,29 @@ import numpy as np
 from transformers.utils import logging
 
 from .cif import cif_blocks, parse_cif, record_from_pymatgen
+from .documents import (
+    CARTESIAN_KEYS,
+    CELL_KEYS,
+    FRACTIONAL_KEYS,
+    NUMBER_KEYS,
+    SYMBOL_KEYS,
+    cell_of,
+    compare_twins,
+    first_key,
+    fractional_of,
+    numbers_of,
+    periodic_axes,
+    points_of,
+    record_from_optimade,
+    record_from_sites,
+    truth,
+)
 from .formats import (
     COMPRESSION_ERRORS,
     MAX_LISTED_ATOMS,
+    check_units,
     decode_text,
     detect_format,
-    number_array,
     one_line,
     open_unpacked,
     parse_extxyz,
@@ -31,14 +48,12 @@ from .formats import (
     shortened,
     split_frames,
 )
-from .occupancy import first_mixed_site, mixed_sites, record_of_sites, site_species, species_texts, with_occupancies
+from .occupancy import first_mixed_site, mixed_sites, record_of_sites, species_texts, with_occupancies
 from .record import (
     CHEMICAL_SYMBOLS,
     SPECIES_COLUMN,
     CrystalInputError,
     CrystalRecord,
-    atomic_number_of,
-    cell_from_parameters,
     check_record,
     isotopes_noted,
     open_axes,
@@ -99,11 +114,6 @@ CrystalLike = Union[
     CrystalRecord, Mapping[str, Any], str, bytes, bytearray, "os.PathLike[str]", _PymatgenStructure, _AseAtoms
 ]
 
-_CELL_KEYS = ("cell", "lattice", "lattice_mat", "lattice_matrix")
-_FRACTIONAL_KEYS = ("frac_coords", "fractional_coords", "scaled_positions")
-_CARTESIAN_KEYS = ("positions", "cart_coords", "cartesian_coords")
-_NUMBER_KEYS = ("atomic_numbers", "numbers")
-_SYMBOL_KEYS = ("elements", "species", "symbols")
 # a row of a table, or an entry of a database, that holds a crystal
 _NESTED_KEYS = ("atoms", "structure", "cif", "poscar", "crystal", "attributes")
 _NAME_KEYS = ("material_id", "jid", "id", "name", "file")
@@ -112,152 +122,56 @@ _NAME_KEYS = ("material_id", "jid", "id", "name", "file")
 # ----------------------------------------------------------------------------------------------------------- dicts
 
 
-def _first_key(data: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
-    return next((key for key in keys if data.get(key) is not None), None)
-
-
-def _cell_of(value: Any, field: str) -> np.ndarray:
-    """Cell from a 3x3 matrix, 9 numbers, or a pymatgen lattice dict."""
-    if isinstance(value, Mapping):
-        if value.get("matrix") is not None and not isinstance(value["matrix"], Mapping):
-            return _cell_of(value["matrix"], f"{field}.matrix")
-        try:
-            return cell_from_parameters(*(float(value[k]) for k in ("a", "b", "c", "alpha", "beta", "gamma")))
-        except CrystalInputError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise CrystalInputError(
-                f"{field} is {shortened(dict(value))}; a matrix or a, b, c, alpha, beta, gamma are accepted"
-            ) from error
-    matrix = getattr(value, "matrix", None)
-    array = number_array(value if matrix is None else matrix, field)
-    if array.size != 9 or array.shape not in ((9,), (3, 3)):
-        raise CrystalInputError(
-            f"{field} has shape {array.shape}; accepted are (3, 3) with vectors in rows and (9,), Å"
-        )
-    return array.reshape(3, 3)
-
-
-def _points(value: Any, field: str) -> np.ndarray:
-    """Coordinates of shape (N, 3) from (N, 3) or a flat list of 3N numbers."""
-    array = number_array(value, field)
-    if array.ndim == 1 and array.size % 3 == 0:
-        return array.reshape(-1, 3)
-    if array.ndim != 2 or array.shape[1] != 3:
-        raise CrystalInputError(f"{field} has shape {array.shape}; accepted are (N, 3) and a flat list of 3N numbers")
-    return array
-
-
-def _truth(value: Any) -> bool:
-    """JARVIS writes `cartesian` as a boolean, a number or a string."""
-    if isinstance(value, str):
-        return value.strip().lower() in ("true", "t", "1", "yes")
-    if isinstance(value, bool | int | float | np.bool_ | np.number):
-        return bool(value)
-    raise CrystalInputError(f"cartesian is {shortened(value)}; true or false is accepted")
-
-
-def _numbers_of(data: Mapping[str, Any]) -> np.ndarray:
-    key = _first_key(data, _NUMBER_KEYS)
-    if key is not None:
-        return number_array(data[key], key, np.int64).reshape(-1)
-    key = _first_key(data, _SYMBOL_KEYS)
-    if key is None:
-        raise CrystalInputError(f"no atomic_numbers; keys received: {shortened(sorted(map(str, data)))}")
-    if not isinstance(data[key], list | tuple | np.ndarray) or getattr(data[key], "ndim", 1) != 1:
-        raise CrystalInputError(f"{key} is {shortened(data[key])}; a list of symbols is expected")
-    return np.array([atomic_number_of(symbol) for symbol in data[key]], dtype=np.int64)
-
-
-def _record_from_sites(data: Mapping[str, Any]) -> CrystalRecord:
-    """Read the form of pymatgen's `as_dict`, without pymatgen."""
-    if not isinstance(data["sites"], list | tuple):
-        raise CrystalInputError(f"sites is {shortened(data['sites'])}; a list is expected")
-    cell = _cell_of(data["lattice"], "lattice")
-    species, points = [], []
-    for place, site in enumerate(data["sites"]):
-        species.append(site_species(site, place))
-        field = "abc" if site.get("abc") is not None else "xyz"
-        point = _points(site.get(field), f"sites[{place}].{field}")
-        if point.shape != (1, 3):
-            raise CrystalInputError(f"sites[{place}].{field} is {shortened(site.get(field))}; 3 numbers are expected")
-        points.append(point[0] if field == "abc" else _fractional(point, cell)[0])
-    if not species:
-        raise CrystalInputError("0 atoms; at least one is needed")
-    return record_of_sites(np.array(points, dtype=np.float64), cell, species)
-
-
-def _record_from_optimade(data: Mapping[str, Any]) -> CrystalRecord:
-    """Read the attributes of an OPTIMADE `structures` entry."""
-    kinds: dict[Any, dict[str, float]] = {}
-    for kind in data.get("species") or ():
-        shares = zip(kind.get("chemical_symbols", ()), kind.get("concentration", ()), strict=False)
-        kinds[kind.get("name")] = {symbol: float(share) for symbol, share in shares if symbol != "vacancy"}
-    cell = _cell_of(data["lattice_vectors"], "lattice_vectors")
-    names = data.get("species_at_sites") or ()
-    points = _points(data.get("cartesian_site_positions"), "cartesian_site_positions")
-    if len(points) != len(names) or not len(names):
-        raise CrystalInputError(f"cartesian_site_positions holds {len(points)} atoms, species_at_sites {len(names)}")
-    record = record_of_sites(_fractional(points, cell), cell, [kinds.get(name, {name: 1.0}) for name in names])
-    pbc = _periodic_axes(data.get("dimension_types") or (1, 1, 1), "dimension_types")
-    return record if all(pbc) else open_axes(record, pbc, cell)
-
-
 def _record_from_dict(data: Mapping[str, Any], depth: int = 0) -> CrystalRecord:
     lattice = data.get("lattice")
     flags = lattice.get("pbc") if isinstance(lattice, Mapping) else data.get("pbc")
-    pbc = (True, True, True) if flags is None else _periodic_axes(flags, "pbc")
+    pbc = (True, True, True) if flags is None else periodic_axes(flags, "pbc")
     if "sites" in data and "lattice" in data:
-        record = _record_from_sites(data)
+        record = record_from_sites(data)
         return record if all(pbc) else open_axes(record, pbc, record.cell)
     if data.get("lattice_vectors") is not None:
-        return _record_from_optimade(data)
-    cell_key = _first_key(data, _CELL_KEYS)
+        return record_from_optimade(data)
+    cell_key = first_key(data, CELL_KEYS)
     if not all(pbc) and (cell_key is not None or not any(pbc)):
-        cell = np.eye(3) if cell_key is None else _cell_of(data[cell_key], cell_key)
-        is_jarvis = _first_key(data, (*_FRACTIONAL_KEYS, *_CARTESIAN_KEYS)) is None
-        fractional = not _truth(data.get("cartesian", False)) if is_jarvis else _first_key(data, _FRACTIONAL_KEYS)
-        rest = {key: value for key, value in data.items() if key not in ("pbc", *_CELL_KEYS)}
+        cell = np.eye(3) if cell_key is None else cell_of(data[cell_key], cell_key)
+        is_jarvis = first_key(data, (*FRACTIONAL_KEYS, *CARTESIAN_KEYS)) is None
+        fractional = not truth(data.get("cartesian", False)) if is_jarvis else first_key(data, FRACTIONAL_KEYS)
+        rest = {key: value for key, value in data.items() if key not in ("pbc", *CELL_KEYS)}
         rest["cell"] = cell if fractional else np.eye(3)  # positions need no whole cell
         return open_axes(_record_from_dict(rest, depth), pbc, cell)
     if cell_key is None:
-        nested = _first_key(data, _NESTED_KEYS)
+        nested = first_key(data, _NESTED_KEYS)
         if nested is not None:
             return _parse_nested(data[nested], depth)
         raise CrystalInputError(
             f"no cell; keys received: {shortened(sorted(map(str, data)))}; accepted: {ACCEPTED_FORMS}"
         )
-    cell = _cell_of(data[cell_key], cell_key)
+    check_units(data)
+    cell = cell_of(data[cell_key], cell_key)
     # beside numbers, as tables hold the main elements, only `species` is looked at
-    key = SPECIES_COLUMN if _first_key(data, _NUMBER_KEYS) else _first_key(data, _SYMBOL_KEYS)
+    key = SPECIES_COLUMN if first_key(data, NUMBER_KEYS) else first_key(data, SYMBOL_KEYS)
     sites = mixed_sites(data.get(key), key) if key else []
-    numbers = np.zeros(len(sites), dtype=np.int64) if sites else _numbers_of(data)
-    key = _first_key(data, _FRACTIONAL_KEYS)
+    numbers = np.zeros(len(sites), dtype=np.int64) if sites else numbers_of(data)
+    key = first_key(data, FRACTIONAL_KEYS)
     cartesian = False
     if key is None:
-        key = _first_key(data, _CARTESIAN_KEYS)
+        key = first_key(data, CARTESIAN_KEYS)
         cartesian = key is not None
     if key is None and data.get("coords") is not None:  # JARVIS
-        key, cartesian = "coords", _truth(data.get("cartesian", False))
+        key, cartesian = "coords", truth(data.get("cartesian", False))
     if key is None:
         raise CrystalInputError(f"no frac_coords and no positions; keys received: {shortened(sorted(map(str, data)))}")
-    points = _points(data[key], key)
+    points = points_of(data[key], key)
     if len(points) != len(numbers):
         raise CrystalInputError(f"{key} holds {len(points)} atoms but {len(numbers)} atomic numbers were given")
+    compare_twins(data, key, points, numbers, cell)
     if cartesian:
-        points = _fractional(points, cell)
+        points = fractional_of(points, cell)
     if sites:
         return record_of_sites(points, cell, sites)
     if data.get("occupancies") is not None:
         return with_occupancies(CrystalRecord(numbers, points, cell), data["occupancies"])
     return CrystalRecord(numbers, points, cell)
-
-
-def _fractional(positions: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    # a singular cell is reported by check_record, which says more than the solver can
-    if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < 1e-12:
-        return np.zeros_like(positions)
-    return np.linalg.solve(cell.T, positions.T).T
 
 
 # ------------------------------------------------------------------------------------------------- text and files
@@ -360,6 +274,10 @@ def _unpack(data: bytes, name: str) -> bytes:
         raise CrystalInputError("the compressed file ends too early: it is truncated", name=name) from error
     except (*COMPRESSION_ERRORS, ValueError) as error:
         raise CrystalInputError(f"the compressed file cannot be read: {one_line(str(error))}", name=name) from error
+    if content.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")):
+        raise CrystalInputError("compressed twice; unpack it once", name=name)
+    if content[257:262] == b"ustar":
+        raise CrystalInputError("a tar archive; unpack it, and give its folder", name=name)
     if len(content) > MAX_FILE_BYTES:
         raise CrystalInputError(f"unpacks to more than {MAX_FILE_BYTES} bytes", name=name)
     return content
@@ -407,13 +325,13 @@ def crystals_in(path: Path) -> Iterator[tuple[str, CrystalLike]]:
 
 def _record_from_ase(atoms: Any) -> CrystalRecord:
     cell = np.array(atoms.cell[:], dtype=np.float64).reshape(3, 3)
-    pbc = _periodic_axes(atoms.pbc, "pbc of ASE Atoms")
+    pbc = periodic_axes(atoms.pbc, "pbc of ASE Atoms")
     if all(pbc) and not np.abs(cell).sum() > 0:
         raise CrystalInputError("ASE Atoms without a cell but with pbc; a molecule without a cell has pbc=False")
     positions = np.array(atoms.positions, dtype=np.float64).reshape(-1, 3)
     # a cell that makes positions and coordinates the same numbers, where the given one may be incomplete
     frame = cell if all(pbc) else np.eye(3)
-    points = _fractional(positions, frame)
+    points = fractional_of(positions, frame)
     # ASE reads the main element of each site of a CIF, and keeps the others aside
     occupied, kinds = getattr(atoms, "info", {}).get("occupancy"), getattr(atoms, "arrays", {}).get("spacegroup_kinds")
     if isinstance(occupied, Mapping) and kinds is not None:
@@ -421,15 +339,6 @@ def _record_from_ase(atoms: Any) -> CrystalRecord:
     else:
         record = CrystalRecord(np.array(atoms.numbers, dtype=np.int64), points, frame)
     return record if all(pbc) else open_axes(record, pbc, cell)
-
-
-def _periodic_axes(value: Any, field: str) -> tuple[bool, bool, bool]:
-    """Three truth values from one or three of them."""
-    flags = np.asarray(value)
-    if flags.dtype.kind not in "biu" or flags.shape not in ((), (3,)) or not np.isin(flags, (0, 1)).all():
-        raise CrystalInputError(f"{field} is {shortened(value)}; true or false for each axis is accepted")
-    a, b, c = np.broadcast_to(flags.astype(bool), 3).tolist()
-    return a, b, c
 
 
 def _looks_like_text(value: str) -> bool:

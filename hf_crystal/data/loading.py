@@ -14,12 +14,11 @@ from transformers.utils import logging
 
 from .columns import has_crystal_columns
 from .conversion import ROWS_TO_INFER_TYPES, Row, tables_from_source
+from .folders import find_label_table, iter_folder
 from .plain_tables import finish_tables, stream_tables
 from .sources import (
     STRUCTURE_COLUMN,
-    find_label_table,
     form_of,
-    iter_folder,
     iter_parquet,
     iter_rows,
     structure_files,

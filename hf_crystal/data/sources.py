@@ -38,7 +38,6 @@ __all__ = [
     "iter_blocks",
     "iter_crystals",
     "iter_csv",
-    "iter_folder",
     "iter_frames",
     "iter_json",
     "iter_parquet",
@@ -70,7 +69,6 @@ _FILE_NAMES = ("file", "filename", "file_name", "path")  # columns of a table th
 _SHOWN = 5  # files of a folder that are named as passed over
 _MAGIC: tuple[tuple[bytes, Form], ...] = ((b"PAR1", "parquet"), (b"SQLite format 3", "ase"), (b"- of Ulm", "ase"))
 _LIKELY_COLUMNS = ("structure", "cif", "atoms", "poscar", "crystal", "attributes", "file", "filename", "path")
-_FILE_COLUMNS = ("file", "filename", "file_name", "path", "id", "material_id", "jid", "name")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+(?:[eE][+-]?\d+)?\s*")
 _READ_CHARS = 1 << 20
 _HEAD_CHARS = 1 << 12
@@ -120,6 +118,8 @@ def form_of(path: Path) -> Form:
     if head.lstrip()[:1] in ("{", "["):
         return "json"
     header = head.partition("\n")[0]
+    if header.strip() == "CRYSTAL":  # of XSF, not a column of that name
+        return "structure"
     return "csv" if _crystal_columns(next(csv.reader([header], delimiter=delimiter_of(header)), [])) else "structure"
 
 
@@ -168,64 +168,6 @@ def _no_crystals(path: Path) -> str:
     if any(name.strip().lower() in _FILE_NAMES for name in names):
         return "it lists files, which are read by themselves"
     return "" if _crystal_columns(names) else "no column holds crystals"
-
-
-def _label_table(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of a label CSV by file name; without a header it is read as `id, label` (CGCNN's id_prop.csv)."""
-    with open_text(path) as stream:
-        lines = list(csv.reader(stream))
-    lines = [line for line in lines if line]
-    if not lines:
-        raise ValueError(f"{path.name} is empty; a header with one of {', '.join(_FILE_COLUMNS)} is expected")
-    header = [word.strip() for word in lines[0]]
-    key = next((name for name in _FILE_COLUMNS if name in header), None)
-    if key is not None:
-        rows = [dict(zip(header, line, strict=False)) for line in lines[1:]]
-    elif len(header) == 2:
-        key, rows = "id", [dict(zip(("id", "label"), line, strict=False)) for line in lines]
-    else:
-        raise ValueError(f"{path.name} has columns {header}; one of {', '.join(_FILE_COLUMNS)} must name the file")
-    return {row[key].strip(): {k: v for k, v in row.items() if k != key} for row in rows if row.get(key)}
-
-
-def find_label_table(folder: Path) -> Path | None:
-    """The CSV beside the structure files, where there is exactly one."""
-    tables = sorted(folder.glob("*.csv"))
-    if len(tables) > 1:
-        raise ValueError(f"{folder} has {len(tables)} CSV files {[t.name for t in tables]}; pass labels=<file>")
-    return tables[0] if tables else None
-
-
-def iter_folder(folder: Path, labels: Path | None) -> Iterator[dict[str, Any]]:
-    """Rows of a folder of structure files, with labels from a CSV and a split from the first-level folder.
-
-    Args:
-        folder: sub-folders named train, val, validation, valid or test become the column `split`.
-        labels: CSV whose column file, id, … matches the file name with or without suffix.
-
-    Yields:
-        dicts with `id`, `file`, labels and the crystal's path; rows of the CSV without a file come as paths that do
-        not exist, so that they are reported.
-    """
-    table = _label_table(labels) if labels is not None else {}
-    unused = set(table)
-    for path in structure_files(folder):
-        relative = path.relative_to(folder)
-        stem = path.name[: len(plain_name(path.name))]
-        stem = stem if Path(stem).suffix.lower() not in STRUCTURE_SUFFIXES else Path(stem).stem
-        keys = (str(relative), path.name, stem)
-        key = next((key for key in keys if key in table), None)
-        unused.discard(key or "")
-        row: dict[str, Any] = {"id": stem, "file": str(relative)}
-        if relative.parts[0] in ("train", "val", "validation", "valid", "test"):
-            row["split"] = relative.parts[0]
-        row.update(table.get(key, {}) if key else {})
-        # the label of a file is that of one crystal: of several its reader takes the first and announces it
-        for part, crystal in crystals_in(path) if key is None else [("", path)]:
-            own = {"id": f"{stem}:{part}", "file": f"{relative}:{part}"} if part else {}
-            yield {**row, **own, STRUCTURE_COLUMN: crystal}
-    for key in sorted(unused):
-        yield {"id": key, "file": key, **table[key], STRUCTURE_COLUMN: folder / key}
 
 
 def iter_frames(path: Path) -> Iterator[dict[str, Any]]:
@@ -287,7 +229,7 @@ def _take(row: dict[str, Any], columns: list[str]) -> Any:
 
 def delimiter_of(header: str) -> str:
     """Delimiter of a table by its first line; Excel writes semicolons or tabs where the comma is the decimal sign."""
-    return max(",;\t", key=header.count)
+    return max(",;\t|", key=header.count)
 
 
 def _with_point(value: Any) -> Any:
@@ -309,7 +251,10 @@ def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any
         reader = csv.DictReader(chain([header], stream), delimiter=delimiter_of(header))
         if not header.strip():
             raise ValueError(f"{path.name} is empty; a header and a row for each crystal are expected")
-        columns = _find_crystal_columns(reader.fieldnames or [], structure_column, path.name)
+        names = list(reader.fieldnames or [])
+        columns = _find_crystal_columns(names, structure_column, path.name)
+        if twice := [name for name in columns if names.count(name) > 1]:
+            raise ValueError(f"{path.name} has column {twice[0]!r} {names.count(twice[0])} times; rename the others")
         for row in reader:
             if reader.reader.dialect.delimiter != ",":
                 row = {name: _with_point(value) for name, value in row.items()}
@@ -317,6 +262,8 @@ def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any
             row.pop(None, None)  # cells beyond the header
             if isinstance(crystal, dict):  # lists as text, in the spelling of JSON or of numpy
                 crystal = {name: _listed(text or "") for name, text in crystal.items()}
+            elif crystal and "\n" not in crystal and crystal.count("\\n") > 2:  # line breaks as a database writes them
+                crystal = crystal.replace("\\r", "").replace("\\n", "\n")
             elif crystal and "\n" not in crystal and len(crystal) < 1024 and crystal.lstrip()[:1] not in "{[":
                 name = Path(crystal.strip())
                 # a table names files beside or below itself and no others
@@ -378,24 +325,32 @@ def _iter_list(stream: IO[str], name: str) -> Iterator[Any]:
 
 def _iter_object(stream: IO[str]) -> Iterator[Any]:
     """Entries of a file that starts with an object: JSON lines, or one object."""
-    line = "{" + stream.readline()
+    lines = (line for line in stream if line.strip())
+    line, rest = "{" + next(lines, ""), next(lines, "")
     try:
-        first = parse_json_text(line)
-    except CrystalInputError:
-        first = None
-    rest = stream.readline()
-    if first is not None and rest.strip():  # JSON lines
-        yield first
-        while rest:
-            if rest.strip():
-                try:
-                    yield parse_json_text(rest)
-                except CrystalInputError as error:  # the other lines are whole
-                    yield error
-            rest = stream.readline()
+        first: Any = parse_json_text(line)
+    except CrystalInputError as error:  # one object of several lines, or a damaged line
+        first = error
+    if not rest and not isinstance(first, CrystalInputError):
+        yield from document_entries(first)
         return
-    whole = first if first is not None else parse_json_text(line + rest + stream.read())
-    yield from document_entries(whole)
+    if isinstance(first, CrystalInputError) and not _is_json(rest):
+        yield from document_entries(parse_json_text(line + rest + "".join(lines)))
+        return
+    yield first
+    for line in chain([rest], lines):
+        try:
+            yield parse_json_text(line)
+        except CrystalInputError as error:  # the other lines are whole
+            yield error
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is an object by itself."""
+    try:
+        return isinstance(parse_json_text(line), dict)
+    except CrystalInputError:
+        return False
 
 
 def document_entries(whole: Mapping[str, Any]) -> Iterator[Any]:

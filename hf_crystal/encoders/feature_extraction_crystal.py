@@ -18,6 +18,10 @@ logger = logging.get_logger(__name__)
 
 __all__ = ["CrystalBatch", "CrystalError", "CrystalFeatureExtractor"]
 
+# fields of a record that change what its columns mean, or have to agree with them
+_MORE_FIELDS = frozenset(
+    ("occupancies", SPECIES_COLUMN, "pbc", "positions", "cart_coords", "cartesian_coords", "symbols", "units", "unit")
+)
 MIXED = "its sites are read as mixtures of their elements, weighted by occupancy"
 # pair differences that fit in memory at once: 2 million rows of 3 doubles are 48 MB
 _MAX_BATCH_PAIRS = 2_000_000
@@ -319,16 +323,19 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
         columns = set(CRYSTAL_COLUMNS)
         if not all(isinstance(item, Mapping) and item.keys() >= columns for item in items):
             return None
-        if any(item.get(name) is not None for item in items for name in ("occupancies", SPECIES_COLUMN, "pbc")):
+        if any(not _MORE_FIELDS.isdisjoint(item) and _has_more(item) for item in items):
             return None
         try:
             counts = np.array([len(item["atomic_numbers"]) for item in items], dtype=np.int64)
             numbers = np.array(list(chain.from_iterable(item["atomic_numbers"] for item in items)))
-            frac = np.concatenate([np.asarray(item["frac_coords"], dtype=np.float64).reshape(-1) for item in items])
+            places = [np.asarray(item["frac_coords"], dtype=np.float64) for item in items]
+            frac = np.concatenate([each.reshape(-1) for each in places])
             cells = np.array([item["lattice"] for item in items], dtype=np.float64).reshape(len(items), 3, 3)
         except (TypeError, ValueError):
             return None
-        lengths = np.array([np.size(item["frac_coords"]) for item in items])
+        if any(each.ndim != 1 and each.shape[1:] != (3,) for each in places):  # transposed, for instance
+            return None
+        lengths = np.array([each.size for each in places])
         if numbers.dtype.kind not in "iu" or not np.array_equal(lengths, 3 * counts) or not counts.all():
             return None
         frac = frac.reshape(-1, 3)
@@ -415,6 +422,10 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             batch["occupancies"] = np.zeros((*mask.shape, compositions[0].shape[1]), dtype=dtype)
             batch["occupancies"][mask] = np.concatenate(compositions)
         return batch
+
+
+def _has_more(item: Mapping[str, Any]) -> bool:
+    return any(item.get(name) is not None for name in _MORE_FIELDS)
 
 
 def _cartesian(counts: np.ndarray, frac: np.ndarray, cells: np.ndarray) -> np.ndarray:

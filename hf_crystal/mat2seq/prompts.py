@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..crystals.elements import CHEMICAL_SYMBOLS, parse_composition
+from ..crystals.elements import CHEMICAL_SYMBOLS, isotope_notes, parse_composition
 from ..crystals.record import cell_from_parameters
 from .canonical_crystal import CanonicalSite, free_cell_parameters, orbit_points, quantize
 from .grammar import CrystalGrammar, GrammarState
@@ -78,7 +78,8 @@ def prepare_prompt(asked: CrystalPrompt, tokenizer: Mat2SeqTokenizer, grammar: C
         head = _certain_tokens(constraint)
     tokens = [tokenizer.bos_token, *conditions, *head]
     ids = tuple(grammar.vocabulary[token] for token in tokens)
-    return PreparedPrompt(ids, constraint, bool(conditions), tuple(note for note in notes if note is not None))
+    told = (*(note for note in notes if note is not None), *isotope_notes(asked.composition))
+    return PreparedPrompt(ids, constraint, bool(conditions), told)
 
 
 def _constraint(asked: CrystalPrompt, grammar: CrystalGrammar) -> PromptConstraint:

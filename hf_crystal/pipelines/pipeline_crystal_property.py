@@ -20,10 +20,11 @@ from torch.utils.data import Dataset
 from transformers import Pipeline, PreTrainedConfig
 
 from ..crystals.checkpoint_settings import TrainingDomain
+from ..crystals.doubts import geometry_warnings
 from ..crystals.elements import mixture_formula, reduced_formula
 from ..crystals.orderings import orderings
 from ..crystals.reading import CrystalLike, as_record
-from ..crystals.record import CrystalInputError, geometry_warnings
+from ..crystals.record import CrystalInputError
 
 __all__ = ["CrystalPropertyPipeline"]
 

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS, parse_composition
+from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS, isotope_notes, parse_composition
 from hf_crystal.mat2seq.space_groups import space_group_number
 from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
 from hf_crystal.mat2seq.validity import atoms_are_apart, atoms_collide, check_min_distance
@@ -73,6 +73,7 @@ def propose(
     notes = tuple(f"{text}; {_GUESSED}" for text in index.unseen(symbols))
     if notes and unseen == "refuse":
         raise ValueError("; ".join(notes))
+    notes = (*notes, *isotope_notes(composition))
     found = index.candidates(
         composition,
         n,

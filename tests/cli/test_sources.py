@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers.testing_utils import CaptureLogger
 
+from hf_crystal.cli.main import run
 from hf_crystal.cli.sources import count_crystals, find_sources, read_crystals
 from hf_crystal.crystals.reading import as_record
 from hf_crystal.crystals.record import CrystalInputError
@@ -94,3 +95,10 @@ def test_names_and_signs_that_are_not_utf8(tmp_path, monkeypatch):
     assert outcomes(os.fsdecode(name)) == [(f"{tmp_path}/caf\\udce9.cif", "NaCl")]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"# caf\xe9\n" + NACL.read_bytes())))
     assert outcomes("-") == [("-", "NaCl")]
+
+
+def test_a_table_without_crystals_is_an_error(tmp_path, capsys):
+    (tmp_path / "none.csv").write_text("id,cif\n")
+    (tmp_path / "none.json").write_text("[]")
+    assert run(["predict", *map(str, sorted(tmp_path.iterdir()))]) == 1
+    assert "no crystals in " in capsys.readouterr().err

@@ -8,7 +8,8 @@ import pytest
 
 from hf_crystal import CrystalFeatureExtractor
 from hf_crystal.crystals.checkpoint_settings import TrainingDomain, training_domain
-from hf_crystal.crystals.record import COVALENT_RADII, close_pair, geometry_warnings
+from hf_crystal.crystals.doubts import geometry_warnings
+from hf_crystal.crystals.record import COVALENT_RADII, close_pair
 
 
 def doubts(*crystals, radius=None):

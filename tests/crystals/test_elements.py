@@ -5,7 +5,13 @@ import random
 import pytest
 from pymatgen.core import Composition, Element
 
-from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS, cell_formula, reduced_formula
+from hf_crystal.crystals.elements import (
+    CHEMICAL_SYMBOLS,
+    cell_formula,
+    isotope_notes,
+    parse_composition,
+    reduced_formula,
+)
 
 
 def numbers_of(counts: dict[str, int]) -> list[int]:
@@ -51,3 +57,9 @@ def test_symbols_are_in_order():
 def test_unknown_atomic_number_is_named():
     with pytest.raises(ValueError, match="atomic number 119 is not known; accepted are 1 to 118"):
         reduced_formula([11, 119])
+
+
+def test_subscripts_and_isotopes_of_formulas():
+    assert parse_composition("Ba₁₂Ti₃O") == {56: 12, 22: 3, 8: 1}
+    assert isotope_notes("ND3")[0].startswith("D read as H") and isotope_notes("LiTD2")[0].startswith("D and T read")
+    assert isotope_notes("DyTbTiH2") == isotope_notes({"H": 2}) == []

@@ -147,6 +147,8 @@ def test_novel_leaves_out_what_a_model_finds_again_and_unseen_elements_are_told(
     apart = "Mg and Cl: never together in one known crystal; its size, and what it is like, are guesses"
     assert all(item.warnings == (apart,) for item in propose("MgCl", 2, index=index))
     assert propose("NaCl", 1, index=index)[0].warnings == ()
+    heavy = propose("NaD", 1, index=PrototypeIndex.build({"a": known_crystals()["NaF"]}, distances=index.distances))
+    assert heavy[0].warnings[-1].startswith("D read as H")
     with pytest.raises(ValueError, match="Mg and Cl: never together"):
         propose("MgCl", 2, unseen="refuse", index=index)
 

@@ -1,0 +1,143 @@
+# Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
+"""What is implausible about the geometry of crystals that are none the less accepted; needs numpy only."""
+
+import itertools
+
+import numpy as np
+
+from .record import CHEMICAL_SYMBOLS, COVALENT_RADII, close_pair
+
+__all__ = ["far_coordinates", "geometry_warnings"]
+
+_FAR = 1.5  # of a fractional coordinate from the middle of the cell
+_NEAREST = 0.5  # of the sum of covalent radii
+# Å³ per atom: diamond has 5.7; of 110,000 crystals of the Materials Project one in a thousand has more than 240
+_SMALLEST_VOLUME, _LARGEST_VOLUME = 3.0, 250.0
+_MOST_ATOMS = 64  # of crystals whose pairs are looked at together
+_IMAGES = np.array(list(itertools.product((-1, 0, 1), repeat=3)), dtype=np.float64)
+_BLOCK = 256  # atoms whose neighbors are looked for together
+
+
+def far_coordinates(frac: np.ndarray) -> list[str]:
+    """A warning where fractional coordinates `(n, 3)` of a text may be meant as Cartesian ones, in a list."""
+    farthest = float(np.abs(frac - 0.5).max(initial=0.0))
+    if not farthest > _FAR:
+        return []
+    return [f"fractional coordinates reach {np.abs(frac).max():.4g}; Cartesian ones in their place would be misread"]
+
+
+def geometry_warnings(
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cells: np.ndarray,
+    radius: float | None = None,
+    totals: np.ndarray | None = None,
+    pbc: np.ndarray | None = None,
+) -> list[list[str]]:
+    """What is implausible about the geometry of each crystal of a batch.
+
+    Args:
+        numbers (`np.ndarray` of shape `(B, N)`): atomic numbers, 0 = padding at the end.
+        positions (`np.ndarray` of shape `(B, N, 3)`): Å.
+        cells (`np.ndarray` of shape `(B, 3, 3)`): lattice vectors in rows, Å, not singular.
+        radius: Å; an atom without neighbor or image of its own within it is named. None: not looked for.
+        totals (`np.ndarray` of shape `(B, N)`, *optional*): occupancies of the sites; partly occupied ones may be
+            close, as they exclude each other.
+        pbc (`np.ndarray` of shape `(B, 3)`, *optional*): periodic axes; without all three there is no volume.
+
+    Returns:
+        Per crystal its warnings, mostly none.
+    """
+    cells = cells.astype(np.float64)
+    inverses = np.linalg.inv(cells)
+    frac = positions.astype(np.float64) @ inverses
+    counts = np.count_nonzero(numbers, axis=1)
+    radii = _NEAREST * COVALENT_RADII[numbers]
+    if totals is not None:
+        radii[totals < 1 - 1e-3] = 0.0
+    found: list[list[str]] = [[] for _ in counts]
+    volumes = np.abs(np.linalg.det(cells)) / (counts if totals is None else totals.sum(axis=1))
+    if pbc is not None:
+        volumes[~pbc.all(axis=1)] = _SMALLEST_VOLUME
+    for row in np.flatnonzero((volumes < _SMALLEST_VOLUME) | (volumes > _LARGEST_VOLUME)):
+        found[row].append(
+            f"volume per atom is {volumes[row]:.3g} Å³; crystals at ambient pressure have {_SMALLEST_VOLUME:g} to "
+            f"{_LARGEST_VOLUME:g} Å³"
+        )
+    for row in np.flatnonzero(_may_collide(radii, frac, cells, inverses)):
+        pair = close_pair(frac[row, : counts[row]], cells[row], radii[row, : counts[row]])
+        if pair is not None:
+            first, second, distance = pair
+            symbols = [CHEMICAL_SYMBOLS[numbers[row, site]] for site in (first, second)]
+            bond = (radii[row, first] + radii[row, second]) / _NEAREST
+            found[row].append(
+                f"{symbols[0]} (atom {first}) and {symbols[1]} (atom {second}) are {distance:.2f} Å apart, less than "
+                f"{_NEAREST:g} of the sum of their covalent radii ({bond:.2f} Å)"
+            )
+    if radius is not None:
+        # an atom is a neighbor of its own image along an edge that is short enough
+        for row in np.flatnonzero(np.linalg.norm(cells, axis=2).min(axis=1) > radius):
+            lone = _lone_atoms(frac[row, : counts[row]], cells[row], radius)
+            if lone:
+                more = f" and {len(lone) - 1} more atoms" if len(lone) > 1 else ""
+                symbol = CHEMICAL_SYMBOLS[numbers[row, lone[0]]]
+                found[row].append(
+                    f"{symbol} (atom {lone[0]}){more}: no neighbor within {radius:.1f} Å, as far as the model looks"
+                )
+    return found
+
+
+def _may_collide(radii: np.ndarray, frac: np.ndarray, cells: np.ndarray, inverses: np.ndarray) -> np.ndarray:
+    """Which crystals to look at one by one, shape `(B,)`: those with close atoms, and the large and skewed ones."""
+    suspect = np.ones(len(cells), dtype=bool)
+    if radii.shape[1] > _MOST_ATOMS:
+        return suspect
+    largest = 2 * radii.max(axis=1)
+    # an image nearer than this differs by less than the reach along each lattice direction
+    reach = (largest[:, None] * np.linalg.norm(inverses, axis=1)).max(axis=1)
+    first, second = np.triu_indices(radii.shape[1], 1)
+    for rows, images in (
+        (np.flatnonzero(reach < 0.5), _IMAGES[13:14]),
+        (np.flatnonzero((reach >= 0.5) & (reach < 1.5)), _IMAGES),
+    ):
+        if not len(rows):
+            continue
+        difference = frac[rows][:, second] - frac[rows][:, first]
+        difference -= np.rint(difference)
+        difference = difference @ cells[rows]
+        shifts = images @ cells[rows]  # (R, images, 3)
+        squares = (shifts**2).sum(axis=2)
+        # |d + s|² of all images at once
+        nearest = (2 * difference @ shifts.transpose(0, 2, 1) + squares[:, None]).min(axis=2)
+        nearest += (difference**2).sum(axis=2)
+        limits = radii[rows][:, first] + radii[rows][:, second]
+        close = ((nearest < limits**2) & (radii[rows][:, second] > 0)).any(axis=1)
+        if len(images) > 1:
+            close |= np.delete(squares, len(images) // 2, axis=1).min(axis=1) < largest[rows] ** 2
+        suspect[rows] = close
+    return suspect
+
+
+def _lone_atoms(frac: np.ndarray, cell: np.ndarray, radius: float) -> list[int]:
+    """Atoms without any atom, images included, within `radius` (Å)."""
+    places = np.arange(len(frac))
+    lone: list[int] = []
+    for start in range(0, len(frac), _BLOCK):
+        block = places[start : start + _BLOCK]
+        difference = frac[None] - frac[block, None]
+        difference -= np.rint(difference)
+        near = ((difference @ cell) ** 2).sum(axis=2) <= radius**2
+        near[np.arange(len(block)), block] = False
+        lone += block[~near.any(axis=1)].tolist()
+    # few are left, for which the nearest image may be another than the rounded one
+    extent = np.floor(radius * np.linalg.norm(np.linalg.inv(cell), axis=0) + 0.5).astype(int).tolist()
+    images = np.array(list(itertools.product(*(range(-n, n + 1) for n in extent))))
+
+    def is_lone(atom: int) -> bool:
+        difference = frac - frac[atom]
+        difference -= np.rint(difference)
+        squared = (((difference[:, None] + images) @ cell) ** 2).sum(axis=2)
+        squared[atom, len(images) // 2] = np.inf  # itself
+        return bool(squared.min() > radius**2)
+
+    return [atom for atom in lone if is_lone(atom)]
