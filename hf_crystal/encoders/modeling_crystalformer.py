@@ -360,7 +360,7 @@ class CrystalformerPreTrainedModel(PreTrainedModel):
                 init_value_weight(module.value_radial, self.config.hidden_size)
             if module.routing_gate is not None:
                 # near the fixed heads: with equal weights all would begin mostly in reciprocal space, whose widths are
-                # larger, and learned worse
+                # larger (after 470 steps a validation error of 0.296 instead of 0.281 eV/atom, one seed)
                 half = torch.ones(module.num_heads // 2, device=module.routing_gate.device)
                 init.copy_(module.routing_gate, torch.cat([GATE_LOGIT * half, -GATE_LOGIT * half]))
         elif isinstance(module, CrystalPropertyHead):
