@@ -287,8 +287,8 @@ def page(args: argparse.Namespace) -> str:
         per_crystal = 1000 * costs[task.name]["gaussian"]
         for column in range(len(task.names)):
             body, count = table(task, column, args.output_dir, args.seeds, costs[task.name])
-            text += ["", f"{counts} rows, {count} seeds, gaussian {per_crystal:.2f} ms a crystal:", "", body]
-    text += ["", "Gates of the routed heads (weight of real space, mean over seeds; they begin at 0.5):", ""]
+            text += ["", f"{counts} rows; seeds: {count}; gaussian {per_crystal:.2f} ms a crystal:", "", body]
+    text += ["", "Gates of the routed heads (weight of real space, mean over seeds; they begin at 0.95 and 0.05):", ""]
     text += ["| task | block | " + " | ".join(f"head {head + 1}" for head in range(HEADS)) + " |"]
     text += ["|---|---:|" + "---:|" * HEADS, *gate_lines(args.output_dir, args.seeds)]
     return "\n".join(text) + "\n"

@@ -56,6 +56,8 @@ class XavierLinear(nn.Linear):
         self.gain = gain
 
 
+GATE_LOGIT = 3.0
+
 # output (T, H, d), matrix (B, H, N, N) on request, and, of routed heads, the log of the sum of weights (T, H)
 SpaceOutput = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
@@ -339,7 +341,8 @@ class CrystalformerPreTrainedModel(PreTrainedModel):
         | width_query | N(0, d^-1/2) |
         | value_radial, value_angular | xavier uniform of the (H d, K) matrix times K^-1/2 |
         | property head | PyTorch's default of a linear layer |
-        | biases, routing gates | 0 (property head: default) |
+        | routing gates | 3 (weight 0.95 of real space) in the first half of the heads, -3 in the others |
+        | biases | 0 (property head: default) |
         """
         if isinstance(module, nn.Embedding):
             std = self.config.hidden_size**-0.5 * (9 * self.config.num_hidden_layers) ** -0.25
@@ -357,7 +360,10 @@ class CrystalformerPreTrainedModel(PreTrainedModel):
             if module.value_radial is not None:
                 init_value_weight(module.value_radial, self.config.hidden_size)
             if module.routing_gate is not None:
-                init.zeros_(module.routing_gate)
+                # near the fixed heads: with equal weights all would begin mostly in reciprocal space, whose widths are
+                # larger (after 470 steps a validation error of 0.296 instead of 0.281 eV/atom, one seed)
+                half = torch.ones(module.num_heads // 2, device=module.routing_gate.device)
+                init.copy_(module.routing_gate, torch.cat([GATE_LOGIT * half, -GATE_LOGIT * half]))
         elif isinstance(module, CrystalPropertyHead):
             init.zeros_(module.target_mean)
             init.ones_(module.target_std)

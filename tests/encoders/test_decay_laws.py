@@ -188,6 +188,14 @@ def test_equal_weights_in_both_spaces_need_no_gate():
             torch.testing.assert_close(mine.sum(-1)[:, :, :2], torch.ones(2, HEADS, 2).double())
 
 
+def test_gates_begin_near_the_fixed_heads_and_are_loaded_as_they_were(tmp_path):
+    model = tiny_model(domain="multihead", routing="learned")
+    torch.testing.assert_close(model.routing_gates, torch.tensor([[3.0, -3.0]] * 2).sigmoid())
+    torch.nn.init.constant_(model.encoder.layers[1].attention.routing_gate, 0.3)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(type(model).from_pretrained(tmp_path).routing_gates, model.routing_gates)
+
+
 def test_gates_can_be_read_and_plotted():
     gates = routed_model(0.0).routing_gates
     assert torch.equal(gates, torch.full((2, HEADS), 0.5).double())

@@ -65,7 +65,7 @@ def test_runs_are_made_once_and_shown(script, data, monkeypatch):
     expected = np.mean([runs[f"mp-1-{seed}.json"]["test"][1] for seed in args.seeds])
     gap = text.split("| band_gap, MAE, eV")[1]
     assert "| + yukawa in half of the heads | 2.00 | 2 | " in gap and f" | {expected:.4f} | " in gap
-    assert text.count("2 seeds") == 3 and text.count("| mp | 1 | 0.5") == 1
+    assert text.count("seeds: 2;") == 3 and text.count("| mp | 1 | 0.95 | 0.95 | 0.05 | 0.05 |") == 1
 
     monkeypatch.setattr(script, "train_one", lambda *_: pytest.fail("a finished run is repeated"))
     script.main(args)
