@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 GPA = 160.21766  # of eV/Å³
+BACK = 0.1  # Å: so near to where it was a crystal is back
 
 
 def load_model(folder: str) -> Any:
@@ -183,13 +184,31 @@ def relax(args: argparse.Namespace) -> dict[str, Any]:
         )
         print(json.dumps({name: value for name, value in crystals[-1].items() if name != "trajectory"}), flush=True)
     relaxed = np.array([crystal["relaxed"] for crystal in crystals])
+    if args.figure is not None:
+        draw(crystals, args.figure)
     return {
-        "within_0.1": int((relaxed <= 0.1).sum()),
+        "back": int((relaxed <= BACK).sum()),
         "crystals": len(crystals),
         "mean_rattled": float(np.mean([crystal["rattled"] for crystal in crystals])),
         "median_relaxed": float(np.median(relaxed)),
         "results": crystals,
     }
+
+
+def draw(crystals: list[dict[str, Any]], path: Path) -> None:
+    """Distance of each crystal from where it was, over the steps of its relaxation."""
+    from hf_crystal.viz.style import PALETTE, clean, new_figure
+
+    figure = new_figure(5.0, 2.8)
+    axes = figure.add_subplot()
+    for crystal in crystals:
+        distances = [distance for distance, _ in crystal["trajectory"]]
+        color = PALETTE[0] if crystal["relaxed"] <= BACK else PALETTE[5]
+        axes.plot(range(len(distances)), distances, color=color, linewidth=0.8, alpha=0.8)
+    axes.axhline(BACK, color="black", linewidth=0.6, linestyle=":")
+    axes.set(xlabel="step of BFGS", ylabel="RMS displacement (Å)", ylim=(0, None), xlim=(0, None))
+    clean(axes)
+    figure.savefig(path)
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
@@ -222,6 +241,7 @@ def make_parser() -> argparse.ArgumentParser:
     three.add_argument("--rattle", type=float, default=0.1, help="standard deviation of the noise, Å (default: 0.1)")
     three.add_argument("--fmax", type=float, default=0.02, help="converged below this force, eV/Å (default: 0.02)")
     three.add_argument("--steps", type=int, default=200, help="at most (default: 200)")
+    three.add_argument("--figure", type=Path, help="PNG of the distances over the steps")
     three.add_argument("--seed", type=int, default=0, help="of choice and noise (default: 0)")
     for command in (one, two, three):
         command.add_argument("--data", required=True, help="table with forces")
