@@ -13,7 +13,8 @@
 no force, of energies (eV/atom) and of mean stresses (GPa), with 95 % intervals from a bootstrap over crystals. The
 energies of CHGNet 0.3.0 get energies of elements fitted on training rows, as ours have. `relax` takes test crystals
 whose DFT forces are at most `--max-force`, moves each atom by normal noise, relaxes it in its cell by BFGS and says
-how far from where it was the atoms end, without the drift of all of them.
+how far from where it was the atoms end, without the drift of all of them; with --textbook those of
+`textbook_properties.yaml` that have 2 to --max-atoms atoms.
 """
 
 import argparse
@@ -147,6 +148,26 @@ def calm_crystals(args: argparse.Namespace) -> list[Any]:
     ]
 
 
+def textbook_crystals(args: argparse.Namespace) -> list[Any]:
+    """ASE's `Atoms` of crystals of `textbook_properties.yaml`, drawn by the seed: entries of the Materials Project."""
+    import pandas as pd
+    import yaml
+    from ase import Atoms
+    from prepare_materials_project import kinds_of, with_labels
+    from report_domain import crystals_of
+    from textbook_properties import chosen_rows
+
+    project = with_labels(pd.read_parquet(args.textbook))
+    project["kind"] = kinds_of(project)
+    textbook = yaml.safe_load(Path(__file__).with_name("textbook_properties.yaml").read_text(encoding="utf-8"))
+    rows = chosen_rows(project, textbook)
+    rows = rows[(rows.num_atoms >= 2) & (rows.num_atoms <= args.max_atoms)]
+    return [
+        Atoms(crystal["atomic_numbers"], scaled_positions=crystal["frac_coords"], cell=crystal["lattice"], pbc=True)
+        for crystal in crystals_of(rows.sample(min(args.crystals, len(rows)), random_state=args.seed))
+    ]
+
+
 def distance(atoms: Any, start: np.ndarray) -> float:
     """Root mean square displacement of the atoms without their common drift, Å."""
     moved = atoms.positions - start
@@ -161,7 +182,7 @@ def relax(args: argparse.Namespace) -> dict[str, Any]:
 
     calculator = CrystalCalculator(args.model, energy="energy")
     crystals = []
-    for place, atoms in enumerate(calm_crystals(args)):
+    for place, atoms in enumerate(calm_crystals(args) if args.textbook is None else textbook_crystals(args)):
         start = atoms.positions.copy()
         atoms.calc = calculator
         unmoved = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
@@ -235,6 +256,9 @@ def make_parser() -> argparse.ArgumentParser:
     two.add_argument("--references", type=int, default=500, help="training rows for CHGNet's elements (default: 500)")
     three = commands.add_parser("relax", help="relax rattled test crystals")
     three.add_argument("model", help="folder of a potential")
+    three.add_argument(
+        "--textbook", type=Path, help="materials_project.parquet: textbook crystals in place of test rows"
+    )
     three.add_argument("--crystals", type=int, default=20, help="number (default: 20)")
     three.add_argument("--max-atoms", type=int, default=20, help="of a cell (default: 20)")
     three.add_argument("--max-force", type=float, default=0.05, help="largest DFT force, eV/Å (default: 0.05)")
