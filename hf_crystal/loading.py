@@ -135,8 +135,11 @@ def _check_device(device: Device) -> None:
 
 
 def _model_type(location: str) -> str | None:
+    """Type of a model; a model of vectors, which shares CrystalFramer's configuration, goes by its class."""
     with _reading_model(location):
-        return PreTrainedConfig.get_config_dict(location)[0].get("model_type")
+        config = PreTrainedConfig.get_config_dict(location)[0]
+        vectors = [name for name in config.get("architectures") or [] if name.endswith("ForAtomVectors")]
+        return vectors[0] if vectors else config.get("model_type")
 
 
 def check_property_model(name: ModelName) -> str:

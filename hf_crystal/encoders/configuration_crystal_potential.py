@@ -16,7 +16,7 @@ class CrystalPotentialConfig(CrystalformerConfig):
 
     Args:
         element_energies (`dict[str, float]`, *optional*): symbol → energy of an atom of the element, eV, that is added
-            to what the head predicts (`hf_crystal.training.fit_element_energies`). None: the head predicts all of it.
+            to what the head predicts (`hf_crystal.training.forces.fit_element_energies`). None: the head predicts all.
         energy_weight (`float`): weight of the loss of energies, eV/atom.
         force_weight (`float`): of the loss of forces, eV/Å.
         stress_weight (`float`): of the loss of stresses, eV/Å³.

@@ -66,10 +66,10 @@ def write_code(folder: Path, config: Any, saved_class: type | None = None) -> No
         return
     model_class: type = dict(property_classes())[type(config)]
     config_name = type(config).__name__
-    vectors = [(config, name) for auto_name, config, _, name in CLASSES if auto_name == VECTORS_AUTO_CLASS]
-    has_vectors = saved_class is not None and (config_name, saved_class.__name__) in vectors
-    classes: list[Any] = [type(config), CrystalFeatureExtractor]
-    classes += [saved_class] if has_vectors else [model_class, CrystalPropertyPipeline]
+    vectors = [name for auto_name, *_, name in CLASSES if auto_name == VECTORS_AUTO_CLASS]
+    has_vectors = saved_class is not None and saved_class.__name__ in vectors
+    classes: list[Any] = [saved_class] if has_vectors else [model_class, CrystalPropertyPipeline]
+    classes += [type(config), CrystalFeatureExtractor]
     for name, text in _code_of(*classes).items():
         (folder / name).write_text(text, encoding="utf-8")
     auto_map = {"AutoConfig": reference(type(config))}

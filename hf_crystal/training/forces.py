@@ -367,7 +367,7 @@ def predict_forces(model: Any, rows: Any, max_atoms: int = 256) -> list[dict[str
 
     extractor = CrystalFeatureExtractor(max_atomic_number=model.config.num_elements)
     sizes = rows["num_atoms"]
-    options = {"output_forces": True} if hasattr(model, "_potential_loss") else {}
+    options = {"output_forces": True} if model.config.model_type == "crystal_potential" else {}
     found: list[dict[str, np.ndarray]] = [{} for _ in sizes]
     model.eval()
     for batch in AtomBudgetBatchSampler(sizes, max(max_atoms, *sizes), shuffle=False):

@@ -8,6 +8,7 @@ from transformers import AutoModelForTokenClassification
 
 from hf_crystal import CrystalFramerConfig, CrystalFramerForAtomVectors
 from hf_crystal.hub.files import code_files
+from hf_crystal.loading import load_property_model
 from hf_crystal.testing import Crystal, collate, make_discriminating, recelled, shifted_by_lattice, supercell
 
 SIZE = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
@@ -205,6 +206,8 @@ def test_a_saved_model_is_the_same_and_carries_its_code(tmp_path):
     assert set(code_files(CrystalFramerForAtomVectors)) <= {path.name for path in tmp_path.glob("*.py")}
     entry = loaded.config.auto_map["AutoModelForTokenClassification"]
     assert entry.endswith("modeling_atom_vectors.CrystalFramerForAtomVectors")
+    with pytest.raises(ValueError, match="holds a model of type 'CrystalFramerForAtomVectors'; accepted are"):
+        load_property_model(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,7 @@ def test_a_potential_goes_on_with_a_property_and_vectors_with_an_encoder(pretrai
 
 
 @pytest.mark.parametrize("kind", ["potential", "vectors"])
-def test_a_run_trains_and_its_folder_is_evaluated_by_the_script(
-    kind, table, pretrained, tmp_path, monkeypatch, capsys
-):
+def test_a_run_trains_and_its_folder_is_evaluated_by_the_script(kind, table, pretrained, tmp_path, monkeypatch):
     recipe = recipe_for(kind, table, pretrained, num_train_epochs=12)
     record = train_forces(recipe, tmp_path / "run")
     losses = [entry["loss"] for entry in record["training_curve"]]
@@ -158,10 +156,11 @@ def test_a_run_trains_and_its_folder_is_evaluated_by_the_script(
             str(tmp_path / "relaxed.json"),
             str(tmp_path / "run/model"),
         ]
-        words += ["--crystals", "2", "--steps", "2", "--max-force", "9"]
+        words += ["--crystals", "2", "--steps", "2", "--max-force", "9", "--figure", str(tmp_path / "steps.png")]
         assert script["main"](script["make_parser"]().parse_args(words)) == 0
         relaxed = json.loads((tmp_path / "relaxed.json").read_text())
-        assert relaxed["crystals"] == 2
+        assert relaxed["crystals"] == 2 and relaxed["back"] <= 2
+        assert (tmp_path / "steps.png").stat().st_size > 1000
         for crystal in relaxed["results"]:
             assert 0.03 < crystal["rattled"] < 0.5
             assert crystal["trajectory"][-1][1] <= crystal["trajectory"][0][1]
