@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from .configuration_crystalformer import CrystalformerConfig
 from .ops_frame_features import FrameAxes
-from .ops_periodic_attention import RadialBasis, reciprocal_vectors
+from .ops_periodic_attention import RadialBasis
 from .ops_periodic_geometry import (
     MAX_LAYOUT_IMAGES,
     NeighborLayout,
@@ -20,6 +20,7 @@ from .ops_periodic_geometry import (
     radius_layouts,
     table_layout,
 )
+from .ops_reciprocal_attention import reciprocal_vectors
 
 __all__ = ["CrystalGeometry", "ImageBlock", "box_extents", "build_geometry"]
 

@@ -30,10 +30,9 @@ from .ops_periodic_attention import (
     pair_attention_matrix,
     periodic_attention,
     periodic_attention_reference,
-    reciprocal_attention,
-    reciprocal_log_weights,
 )
 from .ops_periodic_geometry import NeighborLayout, plane_spacings, unpack_atoms
+from .ops_reciprocal_attention import reciprocal_attention, reciprocal_log_weights
 
 __all__ = [
     "CrystalformerForPropertyPrediction",

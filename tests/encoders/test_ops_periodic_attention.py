@@ -8,7 +8,7 @@ import torch
 from tolerances import KERNEL, KERNEL_FLOAT32
 
 from hf_crystal.encoders import ops_periodic_attention as ops
-from hf_crystal.encoders import ops_periodic_attention as reciprocal_ops
+from hf_crystal.encoders import ops_reciprocal_attention as reciprocal_ops
 from hf_crystal.encoders.ops_periodic_geometry import dense_pair_layout, pack_atoms, radius_layouts
 from hf_crystal.testing import Crystal, collate
 
