@@ -25,6 +25,8 @@ from typing import Any
 from prepare_materials_project import LABELS, kinds_of, with_labels
 from report_domain import parts_of
 
+_LARGE = 20  # atoms; what benchmarks call large
+
 
 def held_out_rows(folder: Path, table: Path, max_atoms: int, extra: int) -> Any:
     """Labeled rows that are in no training and no test part; at most `extra` beyond the validation part."""
@@ -102,12 +104,15 @@ def encode(model: Any, extractor: Any, rows: Any, cache: Path, batch_size: int) 
         return found, model.head.to_physical(model.head(torch.tensor(found))).numpy()
 
 
-def fit_head(model: Any, pooled: Any, predicted: Any, labels: Any, folds: Any, epochs: int) -> None:
+def fit_head(
+    model: Any, pooled: Any, predicted: Any, labels: Any, folds: Any, epochs: int, large: Any | None = None
+) -> None:
     """Fit a new error head of `model`: folds 2 and up train, fold 1 chooses the epoch, fold 0 gives the intervals.
 
     Args:
         pooled, predicted, labels: of the held-out crystals, `(n, C)`, `(n, targets)`, `(n, targets)` with NaN.
         folds: `(n,)`, 0 to 9.
+        large: `(n,)`, whether a cell is large; none: no cell is.
     """
     import numpy as np
     import torch
@@ -162,17 +167,18 @@ def fit_head(model: Any, pooled: Any, predicted: Any, labels: Any, folds: Any, e
         if value < best:
             best, kept = value, {name: tensor.clone() for name, tensor in head.state_dict().items()}
     head.load_state_dict(kept)
-    set_intervals(model, outputs, known, torch.tensor(np.flatnonzero(folds == 0)))
+    rows = torch.tensor(np.flatnonzero(folds == 0))
+    set_intervals(model, outputs, known, rows, torch.zeros(len(rows)).bool() if large is None else large[folds == 0])
     with torch.no_grad():  # the first layer takes embeddings as they are
         head.dense.bias -= head.dense.weight @ (center / spread)
         head.dense.weight /= spread
 
 
-def set_intervals(model: Any, outputs: Any, known: Any, rows: Any) -> None:
+def set_intervals(model: Any, outputs: Any, known: Any, rows: Any, large: Any) -> None:
     """Make a scale the length that holds 68.3 % of the errors of `rows`, and store how much longer 90 % take.
 
-    Of a gap the latter comes from crystals that are not called metals: a set with fewer metals than these rows would
-    get intervals that are too short.
+    The latter is at least what crystals with large cells take, of a gap what those not called metals take: a set with
+    more of them than these rows would get intervals that are too short.
     """
     import torch
 
@@ -188,8 +194,9 @@ def set_intervals(model: Any, outputs: Any, known: Any, rows: Any) -> None:
                 raise ValueError(f"{name}: {int(given.sum())} held-out labels for the intervals; expected at least 20")
             ratios = (own[given, place] * torch.exp(-logarithms[given, place])).numpy()
             one, nine = conformal_quantiles(ratios, [0.6827, 0.9]).tolist()
-            if place == model.config.gap_index and (others := (metal <= 0)[given].numpy()).sum() >= 20:
-                nine = max(nine, *conformal_quantiles(ratios[others], [0.9]).tolist())
+            hard = metal <= 0 if place == model.config.gap_index else torch.as_tensor(large)
+            if (group := hard[given].numpy()).sum() >= 20:
+                nine = max(nine, *conformal_quantiles(ratios[group], [0.9]).tolist())
             head.out_proj.bias[place] += math.log(one)
             head.interval_factor[place] = nine / one
 
@@ -291,7 +298,7 @@ def main(args: argparse.Namespace) -> None:
         model.config.error_head_size = args.hidden_size
         torch.manual_seed(0)
         model.error_head = CrystalErrorHead(model.config).to(model.head.out_proj.weight.dtype)
-        fit_head(model, pooled, predicted, labels, folds, args.epochs)
+        fit_head(model, pooled, predicted, labels, folds, args.epochs, rows.num_atoms.to_numpy() > _LARGE)
         model.save_pretrained(args.checkpoint)
         section.clear()  # figures of another head
         section["held-out rows"] = {"fit": int((folds > 1).sum()), "intervals": int((folds == 0).sum())}
