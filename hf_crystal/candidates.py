@@ -78,7 +78,7 @@ def likely_stable(
         The crystals with what `group_candidates` and `predict_stability` add.
 
     Raises:
-        ValueError: `num` is below 1.
+        ValueError: `num` is below 1; or see `group_candidates`.
     """
     if num < 1:
         raise ValueError(f"num is {num}; accepted: at least 1")
@@ -108,9 +108,18 @@ def group_candidates(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
     """The first of each group of crystals that pymatgen's `StructureMatcher` calls equal.
 
     `num_equal` is the number of crystals in the group. Results with an `error` are left out.
+
+    Raises:
+        ValueError: the results are those of several prompts, lists in a list.
     """
     from .evaluation import uniqueness
 
+    results = list(results)
+    if wrong := [type(result).__name__ for result in results if not isinstance(result, Mapping)]:
+        raise ValueError(
+            f"results holds a {wrong[0]}; accepted: results of the pipeline 'crystal-generation', those of several "
+            "prompts one after the other"
+        )
     given = [result for result in results if "error" not in result]
     if not given:
         return []
@@ -217,9 +226,10 @@ def relax_candidates(
 
     Returns:
         The results with the relaxed `structure`, its `cif`, `space_group` and `sequence` (all to 0.001 Å, the preset
-        "fine"), and a `log_likelihood` of None, as no model wrote it; `energy` and `initial_energy` (eV/atom of the
-        calculator), `converged`, `num_steps` and `volume_change`. A crystal that cannot be relaxed stays what it was,
-        with `energy` None and the reason among the `warnings`, where one that has not converged is named, too.
+        "fine"), a `log_likelihood` of None, as no model wrote it, and no `e_above_hull_standard_error`; `energy` and
+        `initial_energy` (eV/atom of the calculator), `converged`, `num_steps` and `volume_change`. A crystal that
+        cannot be relaxed stays what it was, with `energy` None and the reason among the `warnings`, where one that has
+        not converged is named, too.
     """
     from .ase import RelaxedCrystal, relax
 
@@ -238,6 +248,7 @@ def relax_candidates(
                 doubts.append(f"the relaxation has not converged after {relaxed.num_steps} steps")
             values = {name: getattr(relaxed, name) for name in kept}
             result = {**result, **changes, **values, "warnings": [*result["warnings"], *doubts]}
+            result.pop("e_above_hull_standard_error", None)  # of the model, for the crystal before
         found.append(dict(result))
         if progress is not None:
             progress(number)

@@ -158,9 +158,11 @@ def test_of_many_compositions_the_likely_stable_ones_are_kept():
     assert "K1Mg1" in novel and not {"Na1Cl1", "Mg1O1", "C2"} & set(novel)
     with pytest.raises(ValueError, match="num is 0"):
         likely_stable(given, 0)
+    with pytest.raises(ValueError, match="results holds a list"):
+        likely_stable([given[:1], given[1:2]], 1)
 
 
-def test_command_without_a_formula_keeps_the_likely_stable_ones(capsys):
+def test_command_without_a_formula_keeps_the_likely_stable_ones(capsys, tmp_path):
     assert run(["propose", "--chemical-system", "Cu-Au", "--num", "2", "--seed", "0", "--output", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert 1 <= len(found) <= 2 and all(item["source"] == "model" for item in found)
@@ -168,3 +170,19 @@ def test_command_without_a_formula_keeps_the_likely_stable_ones(capsys):
     assert distances == sorted(distances)
     assert run(["propose", "--candidates", "prototypes"]) != 0
     assert "need a formula" in capsys.readouterr().err
+    assert run(["propose", "TiO2", "--chemical-system", "Ti-O"]) == 2
+    assert "Ti-O beside the formula TiO2" in capsys.readouterr().err
+    (tmp_path / "mine.cif").touch()
+    assert run(["propose", "TiO2", "--seed", "0", "--output-dir", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "holds 1 other crystal, the first is mine.cif" in err and "same --seed" not in err
+    assert run(["propose", "--chemical-system", "He-Ne", "--num", "1", "--seed", "0"]) == 1
+    err = capsys.readouterr().err
+    assert "0 of 1 crystals: " in err and "without a distance from the hull" in err and "has He or Ne" in err
+
+
+def test_a_relaxed_crystal_has_no_standard_error_of_the_model():
+    kept = likely_stable([result(alloy())], 1)
+    assert "e_above_hull_standard_error" in kept[0]
+    found = shortlist(kept, calculator=EMT(), max_steps=2)
+    assert found[0]["energy"] is not None and "e_above_hull_standard_error" not in found[0]

@@ -286,7 +286,7 @@ def _faults_of(errors: Any) -> str:
     for error in errors[:3]:
         path = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or part in _FIELDS)
         unknown = error["type"] == "extra_forbidden"
-        words.append(f"{path}: {'there is a field that is not accepted' if unknown else error['msg']}")
+        words.append(f"{path}: {'there is a field that is not accepted, see /docs' if unknown else error['msg']}")
     more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
     return "; ".join(words) + more
 

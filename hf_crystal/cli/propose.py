@@ -1,5 +1,6 @@
 """`hf-crystal propose`: candidates for a composition, or of any, from generation to the distance from the hull."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,11 +63,13 @@ def propose(
     """
     if composition is None and candidates == "prototypes":
         raise typer.BadParameter("prototypes need a formula", param_hint="--candidates")
+    if composition is not None and chemical_system is not None:
+        raise typer.BadParameter(f"{chemical_system} beside the formula {composition}", param_hint="--chemical-system")
     output = output or format_of_file(output_file) or "table"
     if output == "parquet" and output_file is None:
         raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
     if output_dir is not None and (others := crystal_files(output_dir)):
-        raise folder_in_use(output_dir, others)
+        raise folder_in_use(output_dir, others, again=False)
     quiet_transformers()
     from ..candidates import likely_stable, shortlist
     from ..loading import load_generation_pipeline
@@ -88,10 +91,23 @@ def propose(
             **({"known": False} if novel and composition else {}),
         )
     if not composition:
-        results = likely_stable(results, num, known=not novel)
+        drawn_crystals, results = results, likely_stable(results, num, known=not novel)
+        if len(results) < num:
+            print(f"hf-crystal: {len(results)} of {num} crystals: {_left_out(drawn_crystals, novel)}", file=sys.stderr)
     if not results:
         raise ValueError(f"no crystal found for {composition or chemical_system or 'any composition'}")
     if composition or potential:
         with show_relaxation(len(results)) as tell:
             results = shortlist(results, calculator=potential, progress=tell, **options)
     write_crystals(results, output, output_file, output_dir, form)
+
+
+def _left_out(drawn: list[dict[str, Any]], novel: bool) -> str:
+    """Why not all of the crystals drawn were kept."""
+    from ..candidates import group_candidates
+    from ..stability import predict_stability
+
+    judged = predict_stability(group_candidates(drawn))
+    far = [result["warnings"][-1] for result in judged if result["e_above_hull"] is None]
+    counts = f"{len(drawn)} drawn, {len(judged)} of them distinct{', known ones left out' * novel}"
+    return f"{counts}, {len(far)} without a distance from the hull ({far[0]})" if far else counts

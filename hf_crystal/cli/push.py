@@ -42,8 +42,10 @@ def push(
             f"push {'with' if every else 'without'} --all takes {wanted}", param_hint="REPOSITORY"
         )
     quiet_transformers()
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
+    if every:
+        validate_repo_id(f"{source}/crystalformer-mp")  # before anything is exported
     from ..hub import planned_push, push_folder
 
     disable_progress_bars()
@@ -67,4 +69,4 @@ def _exported(owner: str, scratch: Path) -> Iterator[tuple[Path, str]]:
 
     for name in (*embedded_checkpoints(), *embedded_generators()):
         export(name, scratch / name)
-        yield scratch / name, f"{owner.rstrip('/')}/{name}"
+        yield scratch / name, f"{owner}/{name}"

@@ -87,11 +87,12 @@ def crystal_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES.values())
 
 
-def folder_in_use(folder: Path, others: list[Path]) -> ValueError:
-    """The error for a folder with crystals of another call."""
+def folder_in_use(folder: Path, others: list[Path], again: bool = True) -> ValueError:
+    """The error for a folder with crystals of another call; `again`: the same call may write them again."""
+    crystals = f"{len(others)} other crystal{'s' * (len(others) != 1)}"
     return ValueError(
-        f"--output-dir {folder} holds {len(others)} other crystals, the first is {others[0].name}; accepted: "
-        "a new or empty folder, or the same call with the same --seed again"
+        f"--output-dir {folder} holds {crystals}, the first is {others[0].name}; accepted: a new or empty folder"
+        f"{', or the same call with the same --seed again' * again}"
     )
 
 

@@ -348,6 +348,8 @@ def check_units(fields: Mapping[str, Any]) -> None:
     """
     for name in ("units", "unit", "length_unit"):
         unit = fields.get(name)
+        if isinstance(unit, Mapping):  # a unit for each quantity
+            unit = unit.get("length")
         if isinstance(unit, str) and unit.strip().lower() in _OTHER_LENGTHS:
             raise CrystalInputError(f"{name} is {shortened(unit, 40)}; lengths in Å (angstrom) are accepted")
 

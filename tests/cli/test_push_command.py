@@ -38,6 +38,8 @@ def test_all_embedded_models_go_to_an_owner(pushed, monkeypatch, capsys):
     names = [*checkpoints.embedded_checkpoints(), *checkpoints.embedded_generators()]
     assert [(Path(folder).name, repository) for folder, repository, _ in pushed] == [(n, f"me/{n}") for n in names]
     capsys.readouterr()
+    assert run(["push", "--all", "me/models", "--dry-run"]) == 1
+    assert "me/models/crystalformer-mp" in capsys.readouterr().err
     assert run(["push", "--all", "me", "me/model"]) != 0 and run(["push", "exported"]) != 0
     err = capsys.readouterr().err
     assert "with --all takes one owner" in err and "takes a repository beside the folder" in err

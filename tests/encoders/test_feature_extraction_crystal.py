@@ -39,6 +39,7 @@ BAD = {
     "transposed": {**IRON, "frac_coords": [[0, 0.5], [0, 0.5], [0, 0.5]]},
     "twins": {**IRON, "positions": [[0, 0, 0], [1, 1, 1]]},
     "unit": {**IRON, "units": "bohr"},
+    "unit of lengths": {**IRON, "units": {"energy": "eV", "length": "bohr"}},
     "empty": {**IRON, "frac_coords": [], "atomic_numbers": []},
     "none": None,
     "file": "missing.cif",
