@@ -26,6 +26,7 @@ from prepare_materials_project import LABELS, kinds_of, with_labels
 from report_domain import parts_of
 
 _LARGE = 20  # atoms; what benchmarks call large
+_WITHIN = (0.005, 0.995)  # scales beyond those of these shares of the held-out crystals are cut off
 
 
 def held_out_rows(folder: Path, table: Path, max_atoms: int, extra: int) -> Any:
@@ -169,7 +170,11 @@ def fit_head(
     head.load_state_dict(kept)
     rows = torch.tensor(np.flatnonzero(folds == 0))
     set_intervals(model, outputs, known, rows, torch.zeros(len(rows)).bool() if large is None else large[folds == 0])
-    with torch.no_grad():  # the first layer takes embeddings as they are
+    with torch.no_grad():
+        scales = head((inputs - center) / spread)[0]
+        bounds = torch.stack([scales.quantile(share, 0) for share in _WITHIN], 1).tolist()
+        head.bounds = config.error_scale_bounds = [[round(value, 3) for value in pair] for pair in bounds]
+        # the first layer takes embeddings as they are
         head.dense.bias -= head.dense.weight @ (center / spread)
         head.dense.weight /= spread
 

@@ -115,9 +115,19 @@ class CrystalErrorHead(nn.Module):
         self.out_proj = nn.Linear(config.error_head_size, num_targets)
         self.metal_proj = nn.Linear(config.error_head_size, 1)
         self.register_buffer("interval_factor", torch.ones(num_targets), persistent=True)
+        self.bounds = config.error_scale_bounds
+        if self.bounds is not None and [len(pair) for pair in self.bounds] != [2] * num_targets:
+            raise ValueError(
+                f"error_scale_bounds={self.bounds} must hold two numbers for each of {config.target_names}."
+            )
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs `(B, C + head width)` to logarithms of error scales `(B, targets)` and logits of a metal `(B,)`."""
         hidden = torch.relu(self.dense(inputs.detach()))
-        # far from all crystals of the fit the scale stays a number
-        return self.out_proj(hidden).float().clamp(-8.0, 4.0), self.metal_proj(hidden).float()[:, 0]
+        scales = self.out_proj(hidden).float()
+        if self.bounds is None:
+            scales = scales.clamp(-8.0, 4.0)
+        else:  # it is linear far from all crystals of the fit: diamond's gap would get a standard error of 40 eV
+            smallest, largest = scales.new_tensor(self.bounds).unbind(1)
+            scales = scales.clamp(smallest, largest)
+        return scales, self.metal_proj(hidden).float()[:, 0]

@@ -710,6 +710,8 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
             errors.out_proj.bias = nn.Parameter(errors.out_proj.bias[place].detach().clone())
             errors.out_proj.out_features = len(place)
             errors.interval_factor = errors.interval_factor[place].clone()
+            if errors.bounds is not None:
+                self.config.error_scale_bounds = errors.bounds = [errors.bounds[row] for row in place]
         self.head.train(self.training)
 
     def error_inputs(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -718,7 +720,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
 
     def drop_error_head(self) -> None:
         """Removes the error head: after any training of the encoder its errors are those of another model."""
-        self.error_head, self.config.error_head_size = None, 0
+        self.error_head, self.config.error_head_size, self.config.error_scale_bounds = None, 0, None
 
     def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: torch.Tensor) -> None:
         """See [`CrystalformerModel.calibrate`]."""

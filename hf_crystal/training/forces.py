@@ -39,7 +39,15 @@ __all__ = [
 ]
 
 # settings of an encoder that a head beside another one must share
-_NOT_OF_THE_ENCODER = {"target_names", "target_units", "gap_target", "error_head_size", "model_type", "architectures"}
+_NOT_OF_THE_ENCODER = {
+    "target_names",
+    "target_units",
+    "gap_target",
+    "error_head_size",
+    "error_scale_bounds",
+    "model_type",
+    "architectures",
+}
 _NOT_OF_THE_ENCODER |= {"id2label", "label2id", "trained_elements", "trained_pairs", "trained_disordered", "dtype"}
 _MIN_HUBER = 0.1  # eV/atom: residuals of calm crystals around the fit; larger ones weigh as an absolute error does
 

@@ -105,3 +105,21 @@ def test_the_error_head_passes_no_gradient_to_the_encoder():
 def test_a_negative_width_is_refused():
     with pytest.raises(StrictDataclassError, match="error_head_size=-1"):
         tiny_model(error_head_size=-1)
+
+
+def test_scales_stay_between_those_of_the_fit(tmp_path):
+    bounds = [[-1.0, 0.5], [-2.0, 1.0]]
+    model = tiny_model(**WITH_ERROR_HEAD, error_scale_bounds=bounds)
+    std = model.head.target_std
+    for factor, place in ((1e4, 1), (-1e4, 0)):
+        with torch.no_grad():
+            model.error_head.out_proj.bias.fill_(factor)
+        edge = torch.tensor(bounds)[:, place].exp() * std
+        torch.testing.assert_close(outputs(model).standard_errors, edge.expand(len(BATCH["cell"]), -1))
+    model.save_pretrained(tmp_path)
+    assert AUTO.from_pretrained(tmp_path).error_head.bounds == bounds
+    swapped = AUTO.from_pretrained(tmp_path, target_names=["band_gap"], target_units=["eV"])
+    torch.testing.assert_close(outputs(swapped).standard_errors, outputs(model).standard_errors[:, 1:])
+    assert swapped.config.error_scale_bounds == bounds[1:]
+    with pytest.raises(ValueError, match="error_scale_bounds"):
+        tiny_model(**WITH_ERROR_HEAD, error_scale_bounds=[[0.0, 1.0]])
