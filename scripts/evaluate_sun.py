@@ -1,15 +1,15 @@
 r"""S.U.N. and M.S.U.N. of unprompted crystals by an interatomic potential, as drawn and as `likely_stable` picks them.
 
     pip install --no-deps --target chgnet_site chgnet==0.4.2 nvidia-ml-py3     # leaves the installed stack as it is
-    PYTHONPATH=chgnet_site python scripts/evaluate_sun.py runs/sun-1 --count 500
-    PYTHONPATH=chgnet_site python scripts/evaluate_sun.py runs/sun-4 --count 500 --draws 4
+    PYTHONPATH=chgnet_site python scripts/evaluate_sun.py runs/sun --count 500
 
-Draws COUNT × DRAWS crystals of the embedded generator without a prompt. With one draw all are kept, in the order of
-generation; with more `hf_crystal.candidates.likely_stable` keeps COUNT of them. Known is what is in the embedded index
+Draws COUNT crystals of the embedded generator without a prompt, and judges all of them, and the COUNT / 4 of them that
+`hf_crystal.candidates.likely_stable` picks before anything is relaxed. Known is what is in the embedded index
 of the Materials Project (135,185 crystals), more than the generator was trained on. What is novel is relaxed with the
 potential (atoms and cell, at most `--max-steps`), and so are the known phases of its hull; a crystal that does not
 converge has no distance. Known crystals and repeats can be no part of S.U.N. and are not relaxed.
-Every relaxation is a line of OUTPUT_DIR/relaxed.jsonl; the same command resumes. Writes OUTPUT_DIR/result.json.
+Every relaxation is a line of OUTPUT_DIR/relaxed.jsonl; the same command resumes, and goes on with a larger COUNT.
+Writes OUTPUT_DIR/result.json.
 """
 
 import argparse
@@ -17,17 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-
-def draw(count: int, draws: int, seed: int) -> list[dict[str, Any]]:
-    """Crystals without a prompt; of several draws those that may be stable."""
-    from transformers import pipeline
-
-    import hf_crystal  # noqa: F401  registers the pipeline
-    from hf_crystal.candidates import likely_stable
-
-    generate = pipeline("crystal-generation")
-    results = generate(num_return_sequences=count * draws, seed=seed, candidates="model", rank=False)
-    return results[:count] if draws == 1 else likely_stable(results, count, known=False)
+_DRAWS = 4  # as in `hf-crystal propose`
 
 
 def relaxed_lines(results: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -89,11 +79,20 @@ def figures(results: list[dict[str, Any]], lines: list[dict[str, Any]], energies
 
 def main(args: argparse.Namespace) -> None:
     """Draw, relax, judge."""
+    from transformers import pipeline
+
+    import hf_crystal  # noqa: F401  registers the pipeline
+    from hf_crystal.candidates import likely_stable
+
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    results = draw(args.count, args.draws, args.seed)
+    generate = pipeline("crystal-generation")
+    results = generate(num_return_sequences=args.count, seed=args.seed, candidates="model", rank=False)
     lines = relaxed_lines(results, args)
+    picked = likely_stable(results, args.count // _DRAWS, known=False)
+    places = {id(result["structure"]): place for place, result in enumerate(results)}
+    kept = [lines[places[id(result["structure"])]] for result in picked]
     name = f"{args.calculator}, atoms and cell relaxed, at most {args.max_steps} steps, hull of phases relaxed alike"
-    found = {"draws": args.draws, **figures(results, lines, name)}
+    found = {"as drawn": figures(results, lines, name), f"one of {_DRAWS}": figures(picked, kept, name)}
     (args.output_dir / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=2))
 
@@ -101,8 +100,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path, help="folder of relaxations and result; resumed where there is one")
-    parser.add_argument("--count", type=int, default=500, help="crystals that are judged (default: 500)")
-    parser.add_argument("--draws", type=int, default=1, help="crystals drawn for each (default: 1)")
+    parser.add_argument("--count", type=int, default=500, help="crystals drawn (default: 500)")
     parser.add_argument("--calculator", default="chgnet", help="see hf_crystal.ase.load_calculator (default: chgnet)")
     parser.add_argument("--max-steps", type=int, default=200, help="steps of a relaxation at most (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
