@@ -64,9 +64,10 @@ def push(
 
 def _exported(owner: str, scratch: Path) -> Iterator[tuple[Path, str]]:
     """Every embedded model as an exported folder, one after the other, and the repository that it goes to."""
+    from .. import hub
+    from ..cards import shipped_hub_config
     from ..checkpoints import embedded_checkpoints, embedded_generators
-    from .export import export
 
     for name in (*embedded_checkpoints(), *embedded_generators()):
-        export(name, scratch / name)
+        hub.export_pretrained(name, scratch / name, hub_config=shipped_hub_config(name))
         yield scratch / name, f"{owner}/{name}"

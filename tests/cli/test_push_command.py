@@ -7,7 +7,6 @@ import pytest
 from tiny_models import save_tiny_model
 
 from hf_crystal import checkpoints, hub
-from hf_crystal.cli import export as cli_export
 from hf_crystal.cli.main import run
 from hf_crystal.hub.push import PushedRepositories
 
@@ -33,7 +32,7 @@ def test_push_says_where_things_went(pushed, capsys, tmp_path):
 
 
 def test_all_embedded_models_go_to_an_owner(pushed, monkeypatch, capsys):
-    monkeypatch.setattr(cli_export, "export", lambda name, out: out.mkdir())
+    monkeypatch.setattr(hub, "export_pretrained", lambda name, out, **options: out.mkdir())
     assert run(["push", "--all", "me"]) == 0
     names = [*checkpoints.embedded_checkpoints(), *checkpoints.embedded_generators()]
     assert [(Path(folder).name, repository) for folder, repository, _ in pushed] == [(n, f"me/{n}") for n in names]
