@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RelaxedHull", "equal_known", "group_candidates", "likely_stable", "relax_candidates", "shortlist"]
 
+DRAWS = 4  # crystals of many compositions that are drawn for each that is kept (docs/experiments.md)
 _FINE = CanonicalSettings.preset("fine")  # lengths to 0.001 Å: relaxed crystals come from no sequence
 
 
@@ -69,7 +70,7 @@ def likely_stable(
     structures that cannot be from those that may; relaxing what is kept tells the rest (`shortlist`).
 
     Args:
-        results: Results of the pipeline "crystal-generation", several for each that is wanted: four, for instance.
+        results: Results of the pipeline "crystal-generation", `DRAWS` for each that is wanted, for instance.
         num: Crystals to keep at most. One without a predicted distance is never kept.
         known: False leaves out what equals a known crystal.
         index: The known crystals; by default the embedded index of the Materials Project.

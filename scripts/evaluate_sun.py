@@ -17,8 +17,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-_DRAWS = 4  # as in `hf-crystal propose`
-
 
 def relaxed_lines(results: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Of each crystal its `e_above_hull` and relaxed structure, from the file or relaxed now and appended to it."""
@@ -82,17 +80,17 @@ def main(args: argparse.Namespace) -> None:
     from transformers import pipeline
 
     import hf_crystal  # noqa: F401  registers the pipeline
-    from hf_crystal.candidates import likely_stable
+    from hf_crystal.candidates import DRAWS, likely_stable
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     generate = pipeline("crystal-generation")
     results = generate(num_return_sequences=args.count, seed=args.seed, candidates="model", rank=False)
     lines = relaxed_lines(results, args)
-    picked = likely_stable(results, args.count // _DRAWS, known=False)
+    picked = likely_stable(results, args.count // DRAWS, known=False)
     places = {id(result["structure"]): place for place, result in enumerate(results)}
     kept = [lines[places[id(result["structure"])]] for result in picked]
     name = f"{args.calculator}, atoms and cell relaxed, at most {args.max_steps} steps, hull of phases relaxed alike"
-    found = {"as drawn": figures(results, lines, name), f"one of {_DRAWS}": figures(picked, kept, name)}
+    found = {"as drawn": figures(results, lines, name), f"one of {DRAWS}": figures(picked, kept, name)}
     (args.output_dir / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=2))
 

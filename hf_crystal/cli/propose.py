@@ -17,7 +17,6 @@ EXAMPLE = (
     "Relaxed by a universal potential (pip install 'hf_crystal[relax]'): hf-crystal propose Cu2ZnSnS4 --relax\n\n"
     "New crystals of any composition: hf-crystal propose --num 20 --novel --output-dir output"
 )
-_DRAWS = 4  # without a composition, for each crystal that is kept (docs/experiments.md)
 
 
 def propose(
@@ -71,13 +70,13 @@ def propose(
     if output_dir is not None and (others := crystal_files(output_dir)):
         raise folder_in_use(output_dir, others, again=False)
     quiet_transformers()
-    from ..candidates import likely_stable, shortlist
+    from ..candidates import DRAWS, likely_stable, shortlist
     from ..loading import load_generation_pipeline
 
     potential = chosen_calculator(relax, calculator)  # before anything is generated
     options: dict[str, Any] = {"keep_symmetry": keep_symmetry, "max_steps": max_steps} if relax else {}
     groups = [int(word) if word.isdecimal() else word for word in space_group or []] or None
-    drawn = num if composition else num * _DRAWS
+    drawn = num if composition else num * DRAWS
     with counter(drawn, "crystal") as tell:
         results = load_generation_pipeline(model, device)(
             composition,

@@ -146,12 +146,12 @@ def folder_files(folder: Path) -> tuple[list[Path], str]:
     A CSV is one of them where a column holds crystals and none names files, which are read by themselves.
     """
     found, left = structure_files(folder, *TABLE_SUFFIXES, *_CSV_SUFFIXES), []
+    seen = set(found)
     for path in [path for path in found if plain_name(path.name).endswith(_CSV_SUFFIXES)]:
         if reason := _no_crystals(path):
             found.remove(path)
             left.append(f"{path.relative_to(folder)} ({reason})")
-    taken = {*found, *(folder / name.rpartition(" (")[0] for name in left)}
-    others = (path for path in sorted(folder.rglob("*")) if path not in taken and path.is_file())
+    others = (path for path in sorted(folder.rglob("*")) if path not in seen and path.is_file())
     left += [str(path.relative_to(folder)) for path in others if not path.name.startswith(".")]
     more = f" and {len(left) - _SHOWN} more files" if len(left) > _SHOWN else ""
     return found, printable(f"{folder}: passed over {', '.join(left[:_SHOWN])}{more}") if left else ""

@@ -47,8 +47,13 @@ _NOT_OF_THE_ENCODER = {
     "error_scale_bounds",
     "model_type",
     "architectures",
+    "id2label",
+    "label2id",
+    "trained_elements",
+    "trained_pairs",
+    "trained_disordered",
+    "dtype",
 }
-_NOT_OF_THE_ENCODER |= {"id2label", "label2id", "trained_elements", "trained_pairs", "trained_disordered", "dtype"}
 _MIN_HUBER = 0.1  # eV/atom: residuals of calm crystals around the fit; larger ones weigh as an absolute error does
 
 
