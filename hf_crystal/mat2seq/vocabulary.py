@@ -18,7 +18,7 @@ from ..crystals.record import CHEMICAL_SYMBOLS
 from .sequence_text import AXIS_TOKENS, SEPARATOR, SequenceLayout, position_token
 from .space_groups import space_group, space_group_symbols
 
-__all__ = ["DEFAULT_PROPERTIES", "SPECIAL_TOKENS", "PropertyBins", "build_vocabulary"]
+__all__ = ["DEFAULT_PROPERTIES", "OTHER_PROPERTIES", "SPECIAL_TOKENS", "PropertyBins", "build_vocabulary"]
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 MAX_COUNT = 512  # largest count of one element that has a token
@@ -99,6 +99,10 @@ class PropertyBins:
 DEFAULT_PROPERTIES = (
     PropertyBins("band_gap", "eV", (0.01, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 8)),
     PropertyBins("formation_energy", "eV/atom", tuple(-4 + 0.25 * i for i in range(21))),
+)
+OTHER_PROPERTIES = (  # of generators whose recipe names them
+    PropertyBins("e_above_hull", "eV/atom", (0.005, 0.025, 0.05, 0.1, 0.2, 0.4)),
+    PropertyBins("bulk_modulus", "GPa", (10, 20, 30, 45, 60, 80, 100, 125, 150, 175, 200, 250, 300, 400)),
 )
 
 

@@ -60,13 +60,17 @@ def prepare_generator_task(recipe: GeneratorRecipe, tokens_folder: str | Path) -
         ValueError: For data that do not fit the recipe, and sequences longer than the model's context.
     """
     from hf_crystal.mat2seq.tokenization_mat2seq import Mat2SeqTokenizer
+    from hf_crystal.mat2seq.vocabulary import DEFAULT_PROPERTIES, OTHER_PROPERTIES
 
     set_seed(recipe.training.seed)
-    tokenizer = Mat2SeqTokenizer(model_max_length=recipe.model.max_position_embeddings)
-    names = [bins.name for bins in tokenizer.property_bins]
-    unknown = sorted(set(recipe.data.conditions) - set(names))
+    known = {bins.name: bins for bins in (*DEFAULT_PROPERTIES, *OTHER_PROPERTIES)}
+    unknown = sorted(set(recipe.data.conditions) - set(known))
     if unknown:
-        raise ValueError(f"data.conditions: {unknown} unknown; the tokenizer has {', '.join(names)}")
+        raise ValueError(f"data.conditions: {unknown} unknown; accepted: {', '.join(known)}")
+    names = [name for name, bins in known.items() if bins in DEFAULT_PROPERTIES or name in recipe.data.conditions]
+    tokenizer = Mat2SeqTokenizer(
+        model_max_length=recipe.model.max_position_embeddings, properties=[known[name] for name in names]
+    )
     with PartialState().local_main_process_first():  # the others read what the first wrote
         splits = tokenize_splits(recipe.data, tokenizer, tokens_folder, recipe.training.seed)
     longest = max(max(rows["length"]) for rows in splits.values()) + 2 * len(names)
