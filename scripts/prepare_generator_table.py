@@ -2,8 +2,8 @@
 
     python scripts/prepare_generator_table.py DATA_FOLDER generator_table.parquet
 
-Train: crystals of the index (release 2025.02.12 of the Materials Project, symmetry at 0.1 Å where they have more, at most
-24 Wyckoff positions) with at most `--max-atoms` atoms in the primitive cell, without the reduced formulas of the
+Train: crystals of the index (release 2025.02.12 of the Materials Project, with the symmetry at 0.1 Å where that is
+more, at most 24 Wyckoff positions) with at most `--max-atoms` atoms in the primitive cell, without the formulas of the
 validation and test parts of MP-20 and MPTS-52. Val and test: those parts of MP-20.
 
 Labels: formation energy and gap of matbench v0.1, distance to its hull (`hf_crystal.load_reference()`; `e_hull_mp2018`

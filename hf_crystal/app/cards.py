@@ -3,18 +3,28 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..typing import CrystalLike
 from ..viz.sequence import KIND_COLORS, explain_sequence
+from ..viz.style import ColorScheme
 from ..viz.view3d import view_3d
 from .service import ABOVE_HULL, GeneratedCrystal, Insight, Prediction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["crystal_cards", "insight_table", "message", "picture", "prediction_table", "sequence_html", "view_html"]
+__all__ = [
+    "crystal_cards",
+    "insight_table",
+    "message",
+    "picture",
+    "prediction_table",
+    "sequence_html",
+    "side_by_side",
+    "view_html",
+]
 
 
 def message(text: str, kind: str = "error") -> str:
@@ -26,6 +36,16 @@ def message(text: str, kind: str = "error") -> str:
 def view_html(structure: CrystalLike, height: int = 380, **options: Any) -> str:
     """The 3-D view in a frame."""
     return view_3d(structure, height=height, **options).iframe()
+
+
+def side_by_side(crystals: Mapping[str, CrystalLike], colors: ColorScheme) -> str:
+    """3-D views with their names, one below the other where the window is narrow."""
+    views = (
+        f"<figure class='hfc-card'>{view_html(crystal, 300, colors=colors)}"
+        f"<figcaption>{html.escape(name)}</figcaption></figure>"
+        for name, crystal in crystals.items()
+    )
+    return f"<div class='hfc-gallery'>{''.join(views)}</div>"
 
 
 def _number(row: dict[str, Any]) -> str:
@@ -73,7 +93,11 @@ def _mark(good: bool | None, text: str) -> str:
     return f"<span class='hfc-mark hfc-{'good' if good else 'error'}'>{'✓' if good else '✗'} {text}</span>"
 
 
-def crystal_cards(crystals: Sequence[GeneratedCrystal]) -> str:
+def _repeats(crystal: GeneratedCrystal) -> str:
+    return f"<li>equal ones generated: <b>{crystal.num_equal}</b></li>" if crystal.num_equal > 1 else ""
+
+
+def crystal_cards(crystals: Sequence[GeneratedCrystal], colors: ColorScheme = "jmol") -> str:
     """A gallery: each crystal in 3-D with what is known about it."""
     cards = []
     for crystal in crystals:
@@ -86,10 +110,10 @@ def crystal_cards(crystals: Sequence[GeneratedCrystal]) -> str:
             properties += f"<li>log-likelihood: <b>{crystal.log_likelihood:.1f}</b></li>"
         marks = _mark(crystal.structure_valid, "distances") + _mark(crystal.composition_valid, "charges")
         cards.append(
-            f"<article class='hfc-card'>{view_html(crystal.structure, 260)}"
+            f"<article class='hfc-card'>{view_html(crystal.cif, 260, colors=colors)}"
             f"<h3>{html.escape(crystal.formula)} <small>{html.escape(crystal.space_group)}</small></h3>"
             f"<p>{marks}</p>{doubts}<ul>{properties}"
-            f"<li>source: <b>{html.escape(crystal.source)}</b></li></ul>"
+            f"<li>source: <b>{html.escape(crystal.source)}</b></li>{_repeats(crystal)}</ul>"
             f"<code>{html.escape(crystal.sequence)}</code></article>"
         )
     return f"<div class='hfc-gallery'>{''.join(cards)}</div>"

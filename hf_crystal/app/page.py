@@ -2,10 +2,13 @@
 
 import functools
 import math
+import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ..crystals.record import CrystalInputError
+from ..viz.style import ColorScheme
 from .cards import (
     crystal_cards,
     insight_table,
@@ -13,6 +16,7 @@ from .cards import (
     picture,
     prediction_table,
     sequence_html,
+    side_by_side,
     view_html,
 )
 from .code import generation_code, inside_code, prediction_code
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["build_page", "launch_page"]
 
+_COLORS = list(get_args(ColorScheme))
+_TABS = ("predict", "generate", "inside")
 _FILES = [".cif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json"]
 _ANY = "any"
 _CHANGES = ("rotation", "translation", "permutation", "unimodular cell", "supercell 2x1x1", "supercell 2x2x2")
@@ -55,13 +61,46 @@ def build_page(service: Service | None = None) -> Any:
     # files that users made are deleted after an hour
     with gradio.Blocks(title="Crystals", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gradio.Markdown(_INTRODUCTION, elem_classes="hfc-text")
-        with gradio.Tab("Predict"):
-            _predict_tab(gradio, service)
-        with gradio.Tab("Generate"):
-            _generate_tab(gradio, service)
-        with gradio.Tab("Look inside"):
-            _inside_tab(gradio, service)
+        with gradio.Tabs() as tabs:
+            with gradio.Tab("Predict", id="predict"):
+                fields = _predict_tab(gradio, service)
+            with gradio.Tab("Generate", id="generate"):
+                fields |= _generate_tab(gradio, service)
+            with gradio.Tab("Look inside", id="inside"):
+                fields |= _inside_tab(gradio, service)
+
+        def restore(request: Any) -> list[Any]:
+            """Set the fields as the address says."""
+            return _restore(gradio, fields, dict(request.query_params))
+
+        restore.__annotations__["request"] = gradio.Request  # by which Gradio knows what to pass
+        page.load(restore, None, [tabs, *fields.values()], api_name=False, show_progress="hidden")
     return page
+
+
+def _restore(gradio: Any, fields: Mapping[str, Any], asked: Mapping[str, str]) -> list[Any]:
+    """Updates of the tabs and of all fields: what a link holds, as far as the field accepts it."""
+    tab = asked.get("tab")
+    if tab not in _TABS:
+        return [gradio.update()] * (len(fields) + 1)
+    updates = [gradio.update(selected=tab)]
+    for name, field in fields.items():
+        value: Any = asked.get(name.removeprefix(f"{tab}-")) if name.startswith(f"{tab}-") else None
+        if value is not None and isinstance(field, gradio.Dropdown) and value not in dict(field.choices).values():
+            value = None
+        if value is not None and isinstance(field, gradio.Number | gradio.Slider):
+            try:
+                value = _number(value, name)
+            except ValueError:
+                value = None
+        updates.append(gradio.update() if value is None else gradio.update(value=value))
+    return updates
+
+
+def _link(tab: str, **state: Any) -> str:
+    """A link to the tab with these fields; nothing of what was uploaded or pasted is in it."""
+    kept = {name: f"{value:g}" if isinstance(value, float) else value for name, value in state.items() if value != ""}
+    return f"[Link to these fields](?{urllib.parse.urlencode({'tab': tab, **kept})})"
 
 
 def launch_page(page: "gradio.Blocks", **options: Any) -> Any:
@@ -110,8 +149,8 @@ def _html(gradio: Any, value: str = "", **options: Any) -> Any:
     return gradio.HTML(value, apply_default_css=False, **options)
 
 
-def _fenced(code: str) -> str:
-    return f"The same in Python:\n```python\n{code}\n```"
+def _fenced(code: str, link: str = "") -> str:
+    return f"The same in Python:\n```python\n{code}\n```\n{link}"
 
 
 def _python(gradio: Any, code: str, prefix: str) -> Any:
@@ -139,28 +178,41 @@ def _as_list(files: Any) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ predict
 
 
-def _predict_tab(gradio: Any, service: Service) -> None:
+def _predict_tab(gradio: Any, service: Service) -> dict[str, Any]:
     with gradio.Row():
         with gradio.Column(scale=2, min_width=280):
             files, text, example, model = _sources(gradio, service, "predict", many=True)
             button = gradio.Button("Predict", variant="primary", elem_id="predict-button")
         with gradio.Column(scale=3, min_width=280):
             table = _html(gradio, elem_id="predict-table")
-            shown = gradio.Dropdown([], label="crystal in the picture", visible=False, elem_id="predict-shown")
+            with gradio.Row():
+                shown = gradio.Dropdown([], label="crystal in the picture", visible=False, elem_id="predict-shown")
+                other = gradio.Dropdown([], label="compared with", visible=False, elem_id="predict-other")
+                colors = gradio.Dropdown(_COLORS, label="colors", elem_id="predict-colors", min_width=120)
             view = _html(gradio, elem_id="predict-view")
             download = gradio.File(label="table as CSV", visible=False, elem_id="predict-csv", interactive=False)
     python = _python(gradio, prediction_code(service.property_models[0]), "predict")
     crystals = gradio.State({})
     button.click(
         functools.partial(_predict, gradio, service),
-        [files, text, example, model],
-        [table, shown, view, download, python, crystals],
+        [files, text, example, model, colors],
+        [table, shown, other, view, download, python, crystals],
         api_name="predict",
     )
-    shown.input(_show, [shown, crystals], view, api_name=False, show_progress="hidden")
+    for field in (shown, other, colors):
+        field.input(
+            functools.partial(_show, service),
+            [shown, other, colors, crystals],
+            view,
+            api_name=False,
+            show_progress="hidden",
+        )
+    return {"predict-example": example, "predict-model": model, "predict-colors": colors}
 
 
-def _predict(gradio: Any, service: Service, files: Any, text: str, example: str, model: str) -> tuple[Any, ...]:
+def _predict(
+    gradio: Any, service: Service, files: Any, text: str, example: str, model: str, colors: ColorScheme
+) -> tuple[Any, ...]:
     given = _as_list(files)
     # the example is for those who gave nothing of their own
     chosen = None if given or text.strip() else example or None
@@ -168,27 +220,36 @@ def _predict(gradio: Any, service: Service, files: Any, text: str, example: str,
         found = service.predict(model, given, text, chosen)
     except ValueError as error:
         hidden = gradio.update(visible=False)
-        return message(str(error)), hidden, "", hidden, gradio.update(), {}
+        return message(str(error)), hidden, hidden, "", hidden, gradio.update(), {}
     names = list(found.crystals)
     any_result = bool(found.rows or found.errors)
     return (
         prediction_table(found),
         gradio.update(choices=names, value=names[0] if names else None, visible=len(names) > 1),
-        view_html(found.crystals[names[0]]) if names else "",
+        gradio.update(choices=["", *names], value="", visible=len(names) > 1),
+        view_html(found.crystals[names[0]], colors=colors) if names else "",
         gradio.update(value=str(service.write_csv(found)) if any_result else None, visible=any_result),
-        _fenced(prediction_code(model)),
+        _fenced(prediction_code(model), _link("predict", example=chosen or "", model=model, colors=colors)),
         found.crystals,
     )
 
 
-def _show(name: str, crystals: dict[str, Any]) -> str:
-    return view_html(crystals[name]) if name in crystals else ""
+def _show(service: Service, name: str, other: str, colors: ColorScheme, crystals: dict[str, Any]) -> str:
+    """One crystal, or two beside one another and whether they are the same."""
+    if name not in crystals:
+        return ""
+    if other not in crystals or other == name:
+        return view_html(crystals[name], colors=colors)
+    pair = {key: crystals[key] for key in (name, other)}
+    same = service.are_equal(*pair.values())
+    verdict = f"{name} and {other} are {'the same crystal' if same else 'different crystals'} (StructureMatcher)."
+    return message(verdict, "good" if same else "note") + side_by_side(pair, colors)
 
 
 # ----------------------------------------------------------------------------------------------------------- generate
 
 
-def _generate_tab(gradio: Any, service: Service) -> None:
+def _generate_tab(gradio: Any, service: Service) -> dict[str, Any]:
     from ..mat2seq.space_groups import space_group_symbols
 
     conditions = service.conditions()
@@ -205,6 +266,7 @@ def _generate_tab(gradio: Any, service: Service) -> None:
             num = gradio.Slider(1, MAX_GENERATED, 3, step=1, label="crystals", elem_id="generate-num")
             temperature = gradio.Slider(0, 1.5, 0.8, step=0.1, label="temperature", elem_id="generate-temperature")
             seed = gradio.Number(0, label="seed", precision=0, elem_id="generate-seed")
+            colors = gradio.Dropdown(_COLORS, label="colors", elem_id="generate-colors")
             button = gradio.Button("Generate", variant="primary", elem_id="generate-button")
         with gradio.Column(scale=3, min_width=280):
             status = _html(gradio, message("A small model: it takes some seconds.", "note"), elem_id="generate-status")
@@ -214,10 +276,13 @@ def _generate_tab(gradio: Any, service: Service) -> None:
     names = [name for name, _ in conditions]
     button.click(
         functools.partial(_generate, gradio, service, names),
-        [composition, group, num, temperature, seed, *targets],
+        [composition, group, num, temperature, seed, colors, *targets],
         [status, gallery, download, python],
         api_name="generate",
     )
+    asked = {"formula": composition, "space_group": group, "num": num, "temperature": temperature, "seed": seed}
+    asked |= {"colors": colors, **dict(zip(names, targets, strict=True))}
+    return {f"generate-{name}": field for name, field in asked.items()}
 
 
 def _generate(
@@ -229,6 +294,7 @@ def _generate(
     num: float,
     temperature: float,
     seed: float,
+    colors: ColorScheme,
     *targets: str,
 ) -> tuple[Any, ...]:
     try:
@@ -248,19 +314,22 @@ def _generate(
         return message(str(error)), "", gradio.update(visible=False), gradio.update()
     note = f"{len(crystals)} crystals, the most probable first."
     if len(crystals) < num:
-        note += " The model repeated itself, so there are fewer than asked for; raise the temperature for more."
+        note += " Equal ones are shown once, with their number; raise the temperature for more."
+    state = {key: value for key, value in asked.items() if key not in ("properties", "space_group")}
+    state |= {"colors": colors, **dict(zip(names, targets, strict=True))}
+    link = _link("generate", formula=composition, space_group=group, **state)
     return (
         message(note, "good"),
-        crystal_cards(crystals),
+        crystal_cards(crystals, colors),
         gradio.update(value=str(service.write_zip(crystals)), visible=True),
-        _fenced(generation_code(service.generator, composition, **asked)),
+        _fenced(generation_code(service.generator, composition, **asked), link),
     )
 
 
 # -------------------------------------------------------------------------------------------------------- look inside
 
 
-def _inside_tab(gradio: Any, service: Service) -> None:
+def _inside_tab(gradio: Any, service: Service) -> dict[str, Any]:
     with gradio.Row():
         with gradio.Column(scale=2, min_width=280):
             files, text, example, model = _sources(gradio, service, "inside", many=False)
@@ -294,6 +363,8 @@ def _inside_tab(gradio: Any, service: Service) -> None:
         api_name="look_inside",
     )
     play.click(functools.partial(_play, service), [*sources, change, told], [proof, told], api_name=False)
+    asked = {"example": example, "model": model, "atom": atom, "block": block, "head": head}
+    return {f"inside-{name}": field for name, field in asked.items()}
 
 
 def _one_crystal(service: Service, files: Any, text: str, example: str) -> Any:
@@ -333,6 +404,8 @@ def _look(
         first = service.retell(model, record, predicted=seen.values)
     except ValueError as error:
         return message(str(error)), "", "", "", "", "", gradio.update(), []
+    own = bool(_as_list(files) or text.strip())
+    link = _link("inside", example="" if own else example, model=model, atom=atom, block=block, head=head or 0)
     label = seen.labels[center]
     values = ", ".join(
         f"{name.replace('_', ' ')} {value:.3f} {seen.units[name]}" for name, value in seen.values.items()
@@ -355,7 +428,7 @@ def _look(
         frames,
         sequence_html(first.sequence),
         insight_table(first, []),
-        _fenced(inside_code(model, center, looking)),
+        _fenced(inside_code(model, center, looking), link),
         [first],
     )
 

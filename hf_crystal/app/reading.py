@@ -66,7 +66,7 @@ def _read(job: tuple[str, str | Path, Callable[[CrystalRecord], Any] | None]) ->
     """The crystal or what `then` makes of it, or the reason why there is none."""
     name, source, then = job
     try:
-        record = as_record(source, name=name, max_atoms=MAX_ATOMS, nested=True, disorder="mix")
+        record = as_record(source, name=name, max_atoms=MAX_ATOMS, nested=True, disorder="mix", partly_periodic=True)
         return record if then is None else then(record)
     except CrystalInputError as error:
         return error.reason

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..candidates import group_candidates
 from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators
 from ..crystals.reading import as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
@@ -81,6 +82,7 @@ class GeneratedCrystal:
         structure_valid: no atoms closer than 0.5 Å; composition_valid: charge-neutral by SMACT, None if not installed.
         properties: rows as in `Prediction.rows`.
         warnings: what is doubtful, as the pipeline gives it.
+        num_equal: how many of the crystals generated are equal to it, itself included.
     """
 
     structure: Any
@@ -94,6 +96,7 @@ class GeneratedCrystal:
     composition_valid: bool | None
     properties: list[dict[str, Any]]
     warnings: list[str] = field(default_factory=list)
+    num_equal: int = 1
 
     @property
     def file_name(self) -> str:
@@ -291,11 +294,11 @@ class Service:
         seed: int | None = None,
         model: str | None = None,
     ) -> list[GeneratedCrystal]:
-        """Crystals that `draw` gives, judged, with predictions of `model`."""
+        """The distinct ones of the crystals that `draw` gives, judged, with predictions of `model`."""
         results = self.draw(
             composition, space_group=space_group, properties=properties, num=num, temperature=temperature, seed=seed
         )
-        return [self._judge(result, model or self.property_models[0]) for result in results]
+        return [self._judge(result, model or self.property_models[0]) for result in group_candidates(results)]
 
     def draw(
         self,
@@ -362,7 +365,14 @@ class Service:
             composition_valid=neutral,
             properties=predicted,
             warnings=result["warnings"],
+            num_equal=result["num_equal"],
         )
+
+    def are_equal(self, first: CrystalRecord, second: CrystalRecord) -> bool:
+        """Whether `StructureMatcher` calls two crystals the same; False where it cannot read one."""
+        from ..evaluation import uniqueness
+
+        return uniqueness([first, second], bucket_by="formula").representative[1] == 0
 
     def write_zip(self, crystals: Sequence[GeneratedCrystal]) -> Path:
         """One CIF file per crystal, in a zip in a folder of its own."""

@@ -14,6 +14,7 @@ from .._partial import partial_path
 
 _NARROWEST_CELL = 8
 _WIDEST_CELL = 80  # of a table to look at; the other formats hold everything
+_UNITS = {"e_above_hull": "eV/atom", "volume": "Å³"}  # of columns that have none beside them
 FileFormat = Literal["csv", "json", "jsonl", "parquet"]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
 
@@ -71,7 +72,8 @@ class _Table:
             name: cells for name, *cells in zip(self.columns, *self.rows, strict=True) if any(cells) or not self.rows
         }
         # a column of one unit is a word under the name of its value
-        units = {
+        units = {name: unit for name, unit in _UNITS.items() if name in columns}
+        units |= {
             name: next(iter({*columns[f"{name}_unit"]} - {""}))
             for name in columns
             if len({*columns.get(f"{name}_unit", ())} - {""}) == 1
@@ -258,6 +260,8 @@ def open_writer(
         return
     if not path.parent.is_dir():
         raise ValueError(f"folder of --output-file does not exist: {path.parent}")
+    if (named := format_of_file(path)) not in (None, output):
+        print(f"hf-crystal: warning: {path} is written as {output}, not as {named}: --output says so", file=sys.stderr)
     partial = partial_path(path)
     try:
         with contextlib.ExitStack() as stack:

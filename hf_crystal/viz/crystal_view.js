@@ -53,8 +53,8 @@ function draw() {
     // each half has the color of its atom
     const a = crystal.atoms[i], b = crystal.atoms[j];
     const half = [0, 1, 2].map((k) => (a[k] + b[k]) / 2);
-    shapes.push({ depth: (at[i][2] * 3 + at[j][2]) / 4, from: at[i], to: project(half), color: a[4], world: 0.11 });
-    shapes.push({ depth: (at[i][2] + 3 * at[j][2]) / 4, from: project(half), to: at[j], color: b[4], world: 0.11 });
+    shapes.push({ depth: (at[i][2] * 3 + at[j][2]) / 4, from: at[i], to: project(half), color: shade(a[4], 0.85), world: 0.11 });
+    shapes.push({ depth: (at[i][2] + 3 * at[j][2]) / 4, from: project(half), to: at[j], color: shade(b[4], 0.85), world: 0.11 });
   }
   for (const line of crystal.lines) {
     addLine(shapes, line.slice(0, 3), line.slice(3, 6), { color: line[7], world: 0.03 + 0.2 * line[6], alpha: 0.25 + 0.65 * line[6] });
@@ -147,6 +147,9 @@ function legend() {
     pen.beginPath();
     pen.arc(x + 5, height - 14, 6, 0, 2 * Math.PI);
     pen.fill();
+    pen.strokeStyle = "#888888"; // white ones, too, are seen
+    pen.lineWidth = 1;
+    pen.stroke();
     pen.fillStyle = "#222222";
     pen.fillText(symbol, x + 15, height - 9);
     x += 28 + pen.measureText(symbol).width;

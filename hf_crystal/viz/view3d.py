@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 
 from ..crystals.reading import as_record
+from ..crystals.record import CHEMICAL_SYMBOLS
 from ..typing import CrystalLike
 from .inspection import EncoderView
-from .style import PALETTE, element_colors
+from .style import PALETTE, ColorScheme, element_colors
 
 __all__ = ["CrystalView", "view_3d"]
 
 _SCRIPT = Path(__file__).with_name("crystal_view.js")
 _BOND_STRETCH = 1.2  # a bond is at most this much longer than the shortest one of either atom
+_BOND_REACH = 1.1  # and than the sum of both covalent radii
 _MOST_ATOMS = 2500  # beyond, bonds and boundary copies are left out
 _ON_FACE = 1e-3  # fractional distance from a face within which an atom is drawn on the opposite face too
 _ARROW_LENGTHS = (3.0, 2.5, 1.4)  # Å, of the axes of a frame
@@ -75,8 +77,9 @@ def view_3d(
     block: int = -1,
     head: int | None = None,
     background: str = "#ffffff",
+    colors: ColorScheme | None = None,
 ) -> CrystalView:
-    """Draw a crystal: cell, atoms with copies on the faces, bonds to the nearest shell.
+    """Draw a crystal: cell, atoms with copies on the faces, bonds to the nearest shell within covalent radii.
 
     Args:
         structure: one crystal in any form that `CrystalFeatureExtractor` takes; of a partly occupied site the element
@@ -87,6 +90,7 @@ def view_3d(
             images, and its frame as arrows where the model has frames.
         atom, block, head: of the attention and the frame; see `plot_attention`. The frame of head None is the first's.
         background: color of the page.
+        colors: of the elements, see `ColorScheme`; by default "jmol", with `inspected` those of `plot_attention`.
 
     Returns:
         `CrystalView`.
@@ -97,22 +101,23 @@ def view_3d(
     """
     if min(repeat) < 1:
         raise ValueError(f"repeat is {repeat}; accepted are three positive numbers")
-    record = as_record(structure, disorder="mix")
+    record = as_record(structure, disorder="mix", partly_periodic=True)
     formula = record.formula
     cell = np.asarray(record.cell, dtype=float)
-    symbols = [_symbol(number) for number in record.atomic_numbers]
+    symbols = [CHEMICAL_SYMBOLS[int(number)] for number in record.atomic_numbers]
     fractional, owners = _repeated(np.asarray(record.frac_coords, dtype=float), repeat)
     positions = fractional @ cell
-    colors = element_colors(symbols)
+    scheme = colors or ("jmol" if inspected is None else "color-blind")
+    painted = element_colors(symbols, scheme)
     crystal: dict[str, Any] = {
         "title": formula,
         "atoms": [
-            [*np.round(point, 4).tolist(), _radius(symbols[owner]), colors[symbols[owner]], symbols[owner]]
+            [*np.round(point, 4).tolist(), _radius(symbols[owner]), painted[symbols[owner]], symbols[owner]]
             for point, owner in zip(positions, owners, strict=True)
         ],
-        "bonds": _bonds(positions),
+        "bonds": _bonds(positions, [symbols[owner] for owner in owners]),
         "edges": _cell_edges(cell * np.array(repeat)[:, None]),
-        "legend": list(colors.items()),
+        "legend": list(painted.items()),
         "background": background,
         "lines": [],
         "arrows": [],
@@ -124,7 +129,7 @@ def view_3d(
         # small atoms without bonds leave room for what is drawn between them
         for drawn in crystal["atoms"]:
             drawn[3] = round(0.55 * drawn[3], 3)
-        crystal |= {"bonds": [], **_inside(inspected, start, atom, block, head)}
+        crystal |= {"bonds": [], **_inside(inspected, start, atom, block, head, scheme)}
     counted = "atoms drawn" if record.occupancies is None else "sites drawn, mixed ones as their main element"
     label = f"{formula}, {len(positions)} {counted}. Drag or use the arrow keys to turn, plus and minus to zoom."
     page = _PAGE.format(
@@ -136,12 +141,6 @@ def view_3d(
         script=_SCRIPT.read_text(encoding="utf-8"),
     )
     return CrystalView(page, height)
-
-
-def _symbol(number: int) -> str:
-    from ..crystals.record import CHEMICAL_SYMBOLS
-
-    return CHEMICAL_SYMBOLS[int(number)]
 
 
 def _radius(symbol: str) -> float:
@@ -166,17 +165,20 @@ def _repeated(fractional: np.ndarray, repeat: Sequence[int]) -> tuple[np.ndarray
     return np.concatenate(points), np.concatenate(owners)
 
 
-def _bonds(positions: np.ndarray) -> list[list[int]]:
-    """Pairs of atoms in the nearest shell of one of the two."""
+def _bonds(positions: np.ndarray, symbols: Sequence[str]) -> list[list[int]]:
+    """Pairs of atoms in the nearest shell of one of the two, no farther apart than covalent radii allow."""
     if not 2 <= len(positions) <= _MOST_ATOMS:
         return []
+    from pymatgen.analysis.molecule_structure_comparator import CovalentRadius
     from scipy.spatial import cKDTree
 
     tree = cKDTree(positions)
     nearest = tree.query(positions, k=2)[0][:, 1]
     pairs = tree.query_pairs(_BOND_STRETCH * float(nearest.max()), output_type="ndarray")
     lengths = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=1)
-    longest = _BOND_STRETCH * np.maximum(nearest[pairs[:, 0]], nearest[pairs[:, 1]])
+    radii = np.array([CovalentRadius.radius.get(symbol, _RADIUS_DEFAULT) for symbol in symbols])
+    shell = _BOND_STRETCH * np.maximum(nearest[pairs[:, 0]], nearest[pairs[:, 1]])
+    longest = np.minimum(shell, _BOND_REACH * radii[pairs].sum(axis=1))
     return pairs[lengths <= longest].tolist()
 
 
@@ -190,7 +192,9 @@ def _cell_edges(cell: np.ndarray) -> list[list[float]]:
     return edges
 
 
-def _inside(view: EncoderView, start: np.ndarray, atom: int, block: int, head: int | None) -> dict[str, Any]:
+def _inside(
+    view: EncoderView, start: np.ndarray, atom: int, block: int, head: int | None, scheme: ColorScheme
+) -> dict[str, Any]:
     """Lines for the attention of one atom and arrows for its frame."""
     view.check(atom=atom, head=head)
     details = view.block(block).atoms
@@ -198,7 +202,7 @@ def _inside(view: EncoderView, start: np.ndarray, atom: int, block: int, head: i
         return {"lines": [], "arrows": []}
     detail = details[atom]
     weights = detail.weights.mean(axis=1) if head is None else detail.weights[:, head]
-    colors = element_colors(view.symbols)
+    colors = element_colors(view.symbols, scheme)
     strongest = max(float(weights[detail.distances > 1e-3].max(initial=0.0)), 1e-12)
     lines = [
         [*start.tolist(), *(start + vector).tolist(), round(float(weight) / strongest, 3), colors[view.symbols[key]]]

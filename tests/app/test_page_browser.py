@@ -228,6 +228,30 @@ def test_look_inside_shows_attention_frames_and_the_same_sequence(visit):
     visit.page.wait_for_selector("#inside-status :text('no atom 9')")
 
 
+def test_a_link_sets_the_fields_and_two_crystals_stand_side_by_side(browser, address):
+    wanted = "?tab=generate&formula=TiO2&space_group=P4_2/mnm&colors=vesta&seed=7&num=many"
+    visit = Visit(browser, f"{address}/{wanted}")
+    page = visit.page
+    page.wait_for_selector("#generate-button", state="visible")
+    assert page.input_value("#generate-composition input, #generate-composition textarea") == "TiO2"
+    found = {name: page.input_value(f"#generate-{name} input") for name in ("group", "colors", "seed")}
+    assert found == {"group": "P4_2/mnm", "colors": "vesta", "seed": "7"}
+    assert page.input_value("#generate-num input[type=number]") == "3"  # "many" is no number
+    page.goto(address)
+    page.wait_for_selector("#predict-button")
+    page.set_input_files("#predict-file input[type=file]", [EXAMPLES / "MgO.cif", EXAMPLES / "NaCl.cif"])
+    page.wait_for_selector("#predict-file :text('NaCl')")
+    page.click("#predict-button")
+    page.wait_for_selector("#predict-other", state="visible")
+    page.click("#predict-other input")
+    page.get_by_role("option", name="NaCl.cif").click()
+    page.wait_for_selector("#predict-view :text('different crystals')")
+    assert page.locator("#predict-view iframe").count() == 2
+    assert page.get_attribute("#predict-python a", "href") == "?tab=predict&model=crystalformer-mp&colors=jmol"
+    visit.screenshot("compare")
+    visit.context.close()
+
+
 def test_a_large_cell_and_two_users_at_once(browser, address, tmp_path):
     from pymatgen.core import Structure
 

@@ -31,6 +31,11 @@ server = pytest.importorskip("hf_crystal.app.server")
 
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in example_files().items()}
 ARRAYS = {**{key: NACL[key] for key in ("lattice", "frac_coords")}, "species": ["Na", "Cl"]}
+SHEET = """2
+Lattice="2.5 0 0 -1.25 2.165 0 0 0 20" Properties=species:S:1:pos:R:3 pbc="T T F"
+B 0.0 0.0 10.0
+N 0.0 1.4434 10.0
+"""
 SECRET = "PLANTED_LINE_7F3A"
 HOSTILE = {
     "nested lists": "[" * 490 + "]" * 490,
@@ -75,6 +80,16 @@ def test_in_a_batch_a_bad_crystal_has_its_reason_and_the_others_their_values(cli
         value = pipe(str(example_files()[name]))["formation_energy"]
         assert results[place]["formation_energy"] == pytest.approx(value, abs=1e-5)
     assert "atoms" in results[2]["error"]
+
+
+def test_a_sheet_has_a_value_with_a_warning_and_no_sequence(client, tmp_path, pipe):
+    (tmp_path / "sheet.xyz").write_text(SHEET, encoding="utf-8")
+    found = client.post("/predict", json={"crystal": {"text": SHEET}}).json()
+    assert found["formation_energy"] == pytest.approx(pipe(str(tmp_path / "sheet.xyz"))["formation_energy"])
+    assert found["warnings"]
+    described = client.post("/describe", json={"crystal": {"text": SHEET}})
+    assert described.status_code == 422
+    assert "pbc" in described.json()["detail"]
 
 
 def test_crystals_are_generated_as_the_pipeline_does(client, service):

@@ -94,6 +94,19 @@ def test_distance_from_the_hull_of_embedded_models_with_its_caveat(service, mode
     assert all(row["property"] != ABOVE_HULL for row in service.properties(model, titanate))
 
 
+def test_equal_crystals_are_shown_once_with_their_number(service):
+    from hf_crystal.app.cards import crystal_cards
+
+    asked = {"composition": "NaCl", "num": 6, "seed": 0, "space_group": "Fm-3m", "temperature": 0.0}
+    drawn, kept = service.draw(**asked), service.generate(**asked)
+    assert sum(crystal.num_equal for crystal in kept) == len(drawn)
+    first = as_record(drawn[0]["structure"])
+    assert service.are_equal(first, as_record(example_files()["NaCl"]))
+    assert not service.are_equal(first, as_record(example_files()["Si"]))
+    kept[0].num_equal = 3
+    assert "equal ones generated: <b>3</b>" in crystal_cards(kept)
+
+
 def test_generated_crystals_have_the_composition_and_open_in_pymatgen(service):
     crystals = service.generate("SrTiO3", num=2, seed=0, space_group="Pm-3m")
     assert {crystal.space_group for crystal in crystals} == {"Pm-3m"}

@@ -207,10 +207,29 @@ def test_view_in_three_dimensions_is_one_page_without_addresses(framer, tmp_path
         viz.view_3d(NACL, repeat=(0, 1, 1))
 
 
+def drawn(structure, **options):
+    return json.loads(re.search(r"const crystal=(.*?);</script>", viz.view_3d(structure, **options).html).group(1))
+
+
+def test_elements_have_the_colors_of_the_programs_or_those_of_the_palette():
+    legends = {scheme: dict(drawn(NACL, colors=scheme)["legend"]) for scheme in ("jmol", "vesta", "color-blind")}
+    assert legends["jmol"] == dict(drawn(NACL)["legend"]) == {"Na": "#ab5cf2", "Cl": "#1ff01f"}
+    assert legends["vesta"]["Na"] == "#f9dc3c"
+    assert legends["color-blind"]["Na"] == "#0072B2"
+    with pytest.raises(ValueError, match="colors is 'pink'; accepted: jmol, vesta, color-blind"):
+        viz.view_3d(NACL, colors="pink")
+
+
+def test_atoms_farther_apart_than_their_covalent_radii_have_no_bond():
+    apart = {**NACL, "lattice": (np.array(NACL["lattice"]) * 1.5).tolist()}
+    assert drawn(NACL)["bonds"]
+    assert drawn(apart)["bonds"] == []
+
+
 def test_a_large_cell_is_drawn_without_bonds():
     from hf_crystal.crystals.reading import record_to_structure
 
     large = record_to_structure(NACL)
     large.make_supercell([12, 12, 12])
-    data = json.loads(re.search(r"const crystal=(.*?);</script>", viz.view_3d(large).html).group(1))
+    data = drawn(large)
     assert (len(data["atoms"]), data["bonds"]) == (3456, [])
