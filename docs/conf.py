@@ -20,13 +20,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["build"]
-html_theme = "alabaster"
-html_theme_options = {
-    "description": "Crystals for Hugging Face transformers",
-    "fixed_sidebar": True,
-    # no fonts from elsewhere
-    "font_family": "system-ui, sans-serif",
-}
+html_theme = "furo"  # on a phone the contents fold away and wide tables scroll by themselves; fetches no fonts
 html_show_sourcelink = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
