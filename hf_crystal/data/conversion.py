@@ -2,6 +2,7 @@
 """Rows that hold crystals in any form → rows of plain columns, as tables on disk or as streams."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -68,6 +69,12 @@ def _infer_types(rows: Iterator[Row], label_names: list[str] | None) -> dict[str
     return types
 
 
+def _comma_hint(value: object) -> str:
+    """What to write instead, for a number with a decimal comma."""
+    text = value.strip() if isinstance(value, str) else ""
+    return f", with a decimal point: {text.replace(',', '.')}" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
+
+
 def _plain_row(row: Row, types: dict[str, str], required: set[str], disorder: Disorder) -> Row:
     """Crystal and further columns of one row in their Arrow types."""
     plain = as_columns(row[STRUCTURE_COLUMN], nested=True, disorder=disorder)
@@ -80,7 +87,8 @@ def _plain_row(row: Row, types: dict[str, str], required: set[str], disorder: Di
             plain[name] = _number(value)
         except (TypeError, ValueError) as error:
             if name in required:
-                raise CrystalInputError(f"label {name} is {value!r}; a number is accepted") from error
+                accepted = f"a number is accepted{_comma_hint(value)}"
+                raise CrystalInputError(f"label {name} is {value!r}; {accepted}") from error
             logger.warning_once(f"column {name} holds {value!r}, which is no number; such values become null")
             plain[name] = None
     return plain

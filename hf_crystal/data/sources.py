@@ -546,7 +546,7 @@ def load(source: object, *, on_error: Literal["raise", "return"] = "raise") -> A
 
     Raises:
         CrystalInputError: a crystal that cannot be read, with its reason and place.
-        ValueError: there is no such file, or a folder without crystals.
+        ValueError: there is no such file, or one, or a folder, without crystals.
     """
     if on_error not in ("raise", "return"):
         raise ValueError(f"on_error is {on_error!r}; accepted are 'raise' and 'return'")
@@ -561,6 +561,8 @@ def load(source: object, *, on_error: Literal["raise", "return"] = "raise") -> A
             if on_error == "raise":
                 raise
             found.append(error)
+    if not found and isinstance(source, str | Path):
+        raise ValueError(f"no crystals in {source}")
     return found if many or len(found) != 1 else found[0]
 
 

@@ -703,7 +703,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         new = [name for name in wanted if name not in saved]
         if new:
             self.drop_error_head()
-            logger.warning(f"The weights of the targets {new} are new; train the model before it predicts them.")
+            logger.warning_once(f"The weights of the targets {new} are new; train the model before it predicts them.")
         elif self.error_head is not None:
             errors, place = self.error_head, cast(list[int], rows)
             errors.out_proj.weight = nn.Parameter(errors.out_proj.weight[place].detach().clone())

@@ -29,8 +29,8 @@ class EpochShuffleSampler(Sampler[int]):
         self.num_samples = num_rows // multiple_of * multiple_of
         if self.num_samples == 0:
             raise ValueError(
-                f"the training split has {num_rows} rows, fewer than one batch of {multiple_of}; use a smaller "
-                "batch or keep the last incomplete batch"
+                f"the training split has {num_rows} rows, fewer than one batch of {multiple_of}; set a smaller "
+                "training.batch_size or keep the last incomplete batch"
             )
         self.num_rows = num_rows
         self.seed = seed

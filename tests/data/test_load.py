@@ -207,3 +207,9 @@ def test_tables_of_excel_and_names_that_are_not_opened(tmp_path):
     (tmp_path / "zero.extxyz").write_text('0\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3\n')
     with pytest.raises(CrystalInputError, match="0 atoms"):
         hf_crystal.load(tmp_path / "zero.extxyz")
+
+
+def test_a_table_with_a_header_only_is_said_to_be_empty(tmp_path):
+    (tmp_path / "empty.csv").write_text("material_id,cif,energy\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no crystals in .*empty\.csv"):
+        hf_crystal.load(tmp_path / "empty.csv")

@@ -270,11 +270,14 @@ def test_a_damaged_line_costs_itself_and_a_damaged_file_is_named(tmp_path, load)
 
 def test_columns_that_must_be_numbers(tmp_path, load):
     rows = [{"id": n, "structure": structure(n).as_dict(), "energy": 1.0, "note": "1.5"} for n in CRYSTALS]
-    rows[1]["energy"] = "high"
+    rows[1]["energy"], rows[2]["energy"] = "high", "-1,5"
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
     splits = load(path, label_names=["energy"])
-    assert [item["reason"] for item in splits.skipped] == ["label energy is 'high'; a number is accepted"]
+    assert [item["reason"] for item in splits.skipped] == [
+        "label energy is 'high'; a number is accepted",
+        "label energy is '-1,5'; a number is accepted, with a decimal point: -1.5",
+    ]
     # not asked for: text stays text, and no crystal is lost
     splits = load(path)
     assert splits.num_skipped == 0 and splits["train"]["energy"][1] == "high" and splits["train"]["note"][0] == 1.5
