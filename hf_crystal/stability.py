@@ -78,7 +78,9 @@ class Stability:
     @staticmethod
     def text_of(phases: Mapping[str, float]) -> str:
         """`0.67 Fe2O3 + 0.33 Li2O`: fractions of the atoms."""
-        return next(iter(phases)) if len(phases) == 1 else " + ".join(f"{x:.2f} {name}" for name, x in phases.items())
+        if len(phases) == 1:
+            return next(iter(phases))
+        return " + ".join(f"{x:.2f} {name}" if x >= 0.005 else f"{x:.1g} {name}" for name, x in phases.items())
 
 
 class ReferenceHull:
@@ -335,8 +337,9 @@ def energy_target(config: "PreTrainedConfig") -> str:
 def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> dict[str, Any]:
     """A result of the pipeline "crystal-property-prediction" with `e_above_hull` (eV/atom) and `decomposes_to`.
 
-    `decomposes_to` holds the phases of the hull at the crystal's composition, with their fractions of the atoms. Where
-    the reference cannot tell, such as for an element that it lacks, both are None and `warnings` has the reason.
+    Where the energy has a standard error, that is the distance's, too: `e_above_hull_standard_error`. `decomposes_to`
+    holds the phases of the hull at the crystal's composition, with their fractions of the atoms. Where the reference
+    cannot tell, such as for an element that it lacks, both are None and `warnings` has the reason.
     """
     if "error" in result:
         return result
@@ -345,7 +348,13 @@ def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> d
     except ValueError as error:
         doubts = [*result.get("warnings", ()), str(error)]
         return {**result, "e_above_hull": None, "decomposes_to": None, "warnings": doubts}
-    return {**result, "e_above_hull": found.e_above_hull, "decomposes_to": found.text_of(found.decomposition)}
+    error = f"{target}_standard_error"
+    return {
+        **result,
+        "e_above_hull": found.e_above_hull,
+        **({"e_above_hull_standard_error": result[error]} if error in result else {}),
+        "decomposes_to": found.text_of(found.decomposition),
+    }
 
 
 def predict_stability(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -372,7 +381,7 @@ def predict_stability(results: Iterable[Mapping[str, Any]]) -> list[dict[str, An
             values = {"warnings": [values["error"]]} if "error" in values else add_stability(values, target, _hull())
             result |= {
                 "e_above_hull": values.get("e_above_hull"),
-                "e_above_hull_standard_error": values.get(f"{target}_standard_error"),
+                "e_above_hull_standard_error": values.get("e_above_hull_standard_error"),
                 "decomposes_to": values.get("decomposes_to"),
                 "energy_of": f"the unrelaxed crystal, by {DEFAULT_MODEL}",
                 "warnings": list(dict.fromkeys([*result["warnings"], *values["warnings"]])),

@@ -135,7 +135,7 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
         from starlette.middleware.body_limit import RequestBodyLimitMiddleware
     except ImportError as error:
-        raise ImportError("the server needs: pip install fastapi fastapi-offline uvicorn prometheus-client") from error
+        raise ImportError("the server needs FastAPI and more: pip install 'hf_crystal[serve]'") from error
 
     served, turns, measures = tools or Tools(), _Turns(), _Measures()
 

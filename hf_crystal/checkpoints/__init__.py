@@ -1,5 +1,6 @@
 """Checkpoints that travel inside the package, so that the pipelines run offline on a fresh machine."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 # what the pipelines, the commands and the web page use where no model is named
 DEFAULT_MODEL, DEFAULT_GENERATOR = "crystalformer-mp", "mat2seq-mp20"
 _ROOT = Path(__file__).parent
+_LIKE = 0.85  # similarity (difflib) from which a name is taken for a misspelled one
 
 
 def checkpoint_folder(name: str) -> Path:
@@ -44,8 +46,17 @@ def embedded_checkpoint(name: str = DEFAULT_MODEL) -> Path:
 
 
 def folder_of_name(name: object) -> Any:
-    """Folder of an embedded checkpoint where `name` is one and no model folder of that name is here; else `name`."""
+    """Folder of an embedded checkpoint where `name` is one and no model folder of that name is here; else `name`.
+
+    Raises:
+        ValueError: a name that is almost that of one: the Hub, which would be asked, has none such.
+    """
     if not isinstance(name, (str, os.PathLike)) or Path(name, "config.json").is_file():
         return name
-    known = os.fspath(name) in (*embedded_checkpoints(), *embedded_generators())
-    return str(checkpoint_folder(os.fspath(name))) if known else name
+    embedded = (*embedded_checkpoints(), *embedded_generators())
+    if os.fspath(name) in embedded:
+        return str(checkpoint_folder(os.fspath(name)))
+    like = difflib.get_close_matches(os.fspath(name), embedded, 1, _LIKE)
+    if like and "/" not in os.fspath(name) and not Path(name).exists():
+        raise ValueError(f"no embedded checkpoint {name}; did you mean {like[0]}? Embedded are {', '.join(embedded)}")
+    return name

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..checkpoints import DEFAULT_MODEL
+from .options import DeviceName, OutputFile, PropertyModelName
 from .progress import quiet_transformers, track
 from .sources import FILES_HELP, count_crystals, find_sources, read_crystals
-from .writers import Format, format_of_file, open_writer
+from .writers import Format, chosen_format, open_writer
 
 EXAMPLE = "Example: hf-crystal embed examples --output-file table.parquet"
 
@@ -53,7 +54,7 @@ def embed(
         list[str],
         typer.Argument(help=FILES_HELP),
     ],
-    model: Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")] = DEFAULT_MODEL,
+    model: PropertyModelName = DEFAULT_MODEL,
     level: Annotated[
         Literal["crystal", "atom"], typer.Option(help="One vector per crystal, or one per atom.")
     ] = "crystal",
@@ -70,21 +71,19 @@ def embed(
             help="How results are written; by default as --output-file ends, else table with --nearest, else csv."
         ),
     ] = None,
-    output_file: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+    output_file: OutputFile = None,
     batch_size: Annotated[int, typer.Option(help="Crystals per forward pass at most.")] = 16,
-    device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
+    device: DeviceName = None,
 ) -> None:
     """Write the vectors that a model has of crystals, or find similar crystals.
 
     A crystal that cannot be read gives a row with its reason. Exit code 1 if none can be read.
     """
-    output = output or format_of_file(output_file) or ("csv" if nearest is None else "table")
+    output = chosen_format(output, output_file, "csv" if nearest is None else "table")
     if output == "table" and nearest is None:
         raise typer.BadParameter(
             "table needs --nearest; vectors go to csv, json, jsonl or parquet", param_hint="--output"
         )
-    if output == "parquet" and output_file is None:
-        raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
     if nearest is not None and level == "atom":
         raise typer.BadParameter("only level crystal can be searched", param_hint="--level")
     for name, value in (("--num", num), ("--batch-size", batch_size)):

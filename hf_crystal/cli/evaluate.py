@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL
+from .options import GeneratorName, PropertyModelName
 from .progress import counter, quiet_transformers
 
 EXAMPLE = (
@@ -23,7 +24,7 @@ GENERATION_EXAMPLE = (
 
 def evaluate_property(
     data: Annotated[str, typer.Option(help="Table of crystals with labels, any form load_crystal_dataset reads.")],
-    model: Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")] = DEFAULT_MODEL,
+    model: PropertyModelName = DEFAULT_MODEL,
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
     split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",
     column: Annotated[
@@ -105,9 +106,7 @@ def evaluate_generation(
     output_dir: Annotated[
         Path, typer.Option(help="Folder of samples and figures; an interrupted evaluation resumes there.")
     ],
-    model: Annotated[
-        str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
-    ] = DEFAULT_GENERATOR,
+    model: GeneratorName = DEFAULT_GENERATOR,
     split: Annotated[str, typer.Option(help="Split whose compositions are asked for.")] = "test",
     train_split: Annotated[str, typer.Option(help="Split that novelty is judged against.")] = "train",
     split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",

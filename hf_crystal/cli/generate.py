@@ -1,16 +1,29 @@
 """`hf-crystal generate`: crystals of a composition."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from ..checkpoints import DEFAULT_GENERATOR
+from .options import (
+    ChemicalSystem,
+    Composition,
+    CrystalFolder,
+    CrystalForm,
+    DeviceName,
+    GeneratorName,
+    ListFormat,
+    Novel,
+    OutputFile,
+    Seed,
+    SpaceGroups,
+    numbers_or_symbols,
+)
 from .progress import counter, quiet_transformers
 from .relaxation import CalculatorName, KeepSymmetry, MaxSteps, Relax, chosen_calculator, relax_with
 from .screening import Unseen
-from .structure_files import StructureFormat, crystal_files, folder_in_use, write_crystals
-from .writers import Format, format_of_file
+from .structure_files import crystal_files, folder_in_use, write_crystals
+from .writers import chosen_format
 
 EXAMPLE = (
     "Example: hf-crystal generate TiO2 --num 5 --output-dir output\n\n"
@@ -65,17 +78,24 @@ def _one_composition(word: str | None, option: str | None) -> str | None:
     return word if option is None else option
 
 
+def _why_none(composition: str | None, limits: dict[str, Any], candidates: str | None) -> str:
+    given = [f"--{name}" + f" {value}" * (value is not True) for name, value in limits.items() if value]
+    return (
+        f"no crystal found for {composition or 'this prompt'}"
+        + (f"; what was found does not pass {', '.join(given)}" if given else "")
+        + (": no known prototype fits" if candidates == "prototypes" and not given else "")
+    )
+
+
 def generate(
-    composition: Annotated[str | None, typer.Argument(help="Formula, such as TiO2; none: any.")] = None,
+    composition: Composition = None,
     composition_option: Annotated[str | None, typer.Option("--composition", help="The same as an option.")] = None,
     formula_units: Annotated[
         list[str] | None,
         typer.Option(help="Take the composition as a formula unit, so many in the cell; may be repeated; or any."),
     ] = None,
-    space_group: Annotated[
-        list[str] | None, typer.Option(help="Symbol such as Pm-3m, or number 1 to 230; may be repeated.")
-    ] = None,
-    chemical_system: Annotated[str | None, typer.Option(help="Elements, such as Li-Fe-O.")] = None,
+    space_group: SpaceGroups = None,
+    chemical_system: ChemicalSystem = None,
     properties: Annotated[
         list[str] | None, typer.Option("--property", help="Condition name=value; may be repeated.")
     ] = None,
@@ -87,15 +107,11 @@ def generate(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Beginning of a sequence to be continued.")] = None,
     num: Annotated[int, typer.Option(help="Number of crystals.")] = 1,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="Write one file per crystal here; a folder with other crystals is refused.")
-    ] = None,
-    form: Annotated[StructureFormat, typer.Option("--format", help="Form of these files.")] = "cif",
-    output: Annotated[
-        Format | None, typer.Option(help="How the list is written; by default as --output-file ends, else a table.")
-    ] = None,
-    output_file: Annotated[Path | None, typer.Option(help="Write the list here, not to standard output.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed; without one each call gives other crystals.")] = None,
+    output_dir: CrystalFolder = None,
+    form: CrystalForm = "cif",
+    output: ListFormat = None,
+    output_file: OutputFile = None,
+    seed: Seed = None,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 for greedy decoding, the likeliest token at each step.")
     ] = 1.0,
@@ -123,7 +139,7 @@ def generate(
             "auto, the default for a formula and a space group: prototypes, then the model."
         ),
     ] = None,
-    novel: Annotated[bool, typer.Option("--novel", help="Leave out known crystals of the formula.")] = False,
+    novel: Novel = False,
     stability: Annotated[
         bool,
         typer.Option(
@@ -136,10 +152,8 @@ def generate(
     calculator: CalculatorName = "chgnet",
     keep_symmetry: KeepSymmetry = False,
     max_steps: MaxSteps = 500,
-    model: Annotated[
-        str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")
-    ] = DEFAULT_GENERATOR,
-    device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
+    model: GeneratorName = DEFAULT_GENERATOR,
+    device: DeviceName = None,
 ) -> None:
     """Generate crystals, the likeliest first; no two have the same sequence.
 
@@ -151,12 +165,10 @@ def generate(
     if num < 1:
         raise typer.BadParameter(f"{num} is not positive", param_hint="--num")
     composition = _one_composition(composition, composition_option)
-    output = output or format_of_file(output_file) or "table"
-    if output == "parquet" and output_file is None:
-        raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
+    chosen = chosen_format(output, output_file)
     asked: dict[str, Any] = {
         "formula_units": _formula_units(formula_units or []),
-        "space_group": [int(word) if word.isdecimal() else word for word in space_group or []] or None,
+        "space_group": numbers_or_symbols(space_group),
         "chemical_system": chemical_system,
         "properties": _properties(properties or []),
         "cell": _cell(cell or []),
@@ -205,14 +217,9 @@ def generate(
             "smact": smact,
             "unseen": changed.get("unseen"),
         }
-        given = [f"--{name}" + f" {value}" * (value is not True) for name, value in limits.items() if value]
-        raise ValueError(
-            f"no crystal found for {composition or 'this prompt'}"
-            + (f"; what was found does not pass {', '.join(given)}" if given else "")
-            + (": no known prototype fits" if candidates == "prototypes" and not given else "")
-        )
+        raise ValueError(_why_none(composition, limits, candidates))
     if "error" in results[0]:
         raise ValueError(results[0]["error"])
     if potential is not None:
         results = relax_with(potential, results, stability, keep_symmetry=keep_symmetry, max_steps=max_steps)
-    write_crystals(results, output, output_file, output_dir, form)
+    write_crystals(results, chosen, output_file, output_dir, form)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..checkpoints import DEFAULT_MODEL
+from .options import DeviceName, OutputFile, PropertyModelName
 from .progress import quiet_transformers, track
 from .screening import Disorder, OnError, Shard, Tally, Unseen, columns_of, predict_rows
 from .sources import FILES_HELP, count_crystals, find_sources, read_crystals
@@ -27,14 +28,14 @@ def predict(
         list[str],
         typer.Argument(help=FILES_HELP),
     ],
-    model: Annotated[str, typer.Option(help="Embedded checkpoint, folder, or repository of the Hub.")] = DEFAULT_MODEL,
+    model: PropertyModelName = DEFAULT_MODEL,
     output: Annotated[
         Format | None,
         typer.Option(
             help="How results are written; by default as --output-file ends, parquet with --output-dir, else a table."
         ),
     ] = None,
-    output_file: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+    output_file: OutputFile = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Write numbered files here; the same call again goes on where it stopped.")
     ] = None,
@@ -52,7 +53,7 @@ def predict(
         Disorder,
         typer.Option(help="Partly occupied sites: mixtures of elements, the mean over ordered crystals, or no value."),
     ] = "mix",
-    device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda:0.")] = None,
+    device: DeviceName = None,
     stability: Annotated[
         bool, typer.Option("--stability", help="Add the energy above the hull of known phases, and the phases there.")
     ] = False,

@@ -49,11 +49,14 @@ def columns_of(
     values += spreads
     types = {
         "num_atoms": "int64",
-        **dict.fromkeys((*targets, *spreads, "e_above_hull", "metal_probability"), "double"),
+        **dict.fromkeys(
+            (*targets, *spreads, "e_above_hull", "e_above_hull_standard_error", "metal_probability"), "double"
+        ),
     }
     types |= {"is_metal": "bool", **{f"{name}_{field}": "double" for name in targets for field in errors}}
     values += ["metal_probability", "is_metal"] if errors and model.config.gap_index is not None else []
-    values += ["e_above_hull", "decomposes_to"] if stability else []
+    if stability:
+        values += ["e_above_hull", *(["e_above_hull_standard_error"] if errors else []), "decomposes_to"]
     return ["source", "formula", "num_atoms", *values, "disorder", "warnings", "error"], types
 
 

@@ -51,6 +51,7 @@ def serve(
     from ..app.server import build_server, run_server
 
     app = build_server(tools, time_limit)
+    print("hf-crystal: loading models", file=sys.stderr)
     tools.warm_up()
     print(f"hf-crystal: serving at http://{host}:{port}, requests at /docs (stop with Ctrl+C)", file=sys.stderr)
     run_server(app, host, port, time_limit)

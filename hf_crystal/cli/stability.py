@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .writers import Format, format_of_file, open_writer
+from .options import ListFormat, OutputFile
+from .writers import chosen_format, open_writer
 
 if TYPE_CHECKING:
     from ..stability import ReferenceHull
@@ -29,8 +30,8 @@ def stability(
     reference: Annotated[
         str, typer.Option(help="Known phases: matbench_mp_e_form, or a table as --energies takes.")
     ] = "matbench_mp_e_form",
-    output: Annotated[Format | None, typer.Option(help="By default as --output-file ends, else a table.")] = None,
-    output_file: Annotated[Path | None, typer.Option(help="Write here instead of standard output.")] = None,
+    output: ListFormat = None,
+    output_file: OutputFile = None,
 ) -> None:
     """Show the hull of known phases at compositions, and how far energies lie above it.
 
@@ -50,7 +51,7 @@ def stability(
         asked = read_energies(energies, column)
     kept = [name for name in asked[0] if name not in ("formula", column)]
     names = {name: f"{name}_given" if name in _COLUMNS else name for name in kept}
-    chosen = output or format_of_file(output_file) or "table"
+    chosen = chosen_format(output, output_file)
     errors: list[str | None] = []
     with open_writer(chosen, output_file, [*names.values(), *_COLUMNS], _TYPES) as writer:
         for given in asked:

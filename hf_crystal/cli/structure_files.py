@@ -99,7 +99,9 @@ def folder_in_use(folder: Path, others: list[Path], again: bool = True) -> Value
 def _text(result: dict[str, Any], form: StructureFormat) -> str:
     if form == "cif":
         return str(result["cif"])
-    return str(result["structure"].to(fmt="poscar")) if form == "poscar" else _extended_xyz(result)
+    if form == "poscar":  # elements in the order of the title, by electronegativity
+        return str(result["structure"].get_sorted_structure().to(fmt="poscar"))
+    return _extended_xyz(result)
 
 
 def _extended_xyz(result: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, get_args
 
+import typer
+
 from .._partial import partial_path
 
 _NARROWEST_CELL = 8
@@ -23,6 +25,18 @@ def format_of_file(path: Path | None) -> FileFormat | None:
     """The format that the ending of a file names, None without a file or with another ending."""
     ending = "" if path is None else path.suffix.lower().removeprefix(".")
     return ending if ending in get_args(FileFormat) else None  # type: ignore[return-value]
+
+
+def chosen_format(output: Format | None, path: Path | None, usual: Format = "table") -> Format:
+    """What `--output` says, or the ending of `--output-file`, or `usual`.
+
+    Raises:
+        typer.BadParameter: parquet without a file.
+    """
+    output = output or format_of_file(path) or usual
+    if output == "parquet" and path is None:
+        raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
+    return output
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +76,11 @@ class _Table:
         """Keep one row."""
         row = _flat(row)
         cells = {name: _cell(row.get(name)) for name in self.columns}
-        cells |= {name: f"{cells[name]} ± {_cell(row[error])}" for name, error in self.errors.items() if error in row}
+        cells |= {
+            name: f"{cells[name]} ± {_cell(row[error])}"
+            for name, error in self.errors.items()
+            if cells[name] and row.get(error) is not None
+        }
         self.rows.append(list(cells.values()))
 
     def finish(self) -> None:
@@ -158,7 +176,7 @@ class _JsonLines:
 
     def write(self, row: dict[str, Any]) -> None:
         """Write one row."""
-        self.stream.write(json.dumps(_flat(row), ensure_ascii=False) + "\n")
+        self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.stream.flush()
 
     def finish(self) -> None:
@@ -231,7 +249,7 @@ def open_writer(
 ) -> Iterator[Writer]:
     """A writer for rows with `columns`; a file appears under its name only when all rows are in it.
 
-    The list under `warnings` becomes one text, except in JSON.
+    The list under `warnings` becomes one text, except in JSON and JSON lines.
 
     Where the reader of standard output has gone (`| head`), the rest of the work is dropped without an error.
 
@@ -244,11 +262,9 @@ def open_writer(
         announce: whether a line on standard error says what was written.
 
     Raises:
-        ValueError: parquet without a file, or the folder of the file does not exist.
+        ValueError: the folder of the file does not exist.
     """
     if path is None:
-        if output == "parquet":
-            raise ValueError("--output parquet needs --output-file")
         writer = _text_writer(output, sys.stdout, columns)
         try:
             yield writer

@@ -13,6 +13,7 @@ _FAR = 1.5  # of a fractional coordinate from the middle of the cell
 _NEAREST = 0.5  # of the sum of covalent radii
 # Å³ per atom: diamond has 5.7; of 110,000 crystals of the Materials Project one in a thousand has more than 240
 _SMALLEST_VOLUME, _LARGEST_VOLUME = 3.0, 250.0
+_VACUUM = 8.0  # Å without atoms between lattice planes; of 30,000 crystals of the Materials Project 2.3 % have more
 _MOST_ATOMS = 64  # of crystals whose pairs are looked at together
 _IMAGES = np.array(list(itertools.product((-1, 0, 1), repeat=3)), dtype=np.float64)
 _BLOCK = 256  # atoms whose neighbors are looked for together
@@ -64,6 +65,16 @@ def geometry_warnings(
             f"volume per atom is {volumes[row]:.3g} Å³; crystals at ambient pressure have {_SMALLEST_VOLUME:g} to "
             f"{_LARGEST_VOLUME:g} Å³"
         )
+    heights = 1 / np.linalg.norm(inverses, axis=1)  # between the lattice planes of each pair of edges
+    wide = (heights.max(axis=1) > _VACUUM) & (True if pbc is None else pbc.all(axis=1))
+    for row in np.flatnonzero(wide):
+        places = np.sort(frac[row, : counts[row]] % 1.0, axis=0)
+        gaps = np.diff(places, axis=0, append=places[:1] + 1).max(axis=0) * heights[row]
+        if gaps.max() > _VACUUM:
+            found[row].append(
+                f"{gaps.max():.1f} Å without atoms along {'abc'[int(gaps.argmax())]}: a sheet or molecule with "
+                "vacuum, read as a bulk crystal; pbc tells which axes repeat"
+            )
     for row in np.flatnonzero(_may_collide(radii, frac, cells, inverses)):
         pair = close_pair(frac[row, : counts[row]], cells[row], radii[row, : counts[row]])
         if pair is not None:

@@ -151,7 +151,7 @@ def folder_files(folder: Path) -> tuple[list[Path], str]:
         if reason := _no_crystals(path):
             found.remove(path)
             left.append(f"{path.relative_to(folder)} ({reason})")
-    others = (path for path in sorted(folder.rglob("*")) if path not in seen and path.is_file())
+    others = (path for path in sorted(folder.rglob("*")) if path not in seen and not path.is_dir())
     left += [str(path.relative_to(folder)) for path in others if not path.name.startswith(".")]
     more = f" and {len(left) - _SHOWN} more files" if len(left) > _SHOWN else ""
     return found, printable(f"{folder}: passed over {', '.join(left[:_SHOWN])}{more}") if left else ""

@@ -63,7 +63,7 @@ class FineTuning:
         """Cross-validate, then train on all rows; parts that an earlier call finished are not trained again.
 
         Args:
-            say: takes a line when something is finished.
+            say: takes a line at the beginning and when something is finished.
 
         Returns:
             Record of the last training, as in its `run.json`, whose `test` has the errors of the cross-validation:
@@ -79,6 +79,12 @@ class FineTuning:
         numbers = composition_numbers(rows[:])
         predicted, of_formula, means = (np.full(len(labels), np.nan) for _ in range(3))
         shares = []
+        training = len(rows) - len(rows) // len(names)
+        epochs = self.epochs or epochs_for(training)
+        say(
+            f"{len(rows)} crystals, {len(names)} parts: {epochs} epochs without each (about {training} crystals), "
+            f"then with all; losses are in {self.output_dir}"
+        )
         for place, part in enumerate(names, 1):
             inside = np.asarray([other == part for other in parts])
             folder = self.output_dir / f"fold-{place}"
@@ -181,7 +187,7 @@ class FineTuning:
                     "decay_steps": 400,
                     "seed": self.seed,
                     # losses are watched, nothing is chosen by them
-                    "eval_steps": max(1, epochs * num_rows // 16),
+                    "eval_steps": max(1, epochs * num_rows // (128 if num_rows <= 2_000 else 512)),
                     "drop_last_train_rows": False,
                     "disable_tqdm": not sys.stderr.isatty(),
                 },

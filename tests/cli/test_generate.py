@@ -46,7 +46,8 @@ def test_table_and_cif_files(command, generator, tmp_path):
     lines = out.splitlines()
     assert (code, err) == (0, f"hf-crystal: written: {tmp_path / 'made'} (3 cif files)\n")
     assert lines[0].split() == ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "source", "file"]
-    assert [line.split()[0] for line in lines[2:]] == ["SrTiO3"] * 3
+    assert lines[1].split() == ["Å³"]
+    assert [line.split()[0] for line in lines[3:]] == ["SrTiO3"] * 3
     files = sorted((tmp_path / "made").iterdir())
     assert [file.name[:10] for file in files] == ["SrTiO3_001", "SrTiO3_002", "SrTiO3_003"]
     assert {Structure.from_file(file).composition.reduced_composition for file in files} == {Composition("SrTiO3")}
@@ -75,7 +76,7 @@ def test_a_folder_with_other_crystals_is_refused_and_left_alone(command, generat
 def test_warnings_are_one_line_each_on_standard_error(command, generator):
     code, out, err = command("MgO", "--property", "band_gap=8.5", "--num", 3, "--seed", 0, "--model", generator)
     assert code == 0
-    assert len(out.splitlines()) == 5
+    assert len(out.splitlines()) == 6
     assert err.startswith("hf-crystal: warning: band_gap is 8.5 eV; the trained bins reach from 0 to 8 eV")
     assert err.count("\n") == 1
 
@@ -170,9 +171,9 @@ def test_what_is_generated_can_be_predicted(command, generator, tmp_path, monkey
 
 def test_formula_of_the_default_generator(command, generator):
     code, out, _ = command("LiFePO4", "--num", 2)
-    rows = [line.split() for line in out.splitlines()[2:]]
+    rows = [line.split() for line in out.splitlines()[3:]]
     assert (code, rows[0][:3], len(rows)) == (0, ["Li4Fe4P4O16", "Pnma", "28"], 2)
-    assert "known mp-" in out.splitlines()[2]
+    assert "known mp-" in out.splitlines()[3]
     code, out, _ = command("LiFePO4", "--space-group", "Pnma", "--novel", "--output", "json")
     assert code == 0 and json.loads(out)[0]["source"].startswith("prototype mp-")
     words = ("NaCl", "--num", 2, "--seed", 0, "--model", generator, "--output", "json")
