@@ -21,6 +21,7 @@ class GeneratorModelArguments:
         max_position_embeddings: Longest sequence in tokens, conditions included.
         dropout: Dropout of what attention and feed-forward layers add to the hidden states, in training only.
         embedding_init: "random", or "meaning": like elements and near numbers begin near each other.
+        pretrained: Generator of this shape whose weights are trained further: embedded name, folder or repository.
     """
 
     model_type: Literal["llama", "gpt2"] = "llama"
@@ -31,6 +32,7 @@ class GeneratorModelArguments:
     max_position_embeddings: int = 1024
     dropout: float = 0.0
     embedding_init: Literal["random", "meaning"] = "random"
+    pretrained: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:

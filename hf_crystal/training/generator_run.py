@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from hf_crystal.crystals.checkpoint_settings import training_domain
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
+from hf_crystal.loading import load_generator
 from hf_crystal.training.data_order import LengthBatchSampler
 from hf_crystal.training.generator_data import Mat2SeqCollator, element_blocks, tokenize_splits
 from hf_crystal.training.generator_init import build_generator
@@ -78,7 +79,21 @@ def prepare_generator_task(recipe: GeneratorRecipe, tokens_folder: str | Path) -
         raise ValueError(
             f"model.max_position_embeddings={recipe.model.max_position_embeddings}: the longest sequence has {longest}"
         )
-    return GeneratorTask(build_generator(recipe.model, tokenizer), tokenizer, splits)
+    model = build_generator(recipe.model, tokenizer)
+    if recipe.model.pretrained is not None:
+        _take_weights(model, tokenizer, recipe.model.pretrained)
+    return GeneratorTask(model, tokenizer, splits)
+
+
+def _take_weights(model: Any, tokenizer: Any, name: str) -> None:
+    """Begin with the weights of another generator, whose tokens must mean the same."""
+    earlier, its_tokenizer = load_generator(name)
+    if its_tokenizer.get_vocab() != tokenizer.get_vocab() or its_tokenizer.settings != tokenizer.settings:
+        raise ValueError(f"model.pretrained={name}: its tokenizer has other tokens or settings than the recipe's")
+    try:
+        model.load_state_dict(earlier.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"model.pretrained={name}: not of the shape of the recipe: {error}") from error
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, total_steps: int, clock: WallBudgetCallback) -> float:

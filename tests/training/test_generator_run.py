@@ -19,7 +19,12 @@ from hf_crystal.mat2seq.modeling_mat2seq import generate_crystals
 from hf_crystal.training.generator_data import IGNORED_LABEL, Mat2SeqCollator, tokenize_splits
 from hf_crystal.training.generator_init import build_generator
 from hf_crystal.training.generator_recipe import GeneratorModelArguments, GeneratorRecipe
-from hf_crystal.training.generator_run import LAST_RATE, learning_rate_factor, train_generator
+from hf_crystal.training.generator_run import (
+    LAST_RATE,
+    learning_rate_factor,
+    prepare_generator_task,
+    train_generator,
+)
 from hf_crystal.training.run_control import WallBudgetCallback
 
 RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes_mat2seq").glob("*.yaml"))
@@ -206,8 +211,28 @@ def test_nothing_to_resume_and_unknown_condition(recipe, tokens, tmp_path):
         train_generator(recipe, tmp_path, tokens_folder=tokens[0], resume=True)
     values = recipe.to_dict()
     values["data"]["conditions"] = {"hardness": "energy"}
-    with pytest.raises(ValueError, match=r"\['hardness'\] unknown; the tokenizer has band_gap, formation_energy"):
+    accepted = "band_gap, formation_energy, e_above_hull, bulk_modulus"
+    with pytest.raises(ValueError, match=rf"\['hardness'\] unknown; accepted: {accepted}"):
         train_generator(GeneratorRecipe.from_dict(values), tmp_path, tokens_folder=tokens[0])
+
+
+def test_a_recipe_begins_with_the_weights_and_names_the_conditions_that_it_says(recipe, tokens, tmp_path):
+    values = {**recipe.to_dict(), "model": {**recipe.to_dict()["model"], "pretrained": "mat2seq-perov5"}}
+    with pytest.raises(ValueError, match="pretrained=mat2seq-perov5: not of the shape of the recipe"):
+        prepare_generator_task(GeneratorRecipe.from_dict(values), tokens[0])
+    first = prepare_generator_task(recipe, tokens[0])
+    first.tokenizer.save_pretrained(tmp_path)
+    changes = {"model": {**values["model"], "pretrained": str(tmp_path)}}
+    first.model.get_input_embeddings().weight.data += 1  # not what the seed gives
+    first.model.save_pretrained(tmp_path)
+    again = prepare_generator_task(GeneratorRecipe.from_dict({**values, **changes}), tokens[0])
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+    values["data"]["conditions"] = {"e_above_hull": "energy"}
+    with pytest.raises(ValueError, match="has other tokens or settings"):
+        prepare_generator_task(GeneratorRecipe.from_dict({**values, **changes}), tmp_path / "tokens")
+    changes["model"]["pretrained"] = None
+    steered = prepare_generator_task(GeneratorRecipe.from_dict({**values, **changes}), tmp_path / "tokens")
+    assert [bins.name for bins in steered.tokenizer.property_bins] == ["band_gap", "formation_energy", "e_above_hull"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
