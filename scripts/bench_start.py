@@ -65,6 +65,14 @@ def main() -> None:
             pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", "constraints.txt"]
             run(report, "pip install of torch", [*pip, "torch"])
             run(report, "pip install of the rest", [*pip, "."])
+            packages = next((folder / "venv" / "lib").glob("python*/site-packages"))
+            sizes = {
+                path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                for path in packages.iterdir()
+            }
+            report.add("installed, all packages", sum(sizes.values()) / 1e6, "MB")
+            for name in ("torch", "hf_crystal"):
+                report.add(f"installed, {name}", sizes[packages / name] / 1e6, "MB")
             measure_use(report, python, "first", folder)
         measure_use(report, python, "later", folder)
         report.add("import transformers, CPU", median_seconds(python, TRANSFORMERS), "s")

@@ -9,10 +9,10 @@
 
 Held-out crystals: validation rows of the training table and labeled rows of `materials_project.parquet` that are
 neither among the training rows nor in a test part (by id, and by reduced formula and space group). In tenths, whole
-kinds of crystals each: eight fit the head, one chooses the epoch, one gives the length of the intervals. CHECKPOINT is
-written in place: weights, configuration and, under `uncertainty`, the figures in `metrics.json`. `--test` fits
-nothing: it measures the head of CHECKPOINT on the test parts of `report_domain.py`. Embeddings are kept in `--cache`,
-by the content of the weights.
+kinds of crystals each: of nine, eight fit a head and one chooses its epoch, for five heads in turn, whose mean is
+taken; the last gives the length of the intervals. CHECKPOINT is written in place: weights, configuration and, under
+`uncertainty`, the figures in `metrics.json`. `--test` fits nothing: it measures the head of CHECKPOINT on the test
+parts of `report_domain.py`. Embeddings are kept in `--cache`, by the content of the weights.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from typing import Any
 from prepare_materials_project import LABELS, kinds_of, with_labels
 from report_domain import parts_of
 
+_MEMBERS = 5  # heads whose mean is taken
 _LARGE = 20  # atoms; what benchmarks call large
 _WITHIN = (0.005, 0.995)  # scales beyond those of these shares of the held-out crystals are cut off
 
@@ -108,7 +109,10 @@ def encode(model: Any, extractor: Any, rows: Any, cache: Path, batch_size: int) 
 def fit_head(
     model: Any, pooled: Any, predicted: Any, labels: Any, folds: Any, epochs: int, large: Any | None = None
 ) -> None:
-    """Fit a new error head of `model`: folds 2 and up train, fold 1 chooses the epoch, fold 0 gives the intervals.
+    """Fit a new error head of `model`, the mean of several: fold 0 gives the intervals and is in none.
+
+    One head with a single hidden layer is linear far from all crystals of the fit, and two of them are so in different
+    directions. The mean of heads of this kind is a wider one.
 
     Args:
         pooled, predicted, labels: of the held-out crystals, `(n, C)`, `(n, targets)`, `(n, targets)` with NaN.
@@ -117,6 +121,8 @@ def fit_head(
     """
     import numpy as np
     import torch
+
+    from hf_crystal.encoders.heads import CrystalErrorHead
 
     config, scale = model.config, model.head.target_std.numpy()
     with torch.no_grad():
@@ -129,11 +135,9 @@ def fit_head(
         true = torch.tensor(np.nan_to_num(labels[:, gap]) / scale[gap], dtype=torch.float32)
         clipped = torch.tensor(np.clip(predicted[:, gap], 0, None) / scale[gap], dtype=torch.float32)
         is_metal = (true <= 0).float()
-    weights, center, spread = known.float(), inputs[folds > 1].mean(0), inputs[folds > 1].std(0) + 1e-6
-    head = model.error_head
-    model._init_weights(head.dense)
+    weights, center, spread = known.float(), inputs[folds > 0].mean(0), inputs[folds > 0].std(0) + 1e-6
 
-    def outputs(rows: Any) -> tuple[Any, Any, Any]:
+    def outputs(rows: Any, head: Any) -> tuple[Any, Any, Any]:
         logarithms, metal = head((inputs[rows] - center) / spread)
         own = errors[rows]
         if gap is not None:
@@ -141,9 +145,9 @@ def fit_head(
             own = torch.cat([own[:, :gap], (final - true[rows]).abs()[:, None], own[:, gap + 1 :]], dim=1).detach()
         return logarithms, metal, own
 
-    def loss(rows: Any) -> Any:
+    def loss(rows: Any, head: Any) -> Any:
         """Negative log-likelihood of Laplace errors (their tails are long), and the cross-entropy of metals."""
-        logarithms, metal, own = outputs(rows)
+        logarithms, metal, own = outputs(rows, head)
         share = weights[rows] / weights[rows].sum(0).clamp_min(1)
         total = ((logarithms + own * torch.exp(-logarithms)) * share).sum()
         if gap is None:
@@ -151,36 +155,56 @@ def fit_head(
         terms = torch.nn.functional.binary_cross_entropy_with_logits(metal, is_metal[rows], reduction="none")
         return total + (terms * share[:, gap]).sum()
 
-    training = np.flatnonzero(folds > 1)
-    validation = torch.tensor(np.flatnonzero(folds == 1))
-    optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    best, kept = float("inf"), {}
-    for epoch in range(epochs):
-        order = np.random.default_rng(epoch).permutation(training)
-        for rows in np.array_split(order, max(1, len(order) // 256)):
-            optimizer.zero_grad()
-            loss(torch.tensor(rows)).backward()
-            optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            value = float(loss(validation))
-        if value < best:
-            best, kept = value, {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    head.load_state_dict(kept)
-    rows = torch.tensor(np.flatnonzero(folds == 0))
-    set_intervals(model, outputs, known, rows, torch.zeros(len(rows)).bool() if large is None else large[folds == 0])
+    def member(chooses: int) -> Any:
+        """One head: the fold `chooses` chooses its epoch, the others but 0 train it."""
+        head = CrystalErrorHead(config)
+        model._init_weights(head.dense)
+        training = np.flatnonzero((folds > 0) & (folds != chooses))
+        validation = torch.tensor(np.flatnonzero(folds == chooses))
+        optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        best, kept = float("inf"), {}
+        for epoch in range(epochs):
+            order = np.random.default_rng(epoch).permutation(training)
+            for rows in np.array_split(order, max(1, len(order) // 256)):
+                optimizer.zero_grad()
+                loss(torch.tensor(rows), head).backward()
+                optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                value = float(loss(validation, head))
+            if value < best:
+                best, kept = value, {name: tensor.clone() for name, tensor in head.state_dict().items()}
+        head.load_state_dict(kept)
+        return head
+
+    config.error_scale_bounds = None
+    heads = [member(chooses) for chooses in range(1, _MEMBERS + 1)]
+    config.error_head_size *= _MEMBERS
+    head = model.error_head = CrystalErrorHead(config).to(model.head.out_proj.weight.dtype)
     with torch.no_grad():
-        scales = head((inputs - center) / spread)[0]
+        for name in ("weight", "bias"):
+            getattr(head.dense, name).copy_(torch.cat([getattr(one.dense, name) for one in heads]))
+        for layer in ("out_proj", "metal_proj"):
+            parts = [getattr(one, layer) for one in heads]
+            getattr(head, layer).weight.copy_(torch.cat([part.weight for part in parts], dim=1) / _MEMBERS)
+            getattr(head, layer).bias.copy_(sum(part.bias for part in parts) / _MEMBERS)
+    rows = torch.tensor(np.flatnonzero(folds == 0))
+    no_cell = torch.zeros(len(rows)).bool()
+    set_intervals(model, outputs(rows, head), known[rows], no_cell if large is None else large[folds == 0])
+    with torch.no_grad():
+        scales, metal = head((inputs - center) / spread)
         bounds = torch.stack([scales.quantile(share, 0) for share in _WITHIN], 1).tolist()
+        if gap is not None:  # metals' errors are mostly 0: a gap must not get theirs
+            bounds[gap][0] = scales[metal <= 0, gap].quantile(_WITHIN[0]).item()
         head.bounds = config.error_scale_bounds = [[round(value, 3) for value in pair] for pair in bounds]
         # the first layer takes embeddings as they are
         head.dense.bias -= head.dense.weight @ (center / spread)
         head.dense.weight /= spread
 
 
-def set_intervals(model: Any, outputs: Any, known: Any, rows: Any, large: Any) -> None:
-    """Make a scale the length that holds 68.3 % of the errors of `rows`, and store how much longer 90 % take.
+def set_intervals(model: Any, outputs: tuple[Any, Any, Any], known: Any, large: Any) -> None:
+    """Make a scale the length that holds 68.3 % of the errors of some rows, and store how much longer 90 % take.
 
     The latter is at least what crystals with large cells take, of a gap what those not called metals take: a set with
     more of them than these rows would get intervals that are too short.
@@ -191,9 +215,9 @@ def set_intervals(model: Any, outputs: Any, known: Any, rows: Any, large: Any) -
 
     head = model.error_head
     with torch.no_grad():
-        logarithms, metal, own = outputs(rows)
+        logarithms, metal, own = outputs
         for place in range(own.shape[1]):
-            given = known[rows, place]
+            given = known[:, place]
             if given.sum() < 20:
                 name = model.config.target_names[place]
                 raise ValueError(f"{name}: {int(given.sum())} held-out labels for the intervals; expected at least 20")
@@ -277,7 +301,6 @@ def main(args: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from hf_crystal.encoders.heads import CrystalErrorHead
     from hf_crystal.loading import load_property_model
 
     model, extractor = load_property_model(args.checkpoint)
@@ -302,11 +325,10 @@ def main(args: argparse.Namespace) -> None:
         model.config.gap_target = args.gap_target if args.gap_target in targets else None
         model.config.error_head_size = args.hidden_size
         torch.manual_seed(0)
-        model.error_head = CrystalErrorHead(model.config).to(model.head.out_proj.weight.dtype)
         fit_head(model, pooled, predicted, labels, folds, args.epochs, rows.num_atoms.to_numpy() > _LARGE)
         model.save_pretrained(args.checkpoint)
         section.clear()  # figures of another head
-        section["held-out rows"] = {"fit": int((folds > 1).sum()), "intervals": int((folds == 0).sum())}
+        section["held-out rows"] = {"fit": int((folds > 0).sum()), "intervals": int((folds == 0).sum())}
         some = folds == 0
         section["rows of the intervals"] = figures(model, pooled[some], predicted[some], labels[some])
     path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -320,7 +342,7 @@ if __name__ == "__main__":
     parser.add_argument("--training-table", type=Path, help="what prepare_materials_project.py wrote for the training")
     parser.add_argument("--test", action="store_true", help="measure on the test parts, fit nothing")
     parser.add_argument("--gap-target", default="band_gap", help="target that is a band gap (default: band_gap)")
-    parser.add_argument("--hidden-size", type=int, default=64, help="width of the head (default: 64)")
+    parser.add_argument("--hidden-size", type=int, default=64, help="width of one of the heads (default: 64)")
     parser.add_argument("--epochs", type=int, default=60, help="passes over the held-out rows (default: 60)")
     parser.add_argument("--max-atoms", type=int, default=64, help="largest held-out cell (default: 64)")
     parser.add_argument(

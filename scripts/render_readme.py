@@ -153,7 +153,7 @@ def against_section() -> str:
         ["formation energy, MP-20, MAE in eV/atom", *errors("crystalformer-mp20", "formation_energy")],
         ["band gap, MP-20, MAE in eV", *errors("crystalformer-mp20", "band_gap")],
         [
-            "near the hull or not, MPTS-52, F1",
+            "near the hull or not, [1,000 crystals](docs/chgnet.md) of MPTS-52, F1",
             f"`crystalformer-mp` {f1['own']} of CPU time a crystal",
             f"CHGNet {f1['chgnet']}",
         ],

@@ -66,7 +66,7 @@ def geometry_warnings(
             f"{_LARGEST_VOLUME:g} Å³"
         )
     heights = 1 / np.linalg.norm(inverses, axis=1)  # between the lattice planes of each pair of edges
-    wide = (heights.max(axis=1) > _VACUUM) & (True if pbc is None else pbc.all(axis=1))
+    wide = (heights.max(axis=1) > _VACUUM) & (volumes <= _LARGEST_VOLUME) & (True if pbc is None else pbc.all(axis=1))
     for row in np.flatnonzero(wide):
         places = np.sort(frac[row, : counts[row]] % 1.0, axis=0)
         gaps = np.diff(places, axis=0, append=places[:1] + 1).max(axis=0) * heights[row]

@@ -110,3 +110,13 @@ def test_an_atom_without_neighbors():
     oblique = crystal([3], [[0, 0, 0]], [[10, 0, 0], [-9.8, 3, 0], [0, 0, 10]])
     for other in (across, oblique):
         assert not any("neighbor" in text for text in doubts(other, radius=8.9)[0])
+
+
+def test_a_sheet_with_vacuum_in_a_bulk_cell_is_named():
+    def sheet(height):
+        return crystal([5, 7], [[0, 0, 0.9], [1 / 3, 2 / 3, 0.9]], [[2.5, 0, 0], [-1.25, 2.165, 0], [0, 0, height]])
+
+    thick, thin = doubts(sheet(20.0), sheet(3.3))
+    assert len(thick) == 1
+    assert thick[0].startswith("20.0 Å without atoms along c: a sheet or molecule with vacuum")
+    assert thin == []
