@@ -348,11 +348,11 @@ def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> d
     except ValueError as error:
         doubts = [*result.get("warnings", ()), str(error)]
         return {**result, "e_above_hull": None, "decomposes_to": None, "warnings": doubts}
-    error = f"{target}_standard_error"
+    spread = f"{target}_standard_error"
     return {
         **result,
         "e_above_hull": found.e_above_hull,
-        **({"e_above_hull_standard_error": result[error]} if error in result else {}),
+        **({"e_above_hull_standard_error": result[spread]} if spread in result else {}),
         "decomposes_to": found.text_of(found.decomposition),
     }
 
