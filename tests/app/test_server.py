@@ -243,6 +243,7 @@ def test_the_command_answers_what_it_began_and_ends(tiny_folders, tmp_path):
     address = f"http://127.0.0.1:{port}"
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         try:
+            assert process.stderr.readline() == "hf-crystal: loading models\n"
             assert "hf-crystal: serving" in process.stderr.readline()
             for _ in range(100):
                 with contextlib.suppress(httpx.ConnectError):
