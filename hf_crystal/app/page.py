@@ -242,7 +242,8 @@ def _show(service: Service, name: str, other: str, colors: ColorScheme, crystals
         return view_html(crystals[name], colors=colors)
     pair = {key: crystals[key] for key in (name, other)}
     same = service.are_equal(*pair.values())
-    verdict = f"{name} and {other} are {'the same crystal' if same else 'different crystals'} (StructureMatcher)."
+    words = {True: "the same crystal", False: "different crystals", None: "not comparable: ordered bulk crystals are"}
+    verdict = f"{name} and {other} are {words[same]} (StructureMatcher)."
     return message(verdict, "good" if same else "note") + side_by_side(pair, colors)
 
 

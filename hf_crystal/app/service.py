@@ -368,11 +368,12 @@ class Service:
             num_equal=result["num_equal"],
         )
 
-    def are_equal(self, first: CrystalRecord, second: CrystalRecord) -> bool:
-        """Whether `StructureMatcher` calls two crystals the same; False where it cannot read one."""
+    def are_equal(self, first: CrystalRecord, second: CrystalRecord) -> bool | None:
+        """Whether `StructureMatcher` calls two crystals the same; None where one is disordered or no bulk crystal."""
         from ..evaluation import uniqueness
 
-        return uniqueness([first, second], bucket_by="formula").representative[1] == 0
+        found = uniqueness([first, second], bucket_by="formula").representative
+        return None if None in found else found[1] == 0
 
     def write_zip(self, crystals: Sequence[GeneratedCrystal]) -> Path:
         """One CIF file per crystal, in a zip in a folder of its own."""

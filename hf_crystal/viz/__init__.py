@@ -1,7 +1,8 @@
 """Pictures: what the encoders attend to, frames, parity, training, sequences, stability, and crystals in 3-D.
 
-Every `plot_…` function returns a `matplotlib.figure.Figure`; save it with `figure.savefig("name.png")`. The colors
-can be told apart with color-blindness and in gray. Nothing is fetched from a network, the 3-D view included.
+Every `plot_…` function returns a `matplotlib.figure.Figure`; save it with `figure.savefig("name.png")`. Its colors
+can be told apart with color-blindness and in gray, those of the 3-D view with `colors="color-blind"`. Nothing is
+fetched from a network.
 """
 
 from .._lazy_names import lazy_names

@@ -102,7 +102,11 @@ def test_equal_crystals_are_shown_once_with_their_number(service):
     assert sum(crystal.num_equal for crystal in kept) == len(drawn)
     first = as_record(drawn[0]["structure"])
     assert service.are_equal(first, as_record(example_files()["NaCl"]))
-    assert not service.are_equal(first, as_record(example_files()["Si"]))
+    assert service.are_equal(first, as_record(example_files()["Si"])) is False
+    cell = {"lattice": [[4.0, 0, 0], [0, 4.0, 0], [0, 0, 4.0]], "frac_coords": [[0, 0, 0]]}
+    mixed = as_record({**cell, "species": [{"Fe": 0.5, "Ni": 0.5}]}, disorder="mix")
+    sheet = as_record({**cell, "species": ["C"], "pbc": [True, True, False]}, partly_periodic=True)
+    assert service.are_equal(first, mixed) is service.are_equal(sheet, first) is None
     kept[0].num_equal = 3
     assert "equal ones generated: <b>3</b>" in crystal_cards(kept)
 
