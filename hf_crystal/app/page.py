@@ -43,7 +43,7 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise ImportError("the web page needs Gradio: pip install 'gradio<7' matplotlib") from error
+        raise ImportError("the web page needs Gradio and matplotlib: pip install 'hf_crystal[app]'") from error
     return gradio
 
 

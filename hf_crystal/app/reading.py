@@ -1,6 +1,7 @@
 """Reading what strangers send, in separate processes: a text that freezes or swells ends its process, not the page."""
 
 import importlib
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from ..crystals.reading import as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
 from ..evaluation.pools import JobPool
 
-__all__ = ["MAX_ATOMS", "MAX_BYTES", "CrystalReaders", "description_of", "limit_memory"]
+__all__ = ["MAX_ATOMS", "MAX_BYTES", "CrystalReaders", "description_of", "keep_silent", "limit_memory"]
 
 MAX_ATOMS = 1000  # larger cells would keep a small server busy for minutes
 MAX_BYTES = 5_000_000
@@ -24,7 +25,13 @@ def _prepare() -> None:
     """Import what is needed, as the time of a job is limited; then limit the memory."""
     for module in ("gemmi", "hf_crystal.mat2seq.canonicalize"):
         importlib.import_module(module)
+    keep_silent()
     limit_memory()
+
+
+def keep_silent() -> None:
+    """Let no warning about a crystal reach standard error: answers have them, and nothing of a request is kept."""
+    logging.getLogger("hf_crystal").setLevel(logging.ERROR)
 
 
 def limit_memory() -> None:

@@ -36,10 +36,12 @@ def serve(
     if not mcp:
         check_address(host, port, "serve")
     quiet_transformers()
+    from ..app.reading import keep_silent
     from ..app.service import Service
     from ..app.tools import Tools
     from ..loading import check_property_model
 
+    keep_silent()
     for name in model or ():
         check_property_model(name)
     tools = Tools(Service(model, generator, device), reference)

@@ -153,7 +153,8 @@ def folder_files(folder: Path) -> tuple[list[Path], str]:
             left.append(f"{path.relative_to(folder)} ({reason})")
     others = (path for path in sorted(folder.rglob("*")) if path not in seen and not path.is_dir())
     left += [str(path.relative_to(folder)) for path in others if not path.name.startswith(".")]
-    more = f" and {len(left) - _SHOWN} more files" if len(left) > _SHOWN else ""
+    hidden = len(left) - _SHOWN
+    more = f" and {hidden} more file{'s' * (hidden > 1)}" if hidden > 0 else ""
     return found, printable(f"{folder}: passed over {', '.join(left[:_SHOWN])}{more}") if left else ""
 
 

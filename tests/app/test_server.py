@@ -250,6 +250,8 @@ def test_the_command_answers_what_it_began_and_ends(tiny_folders, tmp_path):
                     assert httpx.get(f"{address}/health", timeout=60).status_code == 200
                     break
                 time.sleep(0.1)
+            sheet = httpx.post(f"{address}/predict", json={"crystal": {"text": SHEET}}, timeout=60)
+            assert sheet.json()["warnings"]  # there, and not on standard error, see below
             children = psutil.Process(process.pid).children(recursive=True)
             asked = json.dumps({"num": MAX_GENERATED, "temperature": 1.5})
             with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as begun:
