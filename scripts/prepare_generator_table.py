@@ -7,7 +7,7 @@ more, at most 24 Wyckoff positions) with at most `--max-atoms` atoms in the prim
 validation and test parts of MP-20 and MPTS-52. Val and test: those parts of MP-20.
 
 Labels: formation energy and gap of matbench v0.1, distance to its hull (`hf_crystal.load_reference()`; `e_hull_mp2018`
-where there is no formation energy), bulk modulus in GPa. About four minutes; prints the counts.
+where there is no formation energy, and in val and test), bulk modulus in GPa. About four minutes; prints the counts.
 """
 
 import argparse
@@ -34,11 +34,8 @@ def crystal_columns(cell: Any, places: Any, numbers: Any) -> dict[str, list]:
     }
 
 
-def labels_of(row: Any, composition: dict[int, int], hull: Any) -> dict[str, float]:
+def labels_of(row: Any, distance: float) -> dict[str, float]:
     """The columns of the conditions; NaN where a label is unknown."""
-    distance = row.e_hull_mp2018
-    if np.isfinite(row.mb_e_form):
-        distance = max(0.0, hull.stability(composition, row.mb_e_form).e_above_hull)
     return {
         "formation_energy": row.mb_e_form,
         "band_gap": row.mb_band_gap_pbe,
@@ -56,13 +53,18 @@ def training_rows(project: pd.DataFrame, max_atoms: int, hull: Any) -> Iterator[
             continue
         crystal = index.known(place)
         record = crystal.to_record()
-        if len(record) <= max_atoms:
-            yield {
-                "material_id": name,
-                **crystal_columns(record.cell, record.frac_coords, record.atomic_numbers),
-                **labels_of(free.loc[name], crystal.composition, hull),
-                "split": "train",
-            }
+        if len(record) > max_atoms:
+            continue
+        row = free.loc[name]
+        distance = row.e_hull_mp2018
+        if np.isfinite(row.mb_e_form):
+            distance = max(0.0, hull.stability(crystal.composition, row.mb_e_form).e_above_hull)
+        yield {
+            "material_id": name,
+            **crystal_columns(record.cell, record.frac_coords, record.atomic_numbers),
+            **labels_of(row, distance),
+            "split": "train",
+        }
 
 
 def benchmark_rows(mp20: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -71,10 +73,7 @@ def benchmark_rows(mp20: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield {
             "material_id": row.material_id,
             **crystal_columns(row.lattice, row.frac_coords, row.atomic_numbers),
-            "formation_energy": row.mb_e_form,
-            "band_gap": row.mb_band_gap_pbe,
-            "e_above_hull": row.e_hull_mp2018,
-            "bulk_modulus": 10**row.mb_log10_K_VRH,
+            **labels_of(row, row.e_hull_mp2018),
             "split": row.split,
         }
 

@@ -14,7 +14,7 @@ from .options import DeviceName, OutputFile, PropertyModelName
 from .progress import quiet_transformers, track
 from .screening import Disorder, OnError, Shard, Tally, Unseen, columns_of, predict_rows
 from .sources import FILES_HELP, count_crystals, find_sources, read_crystals
-from .writers import Format, format_of_file, open_writer
+from .writers import Format, chosen_format, open_writer
 
 EXAMPLE = (
     "Example: hf-crystal predict examples/*.cif --output-file energies.csv\n\n"
@@ -143,7 +143,7 @@ def _choose_format(output: Any, output_file: Path | None, output_dir: Path | Non
         raise typer.BadParameter("give one of --output-file and --output-dir", param_hint="--output-dir")
     if output == "parquet" and output_file is None and output_dir is None:
         raise typer.BadParameter("parquet needs --output-file or --output-dir", param_hint="--output")
-    return output or format_of_file(output_file) or ("table" if output_dir is None else "parquet")
+    return chosen_format(output, output_file) if output_dir is None else output or "parquet"
 
 
 def _report(tally: Tally) -> None:
