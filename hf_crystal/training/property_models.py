@@ -70,11 +70,22 @@ def _check_pretrained(section: Mapping[str, Any], saved: dict[str, Any]) -> None
                 )
 
 
+def _with_frames(section: Mapping[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """Saved config of a Crystalformer as that of a CrystalFramer with the frames of the recipe."""
+    fields = (
+        vars(property_config_class("crystalframer")()).keys() - vars(property_config_class("crystalformer")()).keys()
+    )
+    frames = {key: value for key, value in section.items() if key in fields}
+    # another factor of the distance part would be another function of the saved weights
+    return {**saved, **frames, "radial_gain": 1.0, "model_type": "crystalframer"}
+
+
 def build_property_model(section: Mapping[str, Any], targets: Sequence[TargetArguments]) -> Any:
     """New or pretrained model of a recipe.
 
     Seed the global generator first: it initializes the weights. Starting from a pretrained model, the encoder (with
-    its calibration) is kept, and of the head what belongs to targets of the same name.
+    its calibration) is kept, and of the head what belongs to targets of the same name. A CrystalFramer may start from
+    a Crystalformer and predicts what that one does until it is trained.
 
     Args:
         section: Model section of a recipe.
@@ -90,12 +101,20 @@ def build_property_model(section: Mapping[str, Any], targets: Sequence[TargetArg
         return model_class(config)
     location = resolve_model(pretrained)
     saved, _ = PreTrainedConfig.get_config_dict(location)
+    gains_frames = (saved.get("model_type"), section["model_type"]) == _MODEL_TYPES
+    if gains_frames:
+        saved = _with_frames(section, saved)
     _check_pretrained(section, saved)
     model = model_class.from_pretrained(
         location,
+        config=property_config_class(section["model_type"]).from_dict(saved) if gains_frames else None,
         target_names=config.target_names,
         target_units=config.target_units,
         ignore_mismatched_sizes=True,
     )
+    if gains_frames:
+        for name, weight in model.named_parameters():
+            if name.endswith(".value_angular"):
+                weight.detach().zero_()
     model.drop_error_head()
     return model
