@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..crystals.reading import as_record
+from ..crystals.reading import ACCEPTED_FORMS, as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
 from ..evaluation.pools import JobPool
 
@@ -18,6 +18,7 @@ MAX_ATOMS = 1000  # larger cells would keep a small server busy for minutes
 MAX_BYTES = 5_000_000
 _SECONDS = 5.0  # for one crystal; a good one takes milliseconds
 _SECONDS_OF_A_REQUEST = 20.0
+_ACCEPTED = "the content of a CIF, POSCAR, extended XYZ or JSON (pymatgen, JARVIS, OPTIMADE) file"  # no objects, paths
 _MEMORY = 1 << 30  # bytes, on top of what the process has before it reads
 
 
@@ -76,7 +77,7 @@ def _read(job: tuple[str, str | Path, Callable[[CrystalRecord], Any] | None]) ->
         record = as_record(source, name=name, max_atoms=MAX_ATOMS, nested=True, disorder="mix", partly_periodic=True)
         return record if then is None else then(record)
     except CrystalInputError as error:
-        return error.reason
+        return error.reason.replace(ACCEPTED_FORMS, _ACCEPTED)
     except ValueError as error:
         return str(error)
 

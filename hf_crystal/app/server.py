@@ -14,7 +14,17 @@ from pydantic import BaseModel, ConfigDict
 
 from .. import __version__
 from .reading import MAX_BYTES, description_of
-from .tools import BatchRequest, Crystal, DescribeRequest, GenerateRequest, PredictRequest, Refused, Tools, pieces
+from .tools import (
+    BatchRequest,
+    Crystal,
+    DescribeRequest,
+    GenerateRequest,
+    PredictRequest,
+    Refused,
+    Tools,
+    faults_of,
+    pieces,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -26,7 +36,6 @@ _MAX_CONNECTIONS = 100  # more are answered with 503
 _MAX_BODY = 2 * MAX_BYTES  # JSON escapes line ends
 _READERS = 2  # processes of `CrystalReaders`
 _PIECE_ATOMS, _PIECE_SIZE = 2000, 16  # of a batch; between pieces others have their turn
-_FIELDS = {"body"}.union(*(each.model_fields for each in (BatchRequest, Crystal, GenerateRequest, PredictRequest)))
 _INTRODUCTION = (
     "Predict properties of crystals, generate crystals, describe crystals; results have the fields of the command "
     "line's JSON. A crystal is the text of a file or its arrays, never a path. Nothing of a request is kept."
@@ -162,7 +171,7 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return problem(422, _faults_of(error.errors()))
+        return problem(422, faults_of(error.errors()))
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
@@ -219,7 +228,10 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         reason = f"not predicted: those before it took more than {time_limit:g} s"
         results += [{"error": reason} for _ in request.crystals[len(results) :]]
         measures.crystals("predict", results)
-        names = (crystal.name or f"crystal {place}" for place, crystal in enumerate(request.crystals))
+        names = (
+            (isinstance(crystal, Crystal) and crystal.name) or f"crystal {place}"
+            for place, crystal in enumerate(request.crystals)
+        )
         named = zip(names, results, strict=True)
         return Predictions(results=[Prediction(source=name, **result) for name, result in named])
 
@@ -278,17 +290,6 @@ class _Measures:
         failed = sum("error" in result for result in results)
         self._crystals.labels(task, "failed").inc(failed)
         self._crystals.labels(task, "done").inc(len(results) - failed)
-
-
-def _faults_of(errors: Any) -> str:
-    """Places and reasons of invalid fields, without what was sent there."""
-    words = []
-    for error in errors[:3]:
-        path = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or part in _FIELDS)
-        unknown = error["type"] == "extra_forbidden"
-        words.append(f"{path}: {'there is a field that is not accepted, see /docs' if unknown else error['msg']}")
-    more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
-    return "; ".join(words) + more
 
 
 def run_server(app: "FastAPI", host: str, port: int, time_limit: float = TIME_LIMIT) -> None:

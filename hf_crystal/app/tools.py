@@ -1,5 +1,6 @@
 """What the servers offer to programs and assistants: typed requests, and what answers them. Needs pydantic."""
 
+import difflib
 import functools
 import json
 import math
@@ -7,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 from ..checkpoints import embedded_checkpoints
 from ..crystals.record import CrystalRecord
@@ -23,6 +24,8 @@ __all__ = [
     "PredictRequest",
     "Refused",
     "Tools",
+    "Unreadable",
+    "faults_of",
     "pieces",
 ]
 
@@ -93,6 +96,18 @@ class Crystal(_Request):
         return json.dumps({"lattice": self.lattice, "frac_coords": self.frac_coords, "species": self.species})
 
 
+class Unreadable(str):
+    """Why an entry of a batch is no crystal."""
+
+
+def _crystal_or_reason(entry: Any, check: Callable[[Any], Crystal]) -> "Crystal | Unreadable":
+    """One wrong entry does not fail a batch."""
+    try:
+        return check(entry)
+    except ValidationError as error:
+        return Unreadable(faults_of(error.errors(), ""))
+
+
 class _Options(_Request):
     model: Model = None
     stability: WithStability = False
@@ -110,7 +125,7 @@ class PredictRequest(_Options):
 class BatchRequest(_Options):
     """Several crystals to be predicted."""
 
-    crystals: list[Crystal] = Field(min_length=1, max_length=MAX_FILES)
+    crystals: list[Annotated[Crystal, WrapValidator(_crystal_or_reason)]] = Field(min_length=1, max_length=MAX_FILES)
 
 
 class DescribeRequest(_Request):
@@ -167,14 +182,21 @@ class Tools:
         self.predict(self.read([crystal]))
         self.read([crystal], description_of)
         if self.service.generator:
-            self.service.generation_pipeline()
-        if self._reference is not None:
+            self.generate(GenerateRequest(composition="NaCl"))
+        if self._reference is not None or next(iter(self.models.values())) in embedded_checkpoints():
             self._hull  # noqa: B018  reads the table
 
-    def read(self, crystals: Sequence[Crystal], then: Callable[[CrystalRecord], Any] | None = None) -> list[Any]:
+    def read(
+        self, crystals: Sequence[Crystal | Unreadable], then: Callable[[CrystalRecord], Any] | None = None
+    ) -> list[Any]:
         """Of each crystal its record, or what `then` makes of it, or the reason (`str`) why there is none."""
-        sources = [(f"crystal {place}", crystal.content) for place, crystal in enumerate(crystals)]
-        return [result for _, result in self.service.readers.read(sources, then)]
+        sources = [
+            (f"crystal {place}", crystal.content)
+            for place, crystal in enumerate(crystals)
+            if isinstance(crystal, Crystal)
+        ]
+        results = self.service.readers.read(sources, then)
+        return [next(results)[1] if isinstance(crystal, Crystal) else str(crystal) for crystal in crystals]
 
     def finish(self, model: str | None, stability: bool) -> tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         """Name of the model in the service, and what completes its results.
@@ -234,6 +256,34 @@ class Tools:
             | {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
             for result in results
         ]
+
+
+_FIELDS = {"body"}.union(*(each.model_fields for each in (BatchRequest, Crystal, GenerateRequest, PredictRequest)))
+
+
+def faults_of(errors: Sequence[Any], whole: str = "body") -> str:
+    """Places and reasons of invalid fields, without what was sent there.
+
+    Args:
+        errors: `ValidationError.errors()`.
+        whole: what was checked, where the places do not begin with it.
+    """
+    words = []
+    for error in errors[:3]:
+        known = [part for part in error["loc"] if isinstance(part, int) or part in _FIELDS]
+        path, reason = ".".join(map(str, known)) or whole, error["msg"]
+        if error["type"] == "json_invalid":
+            path, reason = "body", f"no valid JSON, see its character {known[-1]}"
+        elif error["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(error["loc"][-1]), _FIELDS - {"body"}, 1)
+            reason = f"there is a field that is not accepted: {f'is it {near[0]}?' if near else 'see /docs'}"
+        elif error["type"] in ("model_attributes_type", "model_type"):
+            reason = "an object is expected"
+            if known == ["body"]:
+                reason = "a JSON object is expected, with the header Content-Type: application/json"
+        words.append(f"{path}: {reason}" if path else reason)
+    more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
+    return "; ".join(words) + more
 
 
 def _public_name(name: str) -> str:

@@ -94,8 +94,11 @@ def predict(
         if shard.is_complete:
             print(f"hf-crystal: complete already: {shard.folder}", file=sys.stderr)
             return
+        resumed = shard.part(0).is_file()
         pipe = _pipeline(model, device)
         shard.predict(pipe, tally, _finish(pipe.model, known_phases), **options)
+        if resumed:
+            print(f"hf-crystal: {tally.read} crystals were left for this call; its warnings follow", file=sys.stderr)
     _report(tally)
 
 

@@ -53,7 +53,11 @@ logger = logging.get_logger(__name__)
 
 # every reader puts the crystal here, in a form that `as_record` accepts
 STRUCTURE_COLUMN = "__structure__"
-NAME_COLUMNS = ("material_id", "jid", "id", "name")
+# columns that name a crystal, the first that is there, in any case
+NAME_COLUMNS = (
+    *("material_id", "jid", "id", "name", "mp_id", "mpid", "mp-id", "entry_id", "structure_id", "crystal_id"),
+    *("compound_id", "sample_id", "identifier", "uid", "_id", "sample"),
+)
 
 Form = Literal["structure", "csv", "json", "parquet", "ase"]
 STRUCTURE_SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json")
@@ -413,7 +417,7 @@ def iter_parquet(
     table, columns = open_parquet(path, structure_column)
     with table:
         names = table.schema_arrow.names
-        wanted = [name for name in names if others is None or name in columns or name in others]
+        wanted = [name for name in names if others is None or name in columns or name.strip().lower() in others]
         number = end = 0
         for group in range(table.num_row_groups):
             end += table.metadata.row_group(group).num_rows
@@ -518,7 +522,7 @@ def iter_crystals(path: Path, source: str | None = None) -> Iterator[tuple[str, 
             crystal = row[STRUCTURE_COLUMN]
             name = _name_in(row)
             if name is None:
-                name = source if alone else f"{Path(source).name}:{number}"
+                name = source if alone else f"{source}:{number}"
                 name = str(crystal) if isinstance(crystal, Path) else name
             # text in a cell is never the name of a file
             yield printable(name), {"crystal": crystal} if isinstance(crystal, str) else crystal
@@ -593,4 +597,5 @@ def _name_in(entry: Any) -> str | None:
     """Name of a row or document."""
     if not isinstance(entry, Mapping) or isinstance(entry, CrystalRecord):
         return None
-    return next((str(entry[key]) for key in NAME_COLUMNS if entry.get(key) not in (None, "")), None)
+    names = {key.strip().lower(): value for key, value in entry.items() if isinstance(key, str)}
+    return next((str(names[key]) for key in NAME_COLUMNS if names.get(key) not in (None, "")), None)

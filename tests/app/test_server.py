@@ -123,7 +123,9 @@ def test_a_description_has_sequence_group_and_formula(client):
         ("/predict", {"crystal": {"text": "x", **ARRAYS}}, "either text, or lattice"),
         ("/predict", {"crystal": {"lattice": NACL["lattice"]}}, "either text, or lattice"),
         ("/predict", {"crystal": {**ARRAYS, "species": ["Na"]}}, "2 atoms"),
-        ("/predict", {"crystal": ARRAYS, SECRET: 1}, "a field that is not accepted"),
+        ("/predict", {"crystal": ARRAYS, SECRET: 1}, "a field that is not accepted: see /docs"),
+        ("/predict", {"crystal": ARRAYS, "stabilty": True}, "a field that is not accepted: is it stability?"),
+        ("/predict", SECRET, "a JSON object is expected, with the header Content-Type: application/json"),
         ("/predict", {"crystal": ARRAYS, "model": SECRET}, "model: no such model is served"),
         ("/predict", {"crystal": ARRAYS, "stability": True}, "stability: known phases"),
         ("/predict/batch", {"crystals": []}, "body.crystals"),
@@ -149,6 +151,21 @@ def test_what_is_too_large_or_no_json_is_refused(client):
     headers = {"Content-Type": "application/json"}
     for body in (b"{", b"[" * 100_000, b'{"crystal":' * 100_000, b"\xff\xfe", b"9" * 5000):
         assert client.post("/predict", content=body, headers=headers).status_code in (400, 422)
+    answer = client.post("/predict", content=b'{"crystal": ', headers=headers)
+    assert answer.json() == {"detail": "body: no valid JSON, see its character 12"}
+
+
+def test_an_entry_of_a_batch_that_is_no_crystal_costs_itself(client):
+    entries = [{"text": TEXTS["NaCl"], "name": "salt"}, 5, {"text": 7, "name": SECRET}, {"txt": SECRET}]
+    answer = client.post("/predict/batch", json={"crystals": entries})
+    salt, *others = answer.json()["results"]
+    assert (salt["source"], salt["formula"]) == ("salt", "NaCl")
+    assert [(found["source"], found["error"]) for found in others] == [
+        ("crystal 1", "an object is expected"),
+        ("crystal 2", "text: Input should be a valid string"),
+        ("crystal 3", "there is a field that is not accepted: is it text?"),
+    ]
+    assert SECRET not in answer.text
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

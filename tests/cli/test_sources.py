@@ -57,6 +57,16 @@ def test_a_csv_in_a_folder_is_a_table_or_is_said_to_be_passed_over(tmp_path, cap
     assert labels in log.out and listed in log.out
 
 
+def test_rows_are_named_by_their_id_column_or_by_file_and_number(tmp_path):
+    text = SILICON.read_text()
+    for folder, header in (("a", "MP_ID"), ("b", "Compound_ID"), ("c", "energy")):
+        (tmp_path / folder).mkdir()
+        with (tmp_path / folder / "rows.csv").open("w", newline="") as stream:
+            csv.writer(stream).writerows([(header, "cif"), (f"{folder}-1", text), (f"{folder}-2", text)])
+    files = [tmp_path / folder / "rows.csv" for folder in "abc"]
+    assert [name for name, _ in outcomes(*files)] == ["a-1", "a-2", "b-1", "b-2", f"{files[2]}:0", f"{files[2]}:1"]
+
+
 def test_a_corrupt_table_among_good_files_is_one_row(tmp_path):
     bad = tmp_path / "bad.parquet"
     bad.write_bytes(b"PAR1 and then nothing")
@@ -74,7 +84,7 @@ def test_a_damaged_part_of_a_table_costs_its_own_rows(tmp_path):
     file.write_bytes(data)
     found = outcomes(file)
     assert [formula for _, formula in found[:2] + found[4:]] == ["NaCl"] * 4
-    assert [name for name, _ in found] == ["id-0", "id-1", "table.parquet:2", "table.parquet:3", "id-4", "id-5"]
+    assert [name for name, _ in found] == ["id-0", "id-1", f"{file}:2", f"{file}:3", "id-4", "id-5"]
     assert all("cannot be read" in reason for _, reason in found[2:4])
 
 
