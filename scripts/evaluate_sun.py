@@ -3,13 +3,12 @@ r"""S.U.N. and M.S.U.N. of unprompted crystals by an interatomic potential, as d
     pip install --no-deps --target chgnet_site chgnet==0.4.2 nvidia-ml-py3     # leaves the installed stack as it is
     PYTHONPATH=chgnet_site python scripts/evaluate_sun.py runs/sun --count 500
 
-Draws COUNT crystals of the embedded generator without a prompt, and judges all of them, and the COUNT / 4 of them that
-`hf_crystal.candidates.likely_stable` picks before anything is relaxed. Known is what is in the embedded index
-of the Materials Project (135,185 crystals), more than the generator was trained on. What is novel is relaxed with the
-potential (atoms and cell, at most `--max-steps`), and so are the known phases of its hull; a crystal that does not
+Draws 4 COUNT crystals of the embedded generator without a prompt, and judges the first COUNT of them, and the COUNT
+that `hf_crystal.candidates.likely_stable` picks of all before anything is relaxed. Known is what is in the embedded
+index of the Materials Project (135,185 crystals), more than the generator was trained on. What is novel is relaxed
+with the potential (atoms and cell, at most `--max-steps`), and so are the known phases of its hull; a crystal that does not
 converge has no distance. Known crystals and repeats can be no part of S.U.N. and are not relaxed.
-Every relaxation is a line of OUTPUT_DIR/relaxed.jsonl; the same command resumes, and goes on with a larger COUNT.
-Writes OUTPUT_DIR/result.json.
+Every relaxation is a line of OUTPUT_DIR/relaxed.jsonl; the same command resumes. Writes OUTPUT_DIR/result.json.
 """
 
 import argparse
@@ -24,26 +23,30 @@ def relaxed_lines(results: list[dict[str, Any]], args: argparse.Namespace) -> li
     from hf_crystal.candidates import RelaxedHull, equal_known, group_candidates, relax_candidates
 
     path, phases = args.output_dir / "relaxed.jsonl", args.output_dir / "phases.json"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    earlier = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {line["place"]: line for line in earlier}
     calculator = load_calculator(args.calculator)
     options = {"max_steps": args.max_steps}
     energies = json.loads(phases.read_text()) if phases.exists() else {}
     hull = RelaxedHull(calculator, energies=energies, **options)
     distinct = {id(result["structure"]) for result in group_candidates(results)}
+    lines = []
     with path.open("a", encoding="utf-8") as file:
-        for result in results[len(lines) :]:
-            line = {"sequence": result["sequence"], "formula": result["formula"], "e_above_hull": None}
-            if id(result["structure"]) in distinct and equal_known(result) is None:
+        for result in results:
+            line = {name: result[name] for name in ("place", "sequence", "formula")} | {"e_above_hull": None}
+            if id(result["structure"]) not in distinct or equal_known(result) is not None:
+                line |= {"structure": result["structure"].as_dict(), "converged": None, "warnings": []}
+            elif result["place"] in known:
+                line = known[result["place"]]
+            else:
                 (relaxed,) = relax_candidates([result], calculator, **options)
                 if relaxed["converged"]:
                     (relaxed,) = hull.judge([relaxed])
                 line |= {name: relaxed.get(name) for name in ("e_above_hull", "num_steps", "converged", "warnings")}
                 line["structure"] = relaxed["structure"].as_dict()
-            else:
-                line |= {"structure": result["structure"].as_dict(), "converged": None, "warnings": []}
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            phases.write_text(json.dumps(energies))
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                phases.write_text(json.dumps(energies))
             lines.append(line)
             print(f"{len(lines)} of {len(results)}: {line['formula']} {line['e_above_hull']}", flush=True)
     return lines
@@ -84,13 +87,11 @@ def main(args: argparse.Namespace) -> None:
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     generate = pipeline("crystal-generation")
-    results = generate(num_return_sequences=args.count, seed=args.seed, candidates="model", rank=False)
-    lines = relaxed_lines(results, args)
-    picked = likely_stable(results, args.count // DRAWS, known=False)
-    places = {id(result["structure"]): place for place, result in enumerate(results)}
-    kept = [lines[places[id(result["structure"])]] for result in picked]
+    results = generate(num_return_sequences=DRAWS * args.count, seed=args.seed, candidates="model", rank=False)
+    results = [{**result, "place": place} for place, result in enumerate(results)]
+    chosen = {f"one of {DRAWS}": likely_stable(results, args.count, known=False), "as drawn": results[: args.count]}
     name = f"{args.calculator}, atoms and cell relaxed, at most {args.max_steps} steps, hull of phases relaxed alike"
-    found = {"as drawn": figures(results, lines, name), f"one of {DRAWS}": figures(picked, kept, name)}
+    found = {kind: figures(chosen[kind], relaxed_lines(chosen[kind], args), name) for kind in args.kinds or chosen}
     (args.output_dir / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=2))
 
@@ -98,7 +99,8 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path, help="folder of relaxations and result; resumed where there is one")
-    parser.add_argument("--count", type=int, default=500, help="crystals drawn (default: 500)")
+    parser.add_argument("--count", type=int, default=500, help="crystals judged of each kind (default: 500)")
+    parser.add_argument("--kinds", nargs="*", choices=("as drawn", "one of 4"), help="what to judge (default: both)")
     parser.add_argument("--calculator", default="chgnet", help="see hf_crystal.ase.load_calculator (default: chgnet)")
     parser.add_argument("--max-steps", type=int, default=200, help="steps of a relaxation at most (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
