@@ -64,6 +64,8 @@ class CrystalformerConfig(PreTrainedConfig):
             0, and 0 where the error head calls the crystal a metal. Another name than theirs does nothing.
         error_head_size (`int`): hidden width of the error head (`scripts/fit_error_heads.py`): standard errors, and
             the probability that the crystal is a metal. 0: no such head.
+        error_head_states (`bool`): the error head reads which elements are there, and the means of the atoms' states
+            before every block, beside the crystal's embedding.
         error_scale_bounds (`list[list[float]]`, *optional*): smallest and largest logarithm of a scale of errors, per
             target, on scaled targets: those of the crystals of the fit. A crystal unlike them gets no other.
         loss_function (`str`): `"l1"`, `"mse"` or `"smooth_l1"`, on scaled targets.
@@ -110,6 +112,7 @@ class CrystalformerConfig(PreTrainedConfig):
         target_units: list[str] | None = None
     gap_target: str | None = None
     error_head_size: int = 0
+    error_head_states: bool = False
     error_scale_bounds: list[list[float]] | None = None
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
     trained_elements: dict[str, int] | None = None

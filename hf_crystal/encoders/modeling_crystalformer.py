@@ -510,6 +510,16 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
                 f"elements 1 to {self.config.num_elements}, and sums up to 1."
             )
 
+    def _elements(self, geometry: CrystalGeometry) -> torch.Tensor:
+        """Whether each element is in each crystal `(B, num_elements)`."""
+        count = self.config.num_elements
+        if geometry.composition is None:
+            numbers = torch.arange(1, count + 1, device=geometry.atomic_numbers.device)
+            found = geometry.atomic_numbers[:, None] == numbers
+        else:
+            found = geometry.composition[:, :count] > 0
+        return unpack_atoms(found.to(geometry.positions.dtype), geometry.atoms).amax(dim=1)
+
     @torch.no_grad()
     def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: torch.Tensor) -> None:
         """Sets the data-dependent scale of the Gaussian widths from one batch, block after block.
@@ -550,6 +560,7 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
         output_attentions: bool | None = None,
         occupancies: torch.Tensor | None = None,
         pbc: torch.Tensor | None = None,
+        output_summary: bool = False,
         **kwargs: object,
     ) -> CrystalEncoderOutput:
         """Encodes a padded batch.
@@ -565,6 +576,7 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
                 elements' embeddings, and its weight as a key and in the mean over the crystal is its occupancy.
             pbc (`torch.BoolTensor` of shape `(B, 3)`, *optional*): axes along which crystals repeat. It is only read
                 to refuse what the model cannot do: other cell vectors have to keep copies out of reach.
+            output_summary (`bool`): return `summary`, too.
             **kwargs: ignored.
 
         Raises:
@@ -586,17 +598,26 @@ class CrystalformerModel(CrystalformerPreTrainedModel):
             states.append(hidden_states)
             attentions.append(weights)
         padded = unpack_atoms(hidden_states, geometry.atoms)
-        if geometry.occupancy is None:
-            pooled = padded.sum(dim=1) / geometry.atoms.sizes[:, None].to(padded.dtype)
-        else:
-            share = unpack_atoms(geometry.occupancy, geometry.atoms).to(padded.dtype)[..., None]
-            pooled = (padded * share).sum(dim=1) / share.sum(dim=1)
+        pooled = _mean_of_atoms(padded, geometry)
+        summary = None
+        if output_summary:
+            earlier = [_mean_of_atoms(unpack_atoms(state, geometry.atoms), geometry) for state in states[:-1]]
+            summary = torch.cat([self._elements(geometry).to(pooled.dtype), *earlier, pooled], dim=1)
         return CrystalEncoderOutput(
             last_hidden_state=padded,
             pooler_output=pooled,
+            summary=summary,
             hidden_states=tuple(unpack_atoms(state, geometry.atoms) for state in states) if wants_states else None,
             attentions=tuple(attentions) if wants_attentions else None,
         )
+
+
+def _mean_of_atoms(padded: torch.Tensor, geometry: CrystalGeometry) -> torch.Tensor:
+    """Mean of states `(B, N, C)` over the atoms of each crystal, weighted by occupancy where it is given."""
+    if geometry.occupancy is None:
+        return padded.sum(dim=1) / geometry.atoms.sizes[:, None].to(padded.dtype)
+    share = unpack_atoms(geometry.occupancy, geometry.atoms).to(padded.dtype)[..., None]
+    return (padded * share).sum(dim=1) / share.sum(dim=1)
 
 
 def _saved_targets(location: Any, options: Mapping[str, Any]) -> dict[str, str] | None:
@@ -714,13 +735,19 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
                 self.config.error_scale_bounds = errors.bounds = [errors.bounds[row] for row in place]
         self.head.train(self.training)
 
+    @property
+    def _reads_states(self) -> bool:
+        """Whether there is an error head that reads the summary of the encoder."""
+        return self.error_head is not None and self.config.error_head_states
+
     def error_inputs(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Inputs of the error head: embeddings `(B, C)` and the hidden layer of the property head."""
-        return torch.cat([pooled, torch.relu(self.head.dense(pooled))], dim=1)
+        """Inputs of the error head: embeddings `(B, C)`, or summaries, and the hidden layer of the property head."""
+        return torch.cat([pooled, torch.relu(self.head.dense(pooled[:, -self.config.hidden_size :]))], dim=1)
 
     def drop_error_head(self) -> None:
         """Removes the error head: after any training of the encoder its errors are those of another model."""
         self.error_head, self.config.error_head_size, self.config.error_scale_bounds = None, 0, None
+        self.config.error_head_states = False
 
     def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: torch.Tensor) -> None:
         """See [`CrystalformerModel.calibrate`]."""
@@ -782,6 +809,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
             output_attentions=output_attentions,
             occupancies=occupancies,
             pbc=pbc,
+            output_summary=self._reads_states,
             return_dict=True,
         )
         scaled = self.head(encoded.pooler_output)
@@ -791,7 +819,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             pooler_output=encoded.pooler_output,
-            **self._physical(scaled, encoded.pooler_output),
+            **self._physical(scaled, encoded.summary if self._reads_states else encoded.pooler_output),
         )
 
     def _physical(self, scaled: torch.Tensor, pooled: torch.Tensor) -> dict[str, torch.Tensor]:

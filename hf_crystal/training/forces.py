@@ -44,6 +44,7 @@ _NOT_OF_THE_ENCODER = {
     "target_units",
     "gap_target",
     "error_head_size",
+    "error_head_states",
     "error_scale_bounds",
     "model_type",
     "architectures",

@@ -1,5 +1,7 @@
 """What a property model knows about its predictions: a gap that is not negative, standard errors, metals."""
 
+import json
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -36,9 +38,10 @@ def outputs(model):
         return model(**BATCH)
 
 
+@pytest.mark.parametrize("states", [False, True])
 @pytest.mark.parametrize("architecture", ["crystalformer", "crystalframer"])
-def test_the_error_head_is_saved_and_changes_no_prediction(architecture, tmp_path):
-    model = tiny_model(architecture, **WITH_ERROR_HEAD)
+def test_the_error_head_is_saved_and_changes_no_prediction(architecture, states, tmp_path):
+    model = tiny_model(architecture, **WITH_ERROR_HEAD, error_head_states=states)
     with torch.no_grad():
         model.error_head.interval_factor.copy_(torch.tensor([2.0, 3.0]))
         model.error_head.metal_proj.bias.fill_(-50.0)  # no metals
@@ -56,6 +59,51 @@ def test_the_error_head_is_saved_and_changes_no_prediction(architecture, tmp_pat
     torch.testing.assert_close(found.interval_widths, found.standard_errors * torch.tensor([2.0, 3.0]))
     half = AUTO.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.error_head.interval_factor.dtype == torch.float32
+
+
+def test_the_error_head_reads_elements_and_the_states_before_every_block(monkeypatch):
+    model = tiny_model(**WITH_ERROR_HEAD, error_head_states=True)
+    with torch.no_grad():
+        encoded = model.encoder(**BATCH, output_summary=True, output_hidden_states=True)
+        means = [state[-1, :2].mean(0) for state in encoded.hidden_states]  # iron: two atoms
+        torch.testing.assert_close(encoded.summary[-1, 118:], torch.cat(means))
+        assert [row.nonzero()[:, 0].tolist() for row in encoded.summary[:, :118]] == [[10, 16], [7, 21, 37], [25]]
+        assert torch.equal(encoded.summary[:, -16:], encoded.pooler_output)
+        logarithms, _ = model.error_head(model.error_inputs(encoded.summary))
+        found = model(**BATCH)
+        assert torch.equal(found.standard_errors, logarithms.exp() * model.head.target_std)
+        model.error_head.dense.weight[:, 118:134] += 1.0
+        other = model(**BATCH)
+        assert not torch.allclose(other.standard_errors, found.standard_errors)
+        assert torch.equal(other.pooler_output, found.pooler_output) and "summary" not in found
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+        torch.testing.assert_close(model(**BATCH).standard_errors, other.standard_errors)
+    model.drop_error_head()
+    assert not model.config.error_head_states
+    assert model(**BATCH).standard_errors is None
+
+
+def test_states_are_weighted_by_occupancy():
+    model = tiny_model(**WITH_ERROR_HEAD, error_head_states=True)
+    shares = torch.zeros(*BATCH["atomic_numbers"].shape, 118)
+    numbers, there = BATCH["atomic_numbers"], BATCH["attention_mask"].float()
+    shares.scatter_(2, (numbers - 1).clamp_min(0)[..., None], there[..., None])
+    shares[0, 0] *= 0.25
+    with torch.no_grad():
+        encoded = model.encoder(**BATCH, occupancies=shares, output_summary=True)
+    elements = model.encoder.embeddings.weight[torch.tensor([10, 16])]
+    assert encoded.summary[0, :118].nonzero()[:, 0].tolist() == [10, 16]
+    torch.testing.assert_close(encoded.summary[0, 118:134], (0.25 * elements[0] + elements[1]) / 1.25)
+
+
+def test_folders_without_the_setting_read_embeddings_alone(tmp_path):
+    model = tiny_model(**WITH_ERROR_HEAD)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    del saved["error_head_states"]
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    assert torch.equal(outputs(AUTO.from_pretrained(tmp_path)).standard_errors, outputs(model).standard_errors)
 
 
 def test_a_metal_has_no_gap():
