@@ -18,6 +18,7 @@ import copy
 import importlib
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, cast
@@ -357,7 +358,8 @@ def _relax_one(atoms: Atoms, max_force: float, max_steps: int, relax_cell: bool,
     initial_energy, initial_volume = float(atoms.get_potential_energy()), atoms.get_volume()
     search = optimizer(FrechetCellFilter(atoms) if relax_cell else atoms, logfile=None)
     # the last step can end in a cell that overflows; it is reported as an error, not as a warning
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "logm result may be inaccurate")  # of almost equal cells, to 1e-13
         converged = search.run(fmax=max_force, steps=max_steps)
     energy = float(atoms.get_potential_energy())
     if not np.isfinite([energy, atoms.get_volume(), *atoms.positions.flat]).all():

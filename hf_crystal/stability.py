@@ -337,9 +337,10 @@ def energy_target(config: "PreTrainedConfig") -> str:
 def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> dict[str, Any]:
     """A result of the pipeline "crystal-property-prediction" with `e_above_hull` (eV/atom) and `decomposes_to`.
 
-    Where the energy has a standard error, that is the distance's, too: `e_above_hull_standard_error`. `decomposes_to`
-    holds the phases of the hull at the crystal's composition, with their fractions of the atoms. Where the reference
-    cannot tell, such as for an element that it lacks, both are None and `warnings` has the reason.
+    Where the energy has a standard error, that is the distance's, too: `e_above_hull_standard_error`, and the ends of
+    its interval, less the energy of the hull, are `e_above_hull_low` and `e_above_hull_high`. `decomposes_to` holds
+    the phases of the hull at the crystal's composition, with their fractions of the atoms. Where the reference cannot
+    tell, such as for an element that it lacks, both are None and `warnings` has the reason.
     """
     if "error" in result:
         return result
@@ -348,13 +349,13 @@ def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> d
     except ValueError as error:
         doubts = [*result.get("warnings", ()), str(error)]
         return {**result, "e_above_hull": None, "decomposes_to": None, "warnings": doubts}
-    spread = f"{target}_standard_error"
-    return {
-        **result,
-        "e_above_hull": found.e_above_hull,
-        **({"e_above_hull_standard_error": result[spread]} if spread in result else {}),
-        "decomposes_to": found.text_of(found.decomposition),
-    }
+    errors = {}
+    if f"{target}_standard_error" in result:
+        errors["e_above_hull_standard_error"] = result[f"{target}_standard_error"]
+        ends = {end: result[f"{target}_{end}"] for end in ("low", "high")}
+        errors |= {f"e_above_hull_{end}": found.e_above_hull + value - result[target] for end, value in ends.items()}
+    decomposition = found.text_of(found.decomposition)
+    return {**result, "e_above_hull": found.e_above_hull, **errors, "decomposes_to": decomposition}
 
 
 def predict_stability(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

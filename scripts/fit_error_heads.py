@@ -248,7 +248,13 @@ def fit_head(
             getattr(head, layer).bias.copy_(rest * sum(part.bias for part in parts) / _MEMBERS)
     rows = torch.tensor(np.flatnonzero(folds == 0))
     no_cell = torch.zeros(len(rows)).bool()
-    set_intervals(model, outputs(rows, head), known[rows], no_cell if large is None else large[folds == 0])
+    with torch.no_grad():
+        found = outputs(rows, head)
+        outside = found[2].clone()
+        if gap is not None:  # the interval of a crystal that may be a metal or not holds zero and the gap
+            is_open = (found[1].sigmoid() - 0.5).abs() < 0.4
+            outside[is_open, gap] = (true[rows] - clipped[rows]).clamp_min(0)[is_open]
+    set_intervals(model, (*found, outside), known[rows], no_cell if large is None else large[folds == 0])
     with torch.no_grad():
         scales, metal = head((inputs - center) / spread)
         bounds = torch.stack([scales.quantile(share, 0) for share in _WITHIN], 1).tolist()
@@ -260,11 +266,11 @@ def fit_head(
         head.dense.weight /= spread
 
 
-def set_intervals(model: Any, outputs: tuple[Any, Any, Any], known: Any, large: Any) -> None:
+def set_intervals(model: Any, outputs: tuple[Any, Any, Any, Any], known: Any, large: Any) -> None:
     """Make a scale the length that holds 68.3 % of the errors of some rows, and store how much longer 90 % take.
 
-    The latter is at least what crystals with large cells take, of a gap what those not called metals take: a set with
-    more of them than these rows would get intervals that are too short.
+    Both are at least what crystals with large cells take, of a gap what those not called metals take: a set with more
+    of them than these rows would get errors and intervals that are too short.
     """
     import torch
 
@@ -272,17 +278,22 @@ def set_intervals(model: Any, outputs: tuple[Any, Any, Any], known: Any, large: 
 
     head = model.error_head
     with torch.no_grad():
-        logarithms, metal, own = outputs
+        logarithms, metal, own, outside = outputs
+        scales = logarithms.exp()
         for place in range(own.shape[1]):
             given = known[:, place]
             if given.sum() < 20:
                 name = model.config.target_names[place]
                 raise ValueError(f"{name}: {int(given.sum())} held-out labels for the intervals; expected at least 20")
-            ratios = (own[given, place] * torch.exp(-logarithms[given, place])).numpy()
-            one, nine = conformal_quantiles(ratios, [0.6827, 0.9]).tolist()
             hard = metal <= 0 if place == model.config.gap_index else torch.as_tensor(large)
-            if (group := hard[given].numpy()).sum() >= 20:
-                nine = max(nine, *conformal_quantiles(ratios[group], [0.9]).tolist())
+            groups = [rows for rows in (given, given & hard) if rows.sum() >= 20]
+            one, nine = (
+                max(
+                    float(conformal_quantiles((errors[:, place] / scales[:, place])[rows].numpy(), [share])[0])
+                    for rows in groups
+                )
+                for errors, share in ((own, 0.6827), (outside, 0.9))
+            )
             head.out_proj.bias[place] += math.log(one)
             head.interval_factor[place] = nine / one
 
@@ -321,12 +332,20 @@ def figures(model: Any, pooled: Any, predicted: Any, labels: Any) -> dict[str, A
         true, raw = labels[known, gap], predicted[known, gap]
         called = found["metal_probability"][known] > 0.5
         metal = true <= 0
+        inside = errors[known, gap] <= found["interval_widths"][known, gap]
+        sure = abs(found["metal_probability"][known] - 0.5) >= 0.4
         brier = (found["metal_probability"][known] - metal) ** 2
         result[config.gap_target] |= {
             "mae unclipped": float(np.abs(raw - true).mean()),
             "mae clipped": float(np.abs(raw.clip(0) - true).mean()),
             "mae of non-metals": float(errors[known, gap][~metal].mean()),
             "mae of non-metals unclipped": float(np.abs(raw - true)[~metal].mean()),
+            "within a standard error, not called metals": float(
+                (errors[known, gap] <= found["standard_errors"][known, gap])[~called].mean()
+            ),
+            "coverage of 90 %, not called metals": float(inside[~called].mean()),
+            "coverage of 90 %, metal probability 0.1 to 0.9": float(inside[~sure].mean()),
+            "metal probability 0.1 to 0.9": float((~sure).mean()),
             "metals": float(metal.mean()),
             "metals called metals": float(called[metal].mean()),
             "non-metals called metals": float(called[~metal].mean()),

@@ -21,6 +21,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+_EDGES = (0.0, 0.025, 0.05, 0.1, 0.2)  # eV/atom, of predicted distances from the hull
+
 
 def parts_of(folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
     """Rows of each part with a `label` column, and the distance between the releases of labels."""
@@ -114,7 +116,22 @@ def stability_figures(answers: list[dict[str, Any]], rows: Any) -> dict[str, Any
     figures: dict[str, Any] = {"hull_mae": round(float(np.abs(energies - bottom - labels).mean()), 4)}
     for threshold in (0.0, 0.05):
         figures[f"stable to {threshold}"] = stability_scores(predicted, labels, threshold)
+    figures["by prediction"] = shares_by_prediction(predicted, labels)
     return figures
+
+
+def shares_by_prediction(predicted: Any, labels: Any) -> dict[str, Any]:
+    """Of the crystals of each class of predicted distance, the share that is known to lie near the hull."""
+    import numpy as np
+
+    classes = np.searchsorted(_EDGES, predicted)
+    names = [f"to {_EDGES[0]}", *(f"to {edge}" for edge in _EDGES[1:]), f"above {_EDGES[-1]}"]
+    found = {}
+    for place, name in enumerate(names):
+        known = labels[classes == place]
+        shares = {f"at most {edge}": round(float((known <= edge + 1e-4).mean()), 3) for edge in (0.0, 0.05, 0.1)}
+        found[name] = {"rows": len(known), **(shares if len(known) else {})}
+    return found
 
 
 def stability_scores(predicted: Any, labels: Any, threshold: float) -> dict[str, Any]:

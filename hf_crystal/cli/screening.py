@@ -47,16 +47,15 @@ def columns_of(
     errors = ("standard_error", "low", "high") if model.config.error_head_size else ()
     values = [column for name in targets for column in (name, *(f"{name}_{field}" for field in ("unit", *errors)))]
     values += spreads
+    distances = ["e_above_hull", *(f"e_above_hull_{field}" for field in errors)]
     types = {
         "num_atoms": "int64",
-        **dict.fromkeys(
-            (*targets, *spreads, "e_above_hull", "e_above_hull_standard_error", "metal_probability"), "double"
-        ),
+        **dict.fromkeys((*targets, *spreads, *distances, "metal_probability"), "double"),
     }
     types |= {"is_metal": "bool", **{f"{name}_{field}": "double" for name in targets for field in errors}}
     values += ["metal_probability", "is_metal"] if errors and model.config.gap_index is not None else []
     if stability:
-        values += ["e_above_hull", *(["e_above_hull_standard_error"] if errors else []), "decomposes_to"]
+        values += [*distances, "decomposes_to"]
     return ["source", "formula", "num_atoms", *values, "disorder", "warnings", "error"], types
 
 

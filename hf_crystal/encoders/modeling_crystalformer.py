@@ -835,7 +835,13 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         if gap is not None and not self.training:
             gaps = values[:, gap : gap + 1].clamp_min(0)
             if "metal_probability" in found:
-                gaps = gaps.masked_fill(found["metal_probability"][:, None] > 0.5, 0.0)
+                probability, widths = found["metal_probability"][:, None], found["interval_widths"]
+                is_metal, length = probability > 0.5, widths[:, gap : gap + 1]
+                # nine of ten are in neither case alone: the interval holds zero and the gap
+                both = torch.where(is_metal, gaps + length, torch.maximum(gaps, length))
+                length = torch.where((probability > 0.1) & (probability < 0.9), both, length)
+                found["interval_widths"] = torch.cat([widths[:, :gap], length, widths[:, gap + 1 :]], dim=1)
+                gaps = gaps.masked_fill(is_metal, 0.0)
             values = torch.cat([values[:, :gap], gaps, values[:, gap + 1 :]], dim=1)
         return {"logits": values, **found}
 

@@ -142,7 +142,7 @@ def plot_perturbation(
             axes.set_title(study.formula, fontsize=10)
             panels[0].set_ylabel(f"change of {study.target.replace('_', ' ')}, {study.unit}")
         axes.set(xscale="log", yscale="log", ylim=(_FLOOR, None))
-    figure.supxlabel("displacement of every coordinate, Å (standard deviation)", fontsize=9)
+    figure.supxlabel("standard deviation of displacements, Å", fontsize=9)
     panels[0].legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
