@@ -355,7 +355,8 @@ def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> d
         ends = {end: result[f"{target}_{end}"] for end in ("low", "high")}
         errors |= {f"e_above_hull_{end}": found.e_above_hull + value - result[target] for end, value in ends.items()}
     decomposition = found.text_of(found.decomposition)
-    return {**result, "e_above_hull": found.e_above_hull, **errors, "decomposes_to": decomposition}
+    distance = {"e_above_hull": found.e_above_hull, "e_above_hull_unit": "eV/atom"}
+    return {**result, **distance, **errors, "decomposes_to": decomposition}
 
 
 def predict_stability(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

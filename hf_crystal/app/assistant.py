@@ -39,13 +39,12 @@ def build_assistant(tools: Tools | None = None) -> "MCPServer":
     try:
         from mcp.server import MCPServer
         from mcp.server.mcpserver.exceptions import ToolError
+        from mcp.server.mcpserver.tools import Tool
     except ImportError as error:
         raise ImportError("tools for assistants need the package mcp: pip install 'mcp>=2.3'") from error
 
     served = tools or Tools()
-    server = MCPServer("hf_crystal", version=__version__, log_level="ERROR")
 
-    @server.tool()
     def predict(crystal: CrystalText, model: Model = None, stability: WithStability = False) -> dict[str, Any]:
         """Predict properties of a crystal, such as formation energy and band gap, each with its unit and error."""
         try:
@@ -56,17 +55,16 @@ def build_assistant(tools: Tools | None = None) -> "MCPServer":
             raise ToolError(result["error"])
         return result
 
-    @server.tool()
     def generate(
         composition: Composition = "",
         space_group: SpaceGroup = None,
         properties: Conditions = None,
         num: Count = 1,
-        temperature: Temperature = 1.0,
+        temperature: Temperature = None,
         seed: Seed = None,
         candidates: Candidates = None,
     ) -> list[dict[str, Any]]:
-        """Generate crystals of a formula, the most probable first, each with its CIF; source says where from."""
+        """Generate crystals of a formula, known ones first, by energy, each with its CIF; source says where from."""
         request = GenerateRequest(
             composition=composition,
             space_group=space_group,
@@ -81,7 +79,6 @@ def build_assistant(tools: Tools | None = None) -> "MCPServer":
         except Refused as error:
             raise ToolError(str(error)) from error
 
-    @server.tool()
     def describe(crystal: CrystalText) -> dict[str, Any]:
         """Formula, space group, size and canonical sequence of a crystal; equal crystals have equal sequences."""
         (found,) = served.read([Crystal(text=crystal)], description_of)
@@ -89,4 +86,10 @@ def build_assistant(tools: Tools | None = None) -> "MCPServer":
             raise ToolError(found)
         return dict(found)
 
-    return server
+    offered = [Tool.from_function(function) for function in (predict, generate, describe)]
+    for tool in offered:  # a misspelled field is refused, not passed over
+        arguments = tool.fn_metadata.arg_model
+        arguments.model_config["extra"] = "forbid"
+        arguments.model_rebuild(force=True)
+        tool.parameters["additionalProperties"] = False
+    return MCPServer("hf_crystal", version=__version__, log_level="ERROR", tools=offered)

@@ -35,6 +35,7 @@ TIME_LIMIT = 60.0  # s, from the request to its answer
 _MAX_CONNECTIONS = 100  # more are answered with 503
 _MAX_BODY = 2 * MAX_BYTES  # JSON escapes line ends
 _READERS = 2  # processes of `CrystalReaders`
+_LAST_COMPUTATION = 60  # s, at the end of the server, for what has begun within the time of its request
 _PIECE_ATOMS, _PIECE_SIZE = 2000, 16  # of a batch; between pieces others have their turn
 _INTRODUCTION = (
     "Predict properties of crystals, generate crystals, describe crystals; results have the fields of the command "
@@ -96,7 +97,7 @@ class GeneratedCrystal(BaseModel):
 
 
 class Generated(BaseModel):
-    """Generated crystals, the most probable first."""
+    """Generated crystals: known ones by energy, known prototypes by their votes, those of the model by likelihood."""
 
     crystals: list[GeneratedCrystal]
 
@@ -314,7 +315,7 @@ def run_server(app: "FastAPI", host: str, port: int, time_limit: float = TIME_LI
         server_header=False,
         ws="none",
         limit_concurrency=_MAX_CONNECTIONS,
-        timeout_graceful_shutdown=round(time_limit),
+        timeout_graceful_shutdown=round(time_limit) + _LAST_COMPUTATION,
     )
     # uvicorn raises again the signal that ended it
     server = uvicorn.Server(config)

@@ -50,7 +50,12 @@ Conditions = Annotated[
     Field(max_length=_MAX_CONDITIONS, description='Properties asked for, such as {"band_gap": 2.0}.'),
 ]
 Count = Annotated[int, Field(ge=1, le=MAX_GENERATED, description="Number of crystals; there may be fewer.")]
-Temperature = Annotated[float, Field(ge=0, le=10, description="Of sampling; 0 for greedy decoding.")]
+Temperature = Annotated[
+    float | None,
+    Field(
+        ge=0, le=10, description="Of sampling, 0 for greedy decoding; without `candidates`, the language model alone."
+    ),
+]
 Seed = Annotated[int | None, Field(ge=0, lt=2**53, description="Random seed; without one each call differs.")]
 Candidates = Annotated[
     Literal["auto", "prototypes", "model"] | None,
@@ -141,7 +146,7 @@ class GenerateRequest(_Request):
     space_group: SpaceGroup = None
     properties: Conditions = None
     num: Count = 1
-    temperature: Temperature = 1.0
+    temperature: Temperature = None
     seed: Seed = None
     candidates: Candidates = None
 
@@ -244,6 +249,10 @@ class Tools:
         if not self.service.generator:
             raise Refused("no generator is served")
         asked = request.model_dump()
+        if asked["temperature"] is None:
+            del asked["temperature"]
+        elif asked["candidates"] is None:
+            asked["candidates"] = "model"
         try:
             results = self.service.draw(asked.pop("composition"), **asked)
         except ValueError as error:

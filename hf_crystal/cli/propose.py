@@ -102,7 +102,13 @@ def propose(
         with show_relaxation(len(results)) as tell:
             results = shortlist(results, calculator=potential, progress=tell, **options)
         if len(results) < generated:
-            print(f"hf-crystal: {generated} crystals, {len(results)} of them distinct (num_equal)", file=sys.stderr)
+            few = f"{generated} crystals, {len(results)} of them distinct (num_equal); a larger --num finds more"
+            print(f"hf-crystal: {few}", file=sys.stderr)
+        if potential and calculator == "chgnet":
+            print(
+                "hf-crystal: CHGNet is off by about 0.04 eV/atom: closer candidates are not told apart",
+                file=sys.stderr,
+            )
     write_crystals(results, chosen, output_file, output_dir, form)
 
 

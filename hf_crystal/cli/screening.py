@@ -47,12 +47,13 @@ def columns_of(
     errors = ("standard_error", "low", "high") if model.config.error_head_size else ()
     values = [column for name in targets for column in (name, *(f"{name}_{field}" for field in ("unit", *errors)))]
     values += spreads
-    distances = ["e_above_hull", *(f"e_above_hull_{field}" for field in errors)]
+    distances = ["e_above_hull", *(f"e_above_hull_{field}" for field in ("unit", *errors))]
     types = {
         "num_atoms": "int64",
-        **dict.fromkeys((*targets, *spreads, *distances, "metal_probability"), "double"),
+        **dict.fromkeys((*targets, *spreads, "e_above_hull", "metal_probability"), "double"),
     }
-    types |= {"is_metal": "bool", **{f"{name}_{field}": "double" for name in targets for field in errors}}
+    types |= {f"{name}_{field}": "double" for name in (*targets, "e_above_hull") for field in errors}
+    types["is_metal"] = "bool"
     values += ["metal_probability", "is_metal"] if errors and model.config.gap_index is not None else []
     if stability:
         values += [*distances, "decomposes_to"]

@@ -53,11 +53,8 @@ logger = logging.get_logger(__name__)
 
 # every reader puts the crystal here, in a form that `as_record` accepts
 STRUCTURE_COLUMN = "__structure__"
-# columns that name a crystal, the first that is there, in any case
-NAME_COLUMNS = (
-    *("material_id", "jid", "id", "name", "mp_id", "mpid", "mp-id", "entry_id", "structure_id", "crystal_id"),
-    *("compound_id", "sample_id", "identifier", "uid", "_id", "sample"),
-)
+NAME_COLUMNS = ("material_id", "jid", "id", "name")  # of this package's tables and others' downloads
+_ID_COLUMN = re.compile(r"(.*[_\- ])?(id|identifier)|mpid|uid", re.IGNORECASE)
 
 Form = Literal["structure", "csv", "json", "parquet", "ase"]
 STRUCTURE_SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json")
@@ -417,7 +414,7 @@ def iter_parquet(
     table, columns = open_parquet(path, structure_column)
     with table:
         names = table.schema_arrow.names
-        wanted = [name for name in names if others is None or name in columns or name.strip().lower() in others]
+        wanted = [name for name in names if others is None or name in columns or name in others]
         number = end = 0
         for group in range(table.num_row_groups):
             end += table.metadata.row_group(group).num_rows
@@ -515,7 +512,10 @@ def iter_crystals(path: Path, source: str | None = None) -> Iterator[tuple[str, 
             yield printable(f"{source}:{part}" if part else source), crystal
         return
     try:
-        rows = iter_parquet(path, others=NAME_COLUMNS) if form == "parquet" else iter_rows(path)
+        if form == "parquet":
+            rows = iter_parquet(path, others=tuple(name_columns(open_parquet(path)[0].schema_arrow.names)))
+        else:
+            rows = iter_rows(path)
         first = list(islice(rows, 2))
         alone = form == "json" and len(first) < 2
         for number, row in enumerate(chain(first, rows)):
@@ -593,9 +593,20 @@ def _named_crystals(source: Any) -> tuple[Iterator[tuple[str | None, Any]], bool
     return iter([(_name_in(source), source)]), False
 
 
+def name_columns(columns: Iterable[str]) -> list[str]:
+    """Columns that may name crystals, the best first: `material_id`, `jid`, `id`, other ids, `name`; in any case."""
+    *known, last = NAME_COLUMNS
+    found = []
+    for column in columns:
+        word = column.strip().lower()
+        if word in NAME_COLUMNS or _ID_COLUMN.fullmatch(word):
+            found.append((known.index(word) if word in known else len(known) + (word == last), column))
+    return [column for _, column in sorted(found, key=lambda pair: pair[0])]
+
+
 def _name_in(entry: Any) -> str | None:
     """Name of a row or document."""
     if not isinstance(entry, Mapping) or isinstance(entry, CrystalRecord):
         return None
-    names = {key.strip().lower(): value for key, value in entry.items() if isinstance(key, str)}
-    return next((str(names[key]) for key in NAME_COLUMNS if names.get(key) not in (None, "")), None)
+    names = name_columns(key for key in entry if isinstance(key, str))
+    return next((str(entry[name]) for name in names if entry[name] not in (None, "")), None)
