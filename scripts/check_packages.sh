@@ -51,7 +51,7 @@ run_demo() {
     "$bin/hf-crystal" predict "$checkout"/examples/*.cif
     "$bin/hf-crystal" generate --composition SrTiO3 --num 2 --seed 0 --output-dir "$1/crystals"
     [ "$(find "$1/crystals" -name '*.cif' | wc -l)" = 2 ]
-    "$bin/hf-crystal" export crystalframer-mp20 "$1/exported"
+    "$bin/hf-crystal" export crystalframer-mp "$1/exported"
     [ -s "$1/exported/NOTICE" ]
     "$bin/hf-crystal" plot attention "$checkout/examples/SrTiO3.cif" --output-file "$1/attention.png"
     "$bin/python" -c "import hf_crystal.ase, smact.screening, sklearn, hf_crystal.app.page as p; p.build_page()"

@@ -80,7 +80,7 @@ def attention(
 def frames(
     crystal: Crystal,
     output_file: Output = None,
-    model: Model = "crystalframer-mp20",
+    model: Model = "crystalframer-mp",
     atom: Atom = 1,
     head: Annotated[int, typer.Option(help="Head, counted from 1.")] = 1,
 ) -> None:

@@ -49,6 +49,7 @@ _MIXED = (
 # batches that are read ahead and sorted by size together
 _BATCHES_PER_CHUNK = 16
 
+_ELEMENT = "one element: in its ground state its formation energy is 0, and models predict up to 0.2 eV/atom more"
 _OPEN = "not periodic along all axes (pbc): the model was trained on bulk crystals, and the result is an extrapolation"
 
 
@@ -302,6 +303,10 @@ class CrystalPropertyPipeline(Pipeline):
         if "disorder" in model_outputs:
             result["disorder"] = model_outputs["disorder"]
         result["warnings"] = list(model_outputs.get("warnings", ()))
+        if len(set(numbers)) == 1 and any(
+            name.startswith("formation_energy") and result.get(f"{name}_low", 0) > 0 for name, _ in self._targets
+        ):
+            result["warnings"].append(_ELEMENT)
         if return_embedding:
             result["embedding"] = model_outputs["pooler_output"].float().tolist()
         return result

@@ -18,7 +18,7 @@ _AXIS_STYLES = ("-", "--", ":")  # told apart in gray too
 
 def plot_frames(
     structure: CrystalLike | EncoderView,
-    model: PropertyModelLike = "crystalframer-mp20",
+    model: PropertyModelLike = "crystalframer-mp",
     *,
     atom: int | Sequence[int] = 0,
     head: int = 0,
@@ -52,7 +52,7 @@ def plot_frames(
     for view, center in zip(views, centers, strict=True):
         view.check(atom=center, head=head)
         if any(not block.atoms or block.atoms[center].axes is None for block in view.blocks):
-            raise ValueError("this model has no frames; choose a CrystalFramer such as 'crystalframer-mp20'")
+            raise ValueError("this model has no frames; choose a CrystalFramer such as 'crystalframer-mp'")
     count = len(views[0].blocks)
     figure = new_figure(0.4 + 2.4 * count, 0.7 + 2.3 * len(views))
     grid = figure.subplots(len(views), count, squeeze=False, subplot_kw={"projection": "3d"})

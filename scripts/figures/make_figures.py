@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES, FIGURES = ROOT / "examples", ROOT / "docs" / "figures"
-DEFAULT, FRAMES = "crystalformer-mp20", "crystalframer-mp20"
+DEFAULT, FRAMES = "crystalformer-mp20", "crystalframer-mp"
 NEED_DATA = ("parity", "calibration")
 # material -> an atom of it (counted from 0) with a telling surrounding
 MATERIALS = {"SrTiO3": 1, "TiO2_rutile": 2, "LiFePO4": 8}

@@ -209,7 +209,7 @@ def test_generate_gives_crystals_and_says_what_cannot_be(visit):
 def test_look_inside_shows_attention_frames_and_the_same_sequence(visit):
     visit.tab("Look inside")
     visit.page.click("#inside-model input")
-    visit.page.get_by_role("option", name="crystalframer-mp20").click()
+    visit.page.get_by_role("option", name="crystalframer-mp").click()
     visit.page.fill("#inside-atom input", "2")
     visit.page.click("#inside-button")
     visit.page.wait_for_selector("#inside-attention img")

@@ -181,8 +181,8 @@ def test_code_to_be_copied_does_what_the_page_did(tmp_path, monkeypatch):
     asked = {"space_group": "Fm-3m", "properties": {"band_gap": 2.0}, "num": 1, "temperature": 0.5, "seed": 3}
     codes = [
         generation_code("mat2seq-mp20", "NaCl", **asked),
-        prediction_code("crystalframer-mp20"),
-        inside_code("crystalframer-mp20", atom=2, head=1),
+        prediction_code("crystalframer-mp"),
+        inside_code("crystalframer-mp", atom=2, head=1),
     ]
     names: dict = {}
     for code in codes:

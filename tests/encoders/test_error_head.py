@@ -143,6 +143,26 @@ def test_training_drops_the_errors_of_the_model_it_starts_from(tmp_path):
     assert outputs(AUTO.from_pretrained(tmp_path / "trained")).standard_errors is None
 
 
+def test_the_interval_of_a_doubtful_metal_holds_zero_and_the_gap():
+    model = tiny_model(**WITH_ERROR_HEAD)
+    with torch.no_grad():
+        model.head.target_mean[1] = 5.0  # gaps above 0
+        model.error_head.metal_proj.weight.zero_()
+        found = {}
+        for bias in (-3.0, -1.0, 1.0, 3.0):
+            model.error_head.metal_proj.bias.fill_(bias)
+            found[bias] = outputs(model)
+        gap, length = found[-3.0].logits[:, 1], found[-3.0].interval_widths[:, 1]
+    assert (gap > length).all()
+    torch.testing.assert_close(length, found[-3.0].standard_errors[:, 1])
+    torch.testing.assert_close(found[-1.0].interval_widths[:, 1], gap)
+    torch.testing.assert_close(found[1.0].interval_widths[:, 1], gap + length)
+    torch.testing.assert_close(found[3.0].interval_widths[:, 1], length)
+    for bias, other in found.items():
+        assert (other.logits[:, 1] == 0).all() == (bias > 0)
+        torch.testing.assert_close(other.interval_widths[:, 0], found[-3.0].interval_widths[:, 0])
+
+
 def test_the_error_head_passes_no_gradient_to_the_encoder():
     model = tiny_model(**WITH_ERROR_HEAD)
     model(**BATCH).standard_errors.sum().backward()

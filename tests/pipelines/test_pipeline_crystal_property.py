@@ -53,6 +53,7 @@ def test_results_have_errors_intervals_and_metals_where_the_model_has_a_head():
     model = tiny_model(**WITH_ERROR_HEAD)
     with torch.no_grad():
         model.error_head.interval_factor.fill_(100.0)
+        model.error_head.metal_proj.weight *= 1000  # no doubtful ones
     results = CrystalPropertyPipeline(model=model, feature_extractor=CrystalFeatureExtractor())([NACL, SRTIO3, IRON])
     for result in results:
         for name in model.config.target_names:
@@ -65,6 +66,17 @@ def test_results_have_errors_intervals_and_metals_where_the_model_has_a_head():
         assert result["is_metal"] == (result["metal_probability"] > 0.5)
         assert result["band_gap"] == 0.0 or not result["is_metal"]
     assert len({result["formation_energy_standard_error"] for result in results}) == 3
+
+
+def test_an_element_predicted_above_zero_is_doubtful():
+    model = tiny_model(**WITH_ERROR_HEAD)
+    predict = CrystalPropertyPipeline(model=model, feature_extractor=CrystalFeatureExtractor())
+    found = {}
+    for energy in (-50.0, 50.0):
+        with torch.no_grad():
+            model.head.target_mean[0] = energy
+        found[energy] = [any("one element" in text for text in result["warnings"]) for result in predict([NACL, IRON])]
+    assert found == {-50.0: [False, False], 50.0: [False, True]}
 
 
 def test_values_are_those_of_the_model(pipe):

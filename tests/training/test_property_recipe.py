@@ -21,7 +21,7 @@ def test_there_is_a_recipe_for_every_published_setting():
         for setting in ("e-form", "total-energy", "band-gap-opt", "band-gap-mbj", "e-hull"):
             assert f"{model}-jarvis-{setting}" in names
         assert f"{model}-oqmd-e-form" in names
-    assert {"crystalformer-mp20", "crystalframer-mp20", "crystalformer-perov5"} <= names
+    assert {"crystalformer-mp20", "crystalframer-mp", "crystalformer-perov5"} <= names
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
