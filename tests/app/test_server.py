@@ -124,7 +124,7 @@ def test_a_description_has_sequence_group_and_formula(client):
         ("/predict", {"crystal": {"lattice": NACL["lattice"]}}, "either text, or lattice"),
         ("/predict", {"crystal": {**ARRAYS, "species": ["Na"]}}, "2 atoms"),
         ("/predict", {"crystal": ARRAYS, SECRET: 1}, "a field that is not accepted: see /docs"),
-        ("/predict", {"crystal": ARRAYS, "stabilty": True}, "a field that is not accepted: is it stability?"),
+        ("/predict", {"crystal": ARRAYS, "stability_": True}, "a field that is not accepted: is it stability?"),
         ("/predict", SECRET, "a JSON object is expected, with the header Content-Type: application/json"),
         ("/predict", {"crystal": ARRAYS, "model": SECRET}, "model: no such model is served"),
         ("/predict", {"crystal": ARRAYS, "stability": True}, "stability: known phases"),
