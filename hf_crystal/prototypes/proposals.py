@@ -52,7 +52,7 @@ def propose(
         unseen: What becomes of elements, and of two elements together, that no known crystal has: a warning of each
             crystal, or an error.
         generate: Draws so many crystals from a model, for the places that prototypes do not fill, and of several for
-            the last one: no index holds what has never been made.
+            the last one: no index holds every crystal.
         index: Known crystals; by default the embedded ones of the Materials Project.
 
     Returns:
