@@ -44,12 +44,12 @@ def _columns(
         return {}, None
     import pyarrow.parquet
 
-    from ..data.sources import NAME_COLUMNS
+    from ..data.columns import name_columns
 
     if len(sources) != 1 or not sources[0].endswith(".parquet"):
         raise ValueError("--split and --energy-column need one parquet table")
     have = pyarrow.parquet.read_schema(sources[0]).names
-    label = next((name for name in NAME_COLUMNS if name in have), None)
+    label = next(iter(name_columns(have)), None)
     wanted = [column for column in ("split" if split else None, energy_column) if column]
     missing = [column for column in wanted if column not in have]
     if missing or label is None:

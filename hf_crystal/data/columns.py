@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
 """Arrow columns of one crystal: readable by any parquet reader without this package."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,18 @@ from hf_crystal.typing import CrystalLike
 if TYPE_CHECKING:
     from datasets import Features
 
-__all__ = ["composition_numbers", "crystal_features", "crystal_row", "has_crystal_columns", "num_disordered"]
+__all__ = [
+    "composition_numbers",
+    "crystal_features",
+    "crystal_row",
+    "has_crystal_columns",
+    "name_columns",
+    "num_disordered",
+]
 
 _PARTS = 1000  # atoms that stand for the composition of a disordered crystal
+_NAMES = ("material_id", "jid", "id", "name")  # of this package's tables and others' downloads
+_IDS = re.compile(r"(.*[_\- ])?(id|identifier)|mpid|uid")
 
 
 def crystal_features(labels: Mapping[str, str] | Iterable[str] = (), *, disordered: bool = False) -> "Features":
@@ -96,3 +106,14 @@ def num_disordered(rows: Mapping[str, Sequence[Any]]) -> int:
         any(list(site.values()) != [1.0] for site in mixed_sites(own, SPECIES_COLUMN))
         for own in rows.get(SPECIES_COLUMN, ())
     )
+
+
+def name_columns(columns: Iterable[str]) -> list[str]:
+    """Columns that may name crystals, the best first: `material_id`, `jid`, `id`, other ids, `name`; in any case."""
+    *known, last = _NAMES
+    found = []
+    for column in columns:
+        word = column.strip().lower()
+        if word in _NAMES or _IDS.fullmatch(word):
+            found.append((known.index(word) if word in known else len(known) + (word == last), column))
+    return [column for _, column in sorted(found, key=lambda pair: pair[0])]

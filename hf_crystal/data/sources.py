@@ -24,10 +24,10 @@ from hf_crystal.crystals.formats import (
 )
 from hf_crystal.crystals.reading import as_record, crystals_in
 from hf_crystal.crystals.record import CRYSTAL_COLUMNS, SPECIES_COLUMN, CrystalInputError, CrystalRecord, printable
+from hf_crystal.data.columns import name_columns
 from hf_crystal.typing import CrystalLike
 
 __all__ = [
-    "NAME_COLUMNS",
     "STRUCTURE_COLUMN",
     "STRUCTURE_SUFFIXES",
     "TABLE_SUFFIXES",
@@ -53,8 +53,6 @@ logger = logging.get_logger(__name__)
 
 # every reader puts the crystal here, in a form that `as_record` accepts
 STRUCTURE_COLUMN = "__structure__"
-NAME_COLUMNS = ("material_id", "jid", "id", "name")  # of this package's tables and others' downloads
-_ID_COLUMN = re.compile(r"(.*[_\- ])?(id|identifier)|mpid|uid", re.IGNORECASE)
 
 Form = Literal["structure", "csv", "json", "parquet", "ase"]
 STRUCTURE_SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".xyz", ".extxyz", ".json")
@@ -591,17 +589,6 @@ def _named_crystals(source: Any) -> tuple[Iterator[tuple[str | None, Any]], bool
     if isinstance(source, list | tuple | Iterator):
         return ((_name_in(crystal), crystal) for crystal in source), True
     return iter([(_name_in(source), source)]), False
-
-
-def name_columns(columns: Iterable[str]) -> list[str]:
-    """Columns that may name crystals, the best first: `material_id`, `jid`, `id`, other ids, `name`; in any case."""
-    *known, last = NAME_COLUMNS
-    found = []
-    for column in columns:
-        word = column.strip().lower()
-        if word in NAME_COLUMNS or _ID_COLUMN.fullmatch(word):
-            found.append((known.index(word) if word in known else len(known) + (word == last), column))
-    return [column for _, column in sorted(found, key=lambda pair: pair[0])]
 
 
 def _name_in(entry: Any) -> str | None:

@@ -32,3 +32,9 @@ def test_frames_for_another_crystalformer_are_refused(tmp_path, changes, message
     section = {"model_type": "crystalframer", "pretrained": str(tmp_path), **changes}
     with pytest.raises(ValueError, match=f"model.{message}.*the pretrained model"):
         build_property_model(section, TARGETS)
+
+
+def test_frames_cannot_be_dropped(tmp_path):
+    tiny_model("crystalframer").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model.model_type='crystalformer': the pretrained model .* 'crystalframer'"):
+        build_property_model({"model_type": "crystalformer", "pretrained": str(tmp_path)}, TARGETS)

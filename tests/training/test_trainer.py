@@ -337,8 +337,6 @@ def test_recipe_that_contradicts_the_pretrained_model_is_refused(make_trainer, t
     source = f"model.pretrained={tmp_path / 'pretrained'}"
     with pytest.raises(ValueError, match="model.hidden_size=32: the pretrained model .* has 16"):
         make_trainer(source, "model.hidden_size=32")
-    with pytest.raises(ValueError, match="model.model_type='crystalframer': the pretrained model .* 'crystalformer'"):
-        make_trainer(source, "model.model_type=crystalframer")
 
 
 def test_bfloat16_follows_float32(make_trainer):
