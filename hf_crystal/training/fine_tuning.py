@@ -1,6 +1,7 @@
 """Fine-tune a property model on a small table: cross-validation against a formula-only baseline, then all rows."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
+from hf_crystal._partial import partial_path
 from hf_crystal.data.columns import composition_numbers
 from hf_crystal.evaluation.regression import regression_metrics
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RUN_NAME
@@ -18,6 +21,8 @@ from hf_crystal.training.property_recipe import TrainingRecipe
 from hf_crystal.training.property_run import train_property
 
 __all__ = ["FineTuning", "epochs_for"]
+
+logger = logging.get_logger(__name__)
 
 # largest number of training rows, epochs: about 1,000 to 5,000 steps of 16 crystals up to 2,000 rows
 _EPOCHS = ((100, 100), (500, 60), (2_000, 30), (10_000, 15))
@@ -83,7 +88,7 @@ class FineTuning:
         epochs = self.epochs or epochs_for(training)
         say(
             f"{len(rows)} crystals, {len(names)} parts: {epochs} epochs without each (about {training} crystals), "
-            f"then with all; losses are in {self.output_dir}"
+            f"then with all (one of twenty watches the loss); losses are in {self.output_dir}"
         )
         for place, part in enumerate(names, 1):
             inside = np.asarray([other == part for other in parts])
@@ -104,7 +109,7 @@ class FineTuning:
         record["cross_validation"] = [{k: _finite(v) for k, v in share.items()} for share in shares]
         record["notes"] = (
             f"Errors are those of a cross-validation in {len(names)} parts ({len(labels)} crystals, each predicted "
-            "once by a model that has not seen its part); this model has seen all of them."
+            "once by a model that has not seen its part); this model has seen 19 of 20, the others watched the loss."
         )
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
         for file in (self.output_dir / "result.json", self.output_dir / _ALL_ROWS / MODEL_FOLDER / "metrics.json"):
@@ -134,6 +139,8 @@ class FineTuning:
         if missing:
             raise ValueError(f"{self.data} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}")
         known = ~np.isnan(np.asarray(rows[self._column], dtype=np.float64))
+        if not known.all():
+            logger.warning(f"{(~known).sum()} rows have no label {self._column} and were left out")
         rows = rows.select(np.flatnonzero(known))
         if self.folds_column is not None:
             parts = [f"{part:g}" if isinstance(part, float) else str(part) for part in rows[self.folds_column]]
@@ -160,7 +167,15 @@ class FineTuning:
         rows = rows.add_column(_ALL_ROWS, watched.tolist())
         self.output_dir.mkdir(parents=True, exist_ok=True)
         path = self.output_dir / _TABLE
-        rows.to_parquet(str(path))
+        fresh = partial_path(path)
+        rows.to_parquet(str(fresh))
+        try:
+            # models of other rows or labels must not be taken for those of these
+            if path.is_file() and path.read_bytes() != fresh.read_bytes():
+                raise self._other_folder()
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
         return path
 
     def _recipe(self, table: Path, split_column: str, num_rows: int) -> TrainingRecipe:
@@ -204,10 +219,13 @@ class FineTuning:
             earlier = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
             wanted = recipe.to_dict()
             changed = [name for name in ("model", "training") if earlier["recipe"][name] != wanted[name]]
-            if changed or earlier["rows"]["train"] != splits.count("train"):
-                raise ValueError(f"{self.output_dir} holds another fine-tuning; give another --output-dir")
+            if changed or earlier["recipe"]["data"]["targets"] != wanted["data"]["targets"]:
+                raise self._other_folder()
             return dict(earlier)
         return train_property(recipe, folder, resume=(folder / "checkpoints").is_dir())
+
+    def _other_folder(self) -> ValueError:
+        return ValueError(f"{self.output_dir} holds another fine-tuning; give another --output-dir")
 
     def _predict(self, folder: Path, rows: Any) -> np.ndarray:
         from hf_crystal.data import CrystalCollator

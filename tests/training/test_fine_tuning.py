@@ -80,6 +80,16 @@ def test_the_same_call_resumes_and_another_is_refused(tuned, capfd):
     assert (folder / "run/fold-1/run.json").stat().st_mtime_ns == before
     assert run([*words, "--epochs", "31"]) == 1
     assert "holds another fine-tuning; give another --output-dir" in capfd.readouterr().err
+    place = words.index("--unit") + 1
+    assert run([*words[:place], "m^3", *words[place + 1 :]]) == 1
+    assert "holds another fine-tuning" in capfd.readouterr().err
+    data = Path(words[words.index("--data") + 1])
+    table = pandas.read_csv(data)
+    reversed_rows = folder / "reversed.csv"
+    table[::-1].to_csv(reversed_rows, index=False)
+    assert run([*words[: words.index("--data") + 1], str(reversed_rows), *words[words.index("--data") + 2 :]]) == 1
+    assert "holds another fine-tuning" in capfd.readouterr().err
+    assert not list((folder / "run").glob("*.partial*"))
 
 
 def test_more_rows_need_fewer_passes():
