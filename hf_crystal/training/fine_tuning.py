@@ -12,7 +12,6 @@ import numpy as np
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from hf_crystal._partial import partial_path
 from hf_crystal.data.columns import composition_numbers
 from hf_crystal.evaluation.regression import regression_metrics
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RUN_NAME
@@ -167,7 +166,7 @@ class FineTuning:
         rows = rows.add_column(_ALL_ROWS, watched.tolist())
         self.output_dir.mkdir(parents=True, exist_ok=True)
         path = self.output_dir / _TABLE
-        fresh = partial_path(path)
+        fresh = path.with_suffix(".partial")
         rows.to_parquet(str(fresh))
         try:
             # models of other rows or labels must not be taken for those of these
