@@ -34,10 +34,11 @@ def relaxed_lines(results: list[dict[str, Any]], args: argparse.Namespace) -> li
     with path.open("a", encoding="utf-8") as file:
         for result in results:
             line = {name: result[name] for name in ("place", "sequence", "formula")} | {"e_above_hull": None}
-            if id(result["structure"]) not in distinct or equal_known(result) is not None:
-                line |= {"structure": result["structure"].as_dict(), "converged": None, "warnings": []}
-            elif result["place"] in known:
+            is_repeat = id(result["structure"]) not in distinct
+            if not is_repeat and result["place"] in known:  # and novel: only what was relaxed is in the file
                 line = known[result["place"]]
+            elif is_repeat or equal_known(result) is not None:
+                line |= {"structure": result["structure"].as_dict(), "converged": None, "warnings": []}
             else:
                 (relaxed,) = relax_candidates([result], calculator, **options)
                 if relaxed["converged"]:

@@ -138,7 +138,7 @@ def fit_head(
     import torch
     from scipy.stats import spearmanr
 
-    from hf_crystal.encoders.heads import CrystalErrorHead
+    from hf_crystal.encoders.heads import CrystalErrorHead, in_doubt
 
     config, scale = model.config, model.head.target_std.numpy()
     with torch.no_grad():
@@ -252,8 +252,8 @@ def fit_head(
         found = outputs(rows, head)
         outside = found[2].clone()
         if gap is not None:  # the interval of a crystal that may be a metal or not holds zero and the gap
-            is_open = (found[1].sigmoid() - 0.5).abs() < 0.4
-            outside[is_open, gap] = (true[rows] - clipped[rows]).clamp_min(0)[is_open]
+            doubtful = in_doubt(found[1].sigmoid())
+            outside[doubtful, gap] = (true[rows] - clipped[rows]).clamp_min(0)[doubtful]
     set_intervals(model, (*found, outside), known[rows], no_cell if large is None else large[folds == 0])
     with torch.no_grad():
         scales, metal = head((inputs - center) / spread)
@@ -304,6 +304,8 @@ def figures(model: Any, pooled: Any, predicted: Any, labels: Any) -> dict[str, A
     import torch
     from scipy.stats import spearmanr
 
+    from hf_crystal.encoders.heads import in_doubt
+
     config = model.config
     with torch.no_grad():
         scaled = model.head(torch.tensor(embeddings_of(model, pooled)))
@@ -333,7 +335,7 @@ def figures(model: Any, pooled: Any, predicted: Any, labels: Any) -> dict[str, A
         called = found["metal_probability"][known] > 0.5
         metal = true <= 0
         inside = errors[known, gap] <= found["interval_widths"][known, gap]
-        sure = abs(found["metal_probability"][known] - 0.5) >= 0.4
+        doubtful = in_doubt(found["metal_probability"][known])
         brier = (found["metal_probability"][known] - metal) ** 2
         result[config.gap_target] |= {
             "mae unclipped": float(np.abs(raw - true).mean()),
@@ -344,8 +346,8 @@ def figures(model: Any, pooled: Any, predicted: Any, labels: Any) -> dict[str, A
                 (errors[known, gap] <= found["standard_errors"][known, gap])[~called].mean()
             ),
             "coverage of 90 %, not called metals": float(inside[~called].mean()),
-            "coverage of 90 %, metal probability 0.1 to 0.9": float(inside[~sure].mean()),
-            "metal probability 0.1 to 0.9": float((~sure).mean()),
+            "coverage of 90 %, metal probability 0.1 to 0.9": float(inside[doubtful].mean()),
+            "metal probability 0.1 to 0.9": float(doubtful.mean()),
             "metals": float(metal.mean()),
             "metals called metals": float(called[metal].mean()),
             "non-metals called metals": float(called[~metal].mean()),

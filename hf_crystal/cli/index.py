@@ -49,7 +49,7 @@ def _columns(
     if len(sources) != 1 or not sources[0].endswith(".parquet"):
         raise ValueError("--split and --energy-column need one parquet table")
     have = pyarrow.parquet.read_schema(sources[0]).names
-    label = next(iter(name_columns(have)), None)
+    label = next(iter(name_columns(tuple(have))), None)
     wanted = [column for column in ("split" if split else None, energy_column) if column]
     missing = [column for column in wanted if column not in have]
     if missing or label is None:

@@ -4,6 +4,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from hf_crystal.crystals.occupancy import mixed_sites
@@ -108,7 +109,8 @@ def num_disordered(rows: Mapping[str, Sequence[Any]]) -> int:
     )
 
 
-def name_columns(columns: Iterable[str]) -> list[str]:
+@lru_cache(maxsize=256)  # asked for each row, and most rows of a table have the same columns
+def name_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
     """Columns that may name crystals, the best first: `material_id`, `jid`, `id`, other ids, `name`; in any case."""
     *known, last = _NAMES
     found = []
@@ -116,4 +118,4 @@ def name_columns(columns: Iterable[str]) -> list[str]:
         word = column.strip().lower()
         if word in _NAMES or _IDS.fullmatch(word):
             found.append((known.index(word) if word in known else len(known) + (word == last), column))
-    return [column for _, column in sorted(found, key=lambda pair: pair[0])]
+    return tuple(column for _, column in sorted(found, key=lambda pair: pair[0]))

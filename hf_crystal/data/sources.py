@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain, islice
@@ -400,19 +400,22 @@ def open_parquet(path: Path, structure_column: str | None = None) -> tuple[Any, 
 
 
 def iter_parquet(
-    path: Path, structure_column: str | None = None, others: tuple[str, ...] | None = None
+    path: Path,
+    structure_column: str | None = None,
+    others: Callable[[tuple[str, ...]], Collection[str]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of a parquet file; of a damaged part the reason in place of each crystal.
 
     Args:
         path: the file.
         structure_column: column with the crystal, where its name is not one of the usual.
-        others: further columns to read, where they are there; all by default.
+        others: chooses the further columns to read among all; without it they are all read.
     """
     table, columns = open_parquet(path, structure_column)
     with table:
         names = table.schema_arrow.names
-        wanted = [name for name in names if others is None or name in columns or name in others]
+        further = names if others is None else others(tuple(names))
+        wanted = [name for name in names if name in columns or name in further]
         number = end = 0
         for group in range(table.num_row_groups):
             end += table.metadata.row_group(group).num_rows
@@ -510,10 +513,7 @@ def iter_crystals(path: Path, source: str | None = None) -> Iterator[tuple[str, 
             yield printable(f"{source}:{part}" if part else source), crystal
         return
     try:
-        if form == "parquet":
-            rows = iter_parquet(path, others=tuple(name_columns(open_parquet(path)[0].schema_arrow.names)))
-        else:
-            rows = iter_rows(path)
+        rows = iter_parquet(path, others=name_columns) if form == "parquet" else iter_rows(path)
         first = list(islice(rows, 2))
         alone = form == "json" and len(first) < 2
         for number, row in enumerate(chain(first, rows)):
@@ -595,5 +595,5 @@ def _name_in(entry: Any) -> str | None:
     """Name of a row or document."""
     if not isinstance(entry, Mapping) or isinstance(entry, CrystalRecord):
         return None
-    names = name_columns(key for key in entry if isinstance(key, str))
+    names = name_columns(tuple(key for key in entry if isinstance(key, str)))
     return next((str(entry[name]) for name in names if entry[name] not in (None, "")), None)

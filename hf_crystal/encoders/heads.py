@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,6 +100,11 @@ class CrystalPropertyHead(nn.Module):
                     (self.target_std, other.target_std),
                 ):
                     mine[own] = theirs[row]
+
+
+def in_doubt(metal_probability: Any) -> Any:
+    """Whether neither metal nor no metal has nine tenths of the probability; of a tensor or an array."""
+    return (metal_probability > 0.1) & (metal_probability < 0.9)
 
 
 class CrystalErrorHead(nn.Module):

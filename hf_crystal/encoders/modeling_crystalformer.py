@@ -21,7 +21,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .configuration_crystalformer import CrystalformerConfig
 from .geometry import CrystalGeometry, ImageBlock, box_extents, build_geometry
-from .heads import CrystalEncoderOutput, CrystalErrorHead, CrystalPropertyHead, CrystalPropertyOutput
+from .heads import CrystalEncoderOutput, CrystalErrorHead, CrystalPropertyHead, CrystalPropertyOutput, in_doubt
 from .ops_decay_laws import real_shares
 from .ops_losses import known_loss
 from .ops_periodic_attention import (
@@ -839,7 +839,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
                 is_metal, length = probability > 0.5, widths[:, gap : gap + 1]
                 # nine of ten are in neither case alone: the interval holds zero and the gap
                 both = torch.where(is_metal, gaps + length, torch.maximum(gaps, length))
-                length = torch.where((probability > 0.1) & (probability < 0.9), both, length)
+                length = torch.where(in_doubt(probability), both, length)
                 found["interval_widths"] = torch.cat([widths[:, :gap], length, widths[:, gap + 1 :]], dim=1)
                 gaps = gaps.masked_fill(is_metal, 0.0)
             values = torch.cat([values[:, :gap], gaps, values[:, gap + 1 :]], dim=1)
