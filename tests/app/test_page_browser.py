@@ -88,7 +88,7 @@ class Visit:
         self.page.on("console", lambda line: line.type == "error" and self.complaints.append(line.text))
         self.page.set_default_timeout(PATIENCE)
         self.page.goto(address)
-        self.page.wait_for_selector("#predict-button")
+        self.page.get_by_role("tab", name="Predict").wait_for()  # a link may open another tab
 
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name).click()
