@@ -86,12 +86,34 @@ def prepare_generator_task(recipe: GeneratorRecipe, tokens_folder: str | Path) -
 
 
 def _take_weights(model: Any, tokenizer: Any, name: str) -> None:
-    """Begin with the weights of another generator, whose tokens must mean the same."""
+    """Begin with the weights of another generator; tokens that it lacks (of further conditions) keep their own.
+
+    Args:
+        model: Generator of the recipe, with random weights.
+        tokenizer: Its tokenizer.
+        name: See `hf_crystal.loading.load_generator`.
+
+    Raises:
+        ValueError: If tokens of both mean different things, or the shapes differ.
+    """
     earlier, its_tokenizer = load_generator(name)
-    if its_tokenizer.get_vocab() != tokenizer.get_vocab() or its_tokenizer.settings != tokenizer.settings:
-        raise ValueError(f"model.pretrained={name}: its tokenizer has other tokens or settings than the recipe's")
+    its_bins = {bins.name: bins for bins in its_tokenizer.property_bins}
+    other = [bins.name for bins in tokenizer.property_bins if its_bins.get(bins.name, bins) != bins]
+    if its_tokenizer.settings != tokenizer.settings or other:
+        what = f"bins of {', '.join(other)}" if other else "settings"
+        raise ValueError(f"model.pretrained={name}: its tokenizer has other {what} than the recipe's")
+    weights = earlier.state_dict()
+    vocabulary, its_vocabulary = tokenizer.get_vocab(), its_tokenizer.get_vocab()
+    shared = sorted(set(vocabulary) & set(its_vocabulary))
+    embeddings = {module.weight.data_ptr() for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for key, own in model.state_dict().items():
+        theirs = weights.get(key)
+        if own.data_ptr() in embeddings and theirs is not None and own.shape[1:] == theirs.shape[1:]:
+            table = own.clone()
+            table[[vocabulary[token] for token in shared]] = theirs[[its_vocabulary[token] for token in shared]]
+            weights[key] = table
     try:
-        model.load_state_dict(earlier.state_dict())
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"model.pretrained={name}: not of the shape of the recipe: {error}") from error
 

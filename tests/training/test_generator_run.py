@@ -228,11 +228,27 @@ def test_a_recipe_begins_with_the_weights_and_names_the_conditions_that_it_says(
     again = prepare_generator_task(GeneratorRecipe.from_dict({**values, **changes}), tokens[0])
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
     values["data"]["conditions"] = {"e_above_hull": "energy"}
-    with pytest.raises(ValueError, match="has other tokens or settings"):
-        prepare_generator_task(GeneratorRecipe.from_dict({**values, **changes}), tmp_path / "tokens")
-    changes["model"]["pretrained"] = None
     steered = prepare_generator_task(GeneratorRecipe.from_dict({**values, **changes}), tmp_path / "tokens")
     assert [bins.name for bins in steered.tokenizer.property_bins] == ["band_gap", "formation_energy", "e_above_hull"]
+
+
+def test_weights_of_another_vocabulary_go_to_the_same_tokens(recipe, tokens, tmp_path):
+    values = recipe.to_dict()
+    first = prepare_generator_task(recipe, tokens[0])
+    first.model.get_input_embeddings().weight.data += 1  # not what the seed gives
+    first.model.save_pretrained(tmp_path)
+    first.tokenizer.save_pretrained(tmp_path)
+    values["model"]["pretrained"] = str(tmp_path)
+    values["data"]["conditions"] = {"e_above_hull": "energy"}
+    further = prepare_generator_task(GeneratorRecipe.from_dict(values), tmp_path / "tokens")
+    its_vocabulary = first.tokenizer.get_vocab()
+    weight, its_weight = (task.model.get_input_embeddings().weight for task in (further, first))
+    for token, row in further.tokenizer.get_vocab().items():
+        if token in its_vocabulary:
+            assert torch.equal(weight[row], its_weight[its_vocabulary[token]])
+        else:
+            assert "e_above_hull" in token and weight[row].abs().max() < 0.5
+    assert torch.equal(further.model.model.norm.weight, first.model.model.norm.weight)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
