@@ -19,6 +19,7 @@ from .tools import (
     Temperature,
     Tools,
     WithStability,
+    faults_of,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def build_assistant(tools: Tools | None = None) -> "MCPServer":
         from mcp.server import MCPServer
         from mcp.server.mcpserver.exceptions import ToolError
         from mcp.server.mcpserver.tools import Tool
+        from pydantic import ValidationError
     except ImportError as error:
         raise ImportError("tools for assistants need the package mcp: pip install 'mcp>=2.3'") from error
 
@@ -86,7 +88,17 @@ def build_assistant(tools: Tools | None = None) -> "MCPServer":
             raise ToolError(found)
         return dict(found)
 
-    offered = [Tool.from_function(function) for function in (predict, generate, describe)]
+    class Worded(Tool):
+        """A tool whose refusals name field and reason, as the HTTP server's do."""
+
+        async def run(self, arguments: dict[str, Any], *others: Any, **options: Any) -> Any:
+            try:
+                self.fn_metadata.validate_arguments(arguments)
+            except ValidationError as error:
+                raise ToolError(f"Error executing tool {self.name}: {faults_of(error.errors(), self.name)}") from error
+            return await super().run(arguments, *others, **options)
+
+    offered = [Worded.from_function(function) for function in (predict, generate, describe)]
     for tool in offered:  # a misspelled field is refused, not passed over
         arguments = tool.fn_metadata.arg_model
         arguments.model_config["extra"] = "forbid"

@@ -54,6 +54,7 @@ class Prediction(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     source: str
+    model: str | None = None
     formula: str | None = None
     num_atoms: int | None = None
     warnings: list[str] | None = None

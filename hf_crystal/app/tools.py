@@ -230,7 +230,7 @@ class Tools:
         stability: bool = False,
         unseen: str = "warn",
     ) -> list[dict[str, Any]]:
-        """One result per crystal, as `hf-crystal predict --output json` has them; a reason becomes `error`.
+        """One result per crystal, as `hf-crystal predict --output json` has them, with its model; a reason is `error`.
 
         Raises:
             Refused: see `finish`.
@@ -238,7 +238,8 @@ class Tools:
         name, finish = self.finish(model, stability)
         good = [record for record in records if isinstance(record, CrystalRecord)]
         results = iter(self.service.results(name, good, unseen))
-        return [{"error": record} if isinstance(record, str) else finish(next(results)) for record in records]
+        asked = {"model": next(iter(self.models)) if model is None else model}
+        return [{"error": record} if isinstance(record, str) else asked | finish(next(results)) for record in records]
 
     def generate(self, request: GenerateRequest) -> list[dict[str, Any]]:
         """Generated crystals, as `hf-crystal generate --output json` has them.
@@ -285,7 +286,8 @@ def faults_of(errors: Sequence[Any], whole: str = "body") -> str:
             path, reason = "body", f"no valid JSON, see its character {known[-1]}"
         elif error["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(error["loc"][-1]), _FIELDS - {"body"}, 1)
-            reason = f"there is a field that is not accepted: {f'is it {near[0]}?' if near else 'see /docs'}"
+            hint = f": is it {near[0]}?" if near else ": see /docs" if whole == "body" else ""
+            reason = f"there is a field that is not accepted{hint}"
         elif error["type"] in ("model_attributes_type", "model_type"):
             reason = "an object is expected"
             if known == ["body"]:

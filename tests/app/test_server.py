@@ -62,7 +62,7 @@ def test_a_prediction_is_that_of_the_pipeline(client, pipe):
     assert answer.status_code == 200
     found, expected = answer.json(), pipe(str(example_files()["LiFePO4"]))
     assert {"formation_energy_standard_error", "metal_probability", "is_metal", "warnings"} <= set(found)
-    assert found.pop("source") == "mine"
+    assert (found.pop("source"), found.pop("model")) == ("mine", client.get("/health").json()["models"][0])
     assert found == expected
     arrays = client.post("/predict", json={"crystal": ARRAYS}).json()
     assert arrays["formation_energy"] == pytest.approx(pipe(NACL)["formation_energy"])
@@ -301,14 +301,17 @@ def test_an_assistant_has_the_three_tools(tiny_folders, pipe):
                 await client.call_tool("describe", {"crystal": TEXTS["NaCl"]}),
                 await client.call_tool("generate", {"composition": "NaCl", "num": 1, "seed": 0}),
                 await client.call_tool("predict", {"crystal": str(example_files()["NaCl"])}),
+                await client.call_tool("generate", {"compositoin": "NaCl", "num": 0}),
             ]
             return tools, calls
 
-    listed, (predicted, described, generated, path) = asyncio.run(talk())
+    listed, (predicted, described, generated, path, misspelled) = asyncio.run(talk())
     assert sorted(tool.name for tool in listed.tools) == ["describe", "generate", "predict"]
     expected = pipe(str(example_files()["NaCl"]))
-    assert predicted.structured_content == expected
+    assert predicted.structured_content == {"model": Path(tiny_folders[0]).name, **expected}
     assert described.structured_content["space_group"] == "Fm-3m"
     assert "data_" in generated.structured_content["result"][0]["cif"]
     assert path.is_error
+    assert "num: Input should be greater than or equal to 1" in misspelled.content[0].text
+    assert "not accepted: is it composition?" in misspelled.content[0].text
     assert "not a crystal structure" in path.content[0].text or "name of a file" in path.content[0].text

@@ -59,10 +59,15 @@ def test_info_shows_every_target_beside_its_baselines(monkeypatch, capsys, tmp_p
     record = {"num_parameters": 1234, "test": {"targets": targets}}
     (tmp_path / "two-targets" / "metrics.json").write_text(json.dumps(record))
     (tmp_path / "two-targets" / "config.json").write_text('{"trained_elements": {"Na": 2, "Cl": 2}}')
+    result = "{task: {type: a}, dataset: {name: Salts, type: b, split: test}, metrics: [{type: mae, value: 1}]}"
+    (tmp_path / "two-targets" / "README.md").write_text(f"---\nmodel-index: [{{name: a, results: [{result}]}}]\n---\n")
     monkeypatch.setattr(checkpoints, "_ROOT", tmp_path)
-    assert run(["info"]) == 0
-    assert capsys.readouterr().out.splitlines()[-3:] == [
+    assert run(["info", "two-targets"]) == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == [
         "  two-targets: crystal properties, 1,234 parameters, 2 elements seen",
+        "    tested on the test part of: Salts",
         "    formation_energy: test MAE 0.1250 eV/atom (formula only 0.2500, mean predictor 1.0000; 1,200 crystals)",
         "    band_gap: test MAE 0.3750 eV (mean predictor 1.0000; 1,200 crystals)",
     ]
+    assert run(["info", "two-target"]) == 1
+    assert "available: ['two-targets']" in capsys.readouterr().err
