@@ -9,7 +9,8 @@ index `mp20_train`, or `exclude`.
 
 Energies are those of PBE with the corrections of one release: `mb_e_form`, where it is missing those of other columns,
 shifted to it by the crystals of the same formula that have both. A crystal without any is taken to be farther above
-the lowest of its formula than three of four others are. Distances between elements are those of `mp20_train`, most of
+the lowest of its formula than three of four others are. Energies above the hull are those of `mb_e_form` against
+`hf_crystal.load_reference()`, which has the same energies; crystals without it have none. Distances between elements are those of `mp20_train`, most of
 whose crystals have been made.
 
 Data: Materials Project, release 2025.02.12, CC BY 4.0. About 15 CPU minutes.
@@ -28,6 +29,7 @@ import spglib
 from hf_crystal.mat2seq.canonical_crystal import CanonicalSettings
 from hf_crystal.mat2seq.canonicalize import canonicalize_record
 from hf_crystal.prototypes import PrototypeIndex, embedded_index
+from hf_crystal.stability import load_reference
 
 ENERGIES = ["mb_e_form", "e_form_megnet2018", "e_form_mp2020", "e_hull_mp2018"]
 
@@ -47,6 +49,15 @@ def energies(table: pd.DataFrame) -> pd.Series:
     high = rises[rises > 0].quantile(0.75)
     print(f"{found.isna().mean():.1%} without an energy: {high:.3f} eV/atom above the lowest of the formula")
     return found.fillna(found.groupby(table.reduced).transform("min") + high)
+
+
+def above_hull(table: pd.DataFrame) -> dict[str, float]:
+    """Energy above the hull of each crystal that has one of the hull's kind, eV/atom."""
+    reference, found = load_reference(), {}
+    for formula, rows in table[table.mb_e_form.notna()].groupby("formula"):
+        hull = reference.stability(formula).hull_energy
+        found |= {row.material_id: max(0.0, float(row.mb_e_form) - hull) for row in rows.itertuples()}
+    return found
 
 
 def crystals(table: pd.DataFrame, max_sites: int) -> Iterator[tuple[str, Any]]:
@@ -78,6 +89,7 @@ def main() -> None:
     given = parser.parse_args()
     columns = [
         "material_id",
+        "formula",
         "reduced",
         "n_primitive",
         "spacegroup_symprec0p1",
@@ -92,6 +104,7 @@ def main() -> None:
     index = PrototypeIndex.build(
         crystals(small, given.max_sites),
         energies={name: energy for name, energy in known.items() if np.isfinite(energy)},
+        above_hull=above_hull(small),
         distances=embedded_index("mp20_train").distances,
     )
     index.save(given.output)

@@ -146,6 +146,13 @@ def _fine_tune(**arguments: Any) -> None:
         f"{tuning.target}: MAE {found['mae']:.4g} {tuning.unit} (95 % {low:.4g} to {high:.4g}) in cross-validation, "
         f"{forest}mean predictor {found['baseline_mae']:.4g}; {found['n']} crystals"
     )
+    if "gain_over_composition_interval" in found:
+        low, high = found["gain_over_composition_interval"]
+        verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart by these crystals"
+        print(
+            f"formula only has an MAE higher by {found['composition_mae'] - found['mae']:.4g} {tuning.unit} (95 % "
+            f"{low:.4g} to {high:.4g}, same crystals): the model is {verdict}"
+        )
     announce_written(f"{tuning.model_folder} (model and card), {tuning.output_dir}/result.json, predictions.csv")
     print(f"hf-crystal: next: hf-crystal predict my.cif --model {tuning.model_folder}", file=sys.stderr)
 

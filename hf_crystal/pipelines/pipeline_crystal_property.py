@@ -50,7 +50,7 @@ _MIXED = (
 _BATCHES_PER_CHUNK = 16
 
 _ELEMENT = (
-    "one element: in its ground state its formation energy is 0, and models predict some tenths of an eV/atom more"
+    "one element: in its ground state its formation energy is 0, and models predict up to 0.2 eV/atom more"
 )
 _OPEN = "not periodic along all axes (pbc): the model was trained on bulk crystals, and the result is an extrapolation"
 

@@ -36,6 +36,7 @@ _SAME_EDGES, _SAME_ANGLES, _SAME_PLACES = 0.08, 5.0, 0.04  # relative, degrees, 
 _PER_EV = 15.0  # weight of an energy of 1 eV/atom, as a distance
 _SPREAD = 0.02  # eV/atom: how far above the lowest crystal of a formula others are that share its vote
 _SPARE = 4  # candidates more than asked for, among which equal ones are found
+_DOUBTED, _FAR = 0.2, 0.5  # eV/atom above the hull: a known crystal gets a warning; comes after prototypes
 _CLOSE, _CLOSER = 0.5, 0.8  # distance over the sum of radii; how much closer than in the known crystal
 
 
@@ -55,6 +56,7 @@ class PrototypeIndex:
         volumes: Volume per atom of each element, Å³, (119,).
         settings: Grid of the sequences.
         rises: Energy of each crystal above the lowest of its formula, eV/atom; 0 where it is not known.
+        above_hull: Energy of each crystal above the hull of known phases, eV/atom; NaN where it is not known.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class PrototypeIndex:
         volumes: np.ndarray,
         settings: CanonicalSettings | None = None,
         rises: np.ndarray | None = None,
+        above_hull: np.ndarray | None = None,
     ):
         self.names = list(names)
         self.sequences = list(sequences)
@@ -72,6 +75,7 @@ class PrototypeIndex:
         self.volumes = volumes
         self.settings = settings or CanonicalSettings()
         self.rises = np.zeros(len(self.names)) if rises is None else rises
+        self.above_hull = np.full(len(self.names), np.nan) if above_hull is None else above_hull
         self._layout = SequenceLayout(self.settings)
         self._members = families(self.sequences)
         self._families: dict[Counts, Family] = {}
@@ -107,6 +111,7 @@ class PrototypeIndex:
         records: Mapping[str, Any] | Iterable[tuple[str, Any]],
         *,
         energies: Mapping[str, float] | None = None,
+        above_hull: Mapping[str, float] | None = None,
         settings: CanonicalSettings | None = None,
         distances: np.ndarray | None = None,
         progress: Callable[[int], None] | None = None,
@@ -119,6 +124,7 @@ class PrototypeIndex:
                 be read, or that has more atoms than the settings allow, is left out with a line in the log.
             energies: Formation energy of crystals by name, eV/atom, as far as known: a crystal above the lowest of its
                 formula has less weight.
+            above_hull: Energy above the hull by name, eV/atom, as far as known: known crystals far above it are doubted.
             settings: Grid and tolerances.
             distances: Distances between elements of another index, in place of fitting them.
             progress: Called with the number of crystals so far.
@@ -147,7 +153,8 @@ class PrototypeIndex:
         volumes = np.array([abs(np.linalg.det(crystal.to_record().cell)) for crystal in crystals])
         fitted = fit_volumes([crystal.composition for crystal in crystals], volumes)
         rises = _rises(crystals, [(energies or {}).get(name, np.nan) for name in names])
-        index = cls(names, sequences, np.zeros((119, 119)), fitted, settings, rises)
+        heights = np.array([(above_hull or {}).get(name, np.nan) for name in names])
+        index = cls(names, sequences, np.zeros((119, 119)), fitted, settings, rises, heights)
         if distances is None:
             distances = fit_distances([index._family(counts) for counts in index._members], **fitting)
         index.distances = distances
@@ -163,10 +170,11 @@ class PrototypeIndex:
             "volumes": self.volumes.tolist(),
             "settings": self.settings.to_dict(),
         }
-        rises = pyarrow.array(np.rint(1000 * self.rises), type=pyarrow.int16())  # meV/atom
-        table = pyarrow.table(
-            {"material_id": self.names, "sequence": self.sequences, "rise": rises}
-        ).replace_schema_metadata({_METADATA: json.dumps(learned)})
+        columns: dict[str, Any] = {"material_id": self.names, "sequence": self.sequences}
+        for name, values in (("rise", self.rises), ("above_hull", np.clip(self.above_hull, 0, 30))):
+            if not np.isnan(values).all():
+                columns[name] = pyarrow.array(np.rint(1000 * values), pyarrow.int16(), from_pandas=True)  # meV/atom
+        table = pyarrow.table(columns).replace_schema_metadata({_METADATA: json.dumps(learned)})
         pyarrow.parquet.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=False)
 
     @classmethod
@@ -188,8 +196,11 @@ class PrototypeIndex:
         learned = json.loads(metadata)
         distances, volumes = np.array(learned["distances"]), np.array(learned["volumes"])
         names, sequences = (table.column(name).to_pylist() for name in ("material_id", "sequence"))
-        rises = np.array(table.column("rise").to_pylist()) / 1000
-        return cls(names, sequences, distances, volumes, CanonicalSettings(**learned["settings"]), rises)
+        rises, heights = (
+            table.column(name).to_numpy() / 1000 if name in table.column_names else None
+            for name in ("rise", "above_hull")
+        )
+        return cls(names, sequences, distances, volumes, CanonicalSettings(**learned["settings"]), rises, heights)
 
     def compositions(self, unit: dict[int, int], max_atoms: int | None = None) -> list[dict[int, int]]:
         """The multiples of a formula unit whose anonymous contents occur in the index."""
@@ -221,8 +232,8 @@ class PrototypeIndex:
         of each prototype gives the candidate, its cell scaled to the volume predicted from both compositions.
 
         Of a formula all multiples in the index are looked at together. Its own known crystals come first, lowest
-        energy first, then prototypes; other formulas have one vote each, which their crystals share by energy, so that
-        the cells that low crystals have come first.
+        energy first, then prototypes, then known crystals of more than 0.5 eV/atom above the hull; other formulas have
+        one vote each, which their crystals share by energy, so that the cells that low crystals have come first.
 
         Args:
             composition: Atoms of the primitive cell.
@@ -237,20 +248,29 @@ class PrototypeIndex:
         Returns:
             Candidates, all different, most votes first; `source` is "prototype NAME", or "known NAME"
             for a known crystal of the composition itself; `score` the share of the votes, of a known crystal of a
-            formula its share by energy among those.
+            formula its share by energy among those. A known crystal of more than 0.2 eV/atom above the hull has a
+            warning.
         """
         unit = parse_composition(composition)
         wanted = self.compositions(unit, max_atoms) if formula else [unit]
         allowed = self._allowed(space_groups, frozenset(exclude))
         own = self._own(wanted, allowed) if formula or not known else []
-        refused = [] if known else [self._item(row, self.known(row), "known", share) for row, share in own]
+        far = [pair for pair in own if self.above_hull[pair[0]] > _FAR]
+        refused = [self._item(row, self.known(row), "known", share) for row, share in (far if known else own)]
         found: list[DecodedCrystal] = []
-        for row, share in own if known else ():
-            mine = self._item(row, self.known(row), "known", share)
-            if (keeps is None or keeps(mine)) and not any(self._same_crystal(mine, other) for other in found):
-                found.append(mine)
-            if len(found) == n:
-                return found
+
+        def add_known(rows: list[tuple[int, float]]) -> None:
+            for row, share in rows:
+                mine = self._item(row, self.known(row), "known", share)
+                if (keeps is None or keeps(mine)) and not any(self._same_crystal(mine, other) for other in found):
+                    found.append(mine)
+                if len(found) >= n:
+                    return
+
+        if known:
+            add_known([pair for pair in own if pair not in far])
+        if len(found) >= n:
+            return found
         first = len(found)
         for row, elements, score in self._ranked(wanted, allowed, formula=formula):
             item = self._substituted(row, elements, score)
@@ -267,7 +287,10 @@ class PrototypeIndex:
             if len(found) == n + _SPARE:
                 break
         found[first:] = sorted(found[first:], key=lambda item: item.score or 0.0, reverse=True)
-        return found[:n]
+        del found[n:]
+        if known and len(found) < n:
+            add_known(far)
+        return found
 
     def known_of(self, unit: dict[int, int]) -> list[DecodedCrystal]:
         """Known crystals of a formula, lowest energy first.
@@ -412,7 +435,13 @@ class PrototypeIndex:
 
     def _item(self, row: int, crystal: CanonicalCrystal, kind: str, score: float) -> DecodedCrystal:
         text, source = crystal.to_text(), f"{kind} {self.names[row]}"
-        return DecodedCrystal(crystal.to_structure(), None, text, canonical=crystal, source=source, score=score)
+        doubts: tuple[str, ...] = ()
+        if kind == "known" and self.above_hull[row] > _DOUBTED:
+            above = f"{self.above_hull[row]:.2f} eV/atom above the hull of known phases"
+            doubts = (f"{source}: was calculated {above}, such crystals are hardly ever made",)
+        return DecodedCrystal(
+            crystal.to_structure(), None, text, canonical=crystal, warnings=doubts, source=source, score=score
+        )
 
     def _closeness(self, record: CrystalRecord) -> float:
         """Smallest distance over the sum of both radii, where it is below 1; radii are those of the volumes."""

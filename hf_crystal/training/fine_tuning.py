@@ -12,7 +12,8 @@ import numpy as np
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from hf_crystal.data.columns import composition_numbers
+from hf_crystal.data.columns import composition_numbers, name_columns
+from hf_crystal.evaluation.intervals import mean_interval
 from hf_crystal.evaluation.regression import regression_metrics
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RUN_NAME
 from hf_crystal.loading import check_property_model, load_property_model
@@ -87,7 +88,7 @@ class FineTuning:
         epochs = self.epochs or epochs_for(training)
         say(
             f"{len(rows)} crystals, {len(names)} parts: {epochs} epochs without each (about {training} crystals), "
-            f"then with all (one of twenty watches the loss); losses are in {self.output_dir}"
+            f"then with all (about one of twenty watches the loss); losses are in {self.output_dir}"
         )
         for place, part in enumerate(names, 1):
             inside = np.asarray([other == part for other in parts])
@@ -105,15 +106,17 @@ class FineTuning:
             )
         record = self._train(table, _ALL_ROWS, self.output_dir / _ALL_ROWS)
         record["test"] = self._errors(predicted, of_formula, means, labels)
+        watching = record["rows"].pop("test", 0)  # those of the validation part, not a test of their own
         record["cross_validation"] = [{k: _finite(v) for k, v in share.items()} for share in shares]
         record["notes"] = (
             f"Errors are those of a cross-validation in {len(names)} parts ({len(labels)} crystals, each predicted "
-            "once by a model that has not seen its part); this model has seen 19 of 20, the others watched the loss."
+            f"once by a model that has not seen its part); this model has seen all but {watching}, which watched the loss."
         )
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
         for file in (self.output_dir / "result.json", self.output_dir / _ALL_ROWS / MODEL_FOLDER / "metrics.json"):
             file.write_text(text, encoding="utf-8")
-        ids = rows["id"] if "id" in rows.column_names else list(map(str, range(len(rows))))
+        named = name_columns(tuple(rows.column_names))  # the first gives `predict` its sources
+        ids = rows[named[0]] if named else list(map(str, range(len(rows))))
         self._write_predictions(zip(ids, parts, labels, predicted, of_formula, strict=True))
         return record
 
@@ -241,6 +244,9 @@ class FineTuning:
             formula = regression_metrics(of_formula, labels, **names).to_dict()["targets"][0]
             found["targets"][0]["composition_mae"] = formula["mae"]
             found["targets"][0]["composition_mae_interval"] = formula["mae_interval"]
+            # paired: both predict the same crystals
+            gains = np.abs(of_formula - labels) - np.abs(predicted - labels)
+            found["targets"][0]["gain_over_composition_interval"] = mean_interval(gains)
         return found
 
     def _write_predictions(self, rows: Iterator[tuple[Any, ...]]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
+from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS
 from hf_crystal.evaluation.regression import RegressionMetrics, regression_metrics
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
 from hf_crystal.training.property_data import label_columns, load_property_data, trained_on
@@ -51,7 +52,10 @@ def prepare_property_task(recipe: TrainingRecipe) -> PropertyTask:
     columns = label_columns(recipe.data)
     scaling = compute_target_scaling(splits["train"], columns)
     model = build_property_model(recipe.model, recipe.data.targets).to(getattr(torch, recipe.training.dtype))
-    for name, value in trained_on(splits["train"]).items():
+    domain = trained_on(splits["train"])
+    if recipe.model.get("pretrained"):  # the encoder knows these: a small table has few pairs of elements
+        domain["trained_pairs"] = _joined(model.config.trained_pairs or {}, domain["trained_pairs"])
+    for name, value in domain.items():
         setattr(model.config, name, value)
     model.set_target_scaling(list(scaling.mean), list(scaling.std))
     feature_extractor = CrystalFeatureExtractor(
@@ -60,6 +64,14 @@ def prepare_property_task(recipe: TrainingRecipe) -> PropertyTask:
     )
     collator = CrystalCollator(feature_extractor, label_names=columns)
     return PropertyTask(model, feature_extractor, collator, splits, scaling)
+
+
+def _joined(first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
+    """Pairs of elements of two sets of training crystals."""
+    pairs = {
+        symbol: set(f"{first.get(symbol, '')} {second.get(symbol, '')}".split()) for symbol in {**first, **second}
+    }
+    return {symbol: " ".join(sorted(others, key=CHEMICAL_SYMBOLS.index)) for symbol, others in pairs.items()}
 
 
 def train_property(

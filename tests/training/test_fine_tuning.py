@@ -51,6 +51,8 @@ def test_errors_are_of_crystals_not_seen_and_stand_beside_baselines(tuned):
     low, high = target["mae_interval"]
     assert low < target["mae"] < high
     assert target["mae"] < 0.7 * target["composition_mae"] < target["baseline_mae"]  # the formula cannot tell volumes
+    low, high = target["gain_over_composition_interval"]
+    assert 0 < low < target["composition_mae"] - target["mae"] < high
     for part in range(2):
         of_part = [error for error, row in zip(errors, rows, strict=True) if row["part"] == str(part)]
         assert np.mean(of_part) == pytest.approx(record["cross_validation"][part]["mae"])
@@ -69,6 +71,12 @@ def test_the_model_predicts_and_has_a_card(tuned, capfd):
     card = (model / "README.md").read_text()
     assert f"base_model: hf_crystal/{BASE}\n" in card and "license: cc-by-4.0" in card
     assert "cross-validation in 2 parts" in card and "V (A^3)" in card
+    assert "this model has seen all but 3, which watched the loss" in card and "test 3" not in card
+    kcl = {**NACL, "atomic_numbers": [19, 17]}
+    other = {**NACL, "atomic_numbers": [11, 8]}  # two elements of the table, together only where the encoder is from
+    with pytest.warns(UserWarning, match="K: not in the training data"):
+        warned = [row["warnings"] for row in load_property_pipeline(model)([NACL, kcl, other])]
+    assert (warned[0], len(warned[1]), warned[2]) == ([], 1, [])
     assert run(["export", str(model), str(folder / "exported")]) == 0
 
 
