@@ -104,4 +104,5 @@ def build_assistant(tools: Tools | None = None) -> "MCPServer":
         arguments.model_config["extra"] = "forbid"
         arguments.model_rebuild(force=True)
         tool.parameters["additionalProperties"] = False
+    offered[0].parameters["properties"]["model"]["description"] = f"One of {', '.join(served.models)}; else the first."
     return MCPServer("hf_crystal", version=__version__, log_level="ERROR", tools=offered)

@@ -34,7 +34,7 @@ _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Vector = Annotated[list[_Number], Field(min_length=3, max_length=3)]
 _TEXT = "Content of a CIF, POSCAR, extended XYZ or JSON (pymatgen, JARVIS, OPTIMADE) file; never a path."
 CrystalText = Annotated[str, Field(max_length=MAX_BYTES, description=_TEXT)]
-Model = Annotated[str | None, Field(description="One of the models that /health lists; by default the first.")]
+Model = Annotated[str | None, Field(description="One of the models served (GET /health); by default the first.")]
 WithStability = Annotated[
     bool,
     Field(description="Add `e_above_hull` (eV/atom) of the predicted energy, and `decomposes_to`, the phases there."),
@@ -49,14 +49,18 @@ Conditions = Annotated[
     dict[Annotated[str, Field(max_length=40)], _Number] | None,
     Field(max_length=_MAX_CONDITIONS, description='Properties asked for, such as {"band_gap": 2.0}.'),
 ]
-Count = Annotated[int, Field(ge=1, le=MAX_GENERATED, description="Number of crystals; there may be fewer.")]
+Count = Annotated[
+    int, Field(strict=True, ge=1, le=MAX_GENERATED, description="Number of crystals; there may be fewer.")
+]
 Temperature = Annotated[
     float | None,
     Field(
         ge=0, le=10, description="Of sampling, 0 for greedy decoding; without `candidates`, the language model alone."
     ),
 ]
-Seed = Annotated[int | None, Field(ge=0, lt=2**53, description="Random seed; without one each call differs.")]
+Seed = Annotated[
+    int | None, Field(strict=True, ge=0, lt=2**53, description="Random seed; without one each call differs.")
+]
 Candidates = Annotated[
     Literal["auto", "prototypes", "model"] | None,
     Field(description="Known prototypes, the language model, or both; as `hf-crystal generate --candidates`."),
@@ -285,7 +289,7 @@ def faults_of(errors: Sequence[Any], whole: str = "body") -> str:
         if error["type"] == "json_invalid":
             path, reason = "body", f"no valid JSON, see its character {known[-1]}"
         elif error["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(error["loc"][-1]), _FIELDS - {"body"}, 1)
+            near = difflib.get_close_matches(str(error["loc"][-1]), _FIELDS - {"body"}, 1, 0.75)
             hint = f": is it {near[0]}?" if near else ": see /docs" if whole == "body" else ""
             reason = f"there is a field that is not accepted{hint}"
         elif error["type"] in ("model_attributes_type", "model_type"):

@@ -37,8 +37,7 @@ def write_crystals(
     """
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)
-    known = [result for result in results if str(result.get("source")).startswith("known")]
-    if len(known) > 1 and "energy" not in results[0]:
+    if any(str(result.get("source")).startswith("known") for result in results) and "energy" not in results[0]:
         order = "known crystals are in the order of their PBE energies: where these are close, nature's may be another"
         print(f"hf-crystal: {order}", file=sys.stderr)
     if about := results[0].get("energy_of"):

@@ -49,9 +49,7 @@ _MIXED = (
 # batches that are read ahead and sorted by size together
 _BATCHES_PER_CHUNK = 16
 
-_ELEMENT = (
-    "one element: in its ground state its formation energy is 0, and models predict up to 0.2 eV/atom more"
-)
+_ELEMENT = "one element: in its ground state its formation energy is 0, and models predict up to 0.2 eV/atom more"
 _OPEN = "not periodic along all axes (pbc): the model was trained on bulk crystals, and the result is an extrapolation"
 
 

@@ -306,7 +306,9 @@ def test_an_assistant_has_the_three_tools(tiny_folders, pipe):
             return tools, calls
 
     listed, (predicted, described, generated, path, misspelled) = asyncio.run(talk())
-    assert sorted(tool.name for tool in listed.tools) == ["describe", "generate", "predict"]
+    schemas = {tool.name: tool.input_schema for tool in listed.tools}
+    assert sorted(schemas) == ["describe", "generate", "predict"]
+    assert Path(tiny_folders[0]).name in schemas["predict"]["properties"]["model"]["description"]
     expected = pipe(str(example_files()["NaCl"]))
     assert predicted.structured_content == {"model": Path(tiny_folders[0]).name, **expected}
     assert described.structured_content["space_group"] == "Fm-3m"
