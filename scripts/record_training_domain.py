@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hf_crystal.crystals.checkpoint_settings import training_domain
+from hf_crystal.crystals.doubts import training_domain
 from hf_crystal.data import load_crystal_dataset
 from hf_crystal.hub.files import edit_json
 from hf_crystal.loading import load_generator

@@ -11,7 +11,7 @@ import torch
 
 import hf_crystal
 from hf_crystal.checkpoints import checkpoint_folder, embedded_checkpoints, embedded_generators
-from hf_crystal.crystals.checkpoint_settings import update_checkpoint
+from hf_crystal.crystals.doubts import update_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent / "hub"))
 from hub_exports import run_without_package

@@ -23,7 +23,6 @@ TRAVELING = [path for path in SOURCES if path.parent.name in ROOMS and path.name
 # files of a room from the bottom up: each imports only what stands before it
 CRYSTALS = [
     "elements",
-    "checkpoint_settings",
     "record",
     "doubts",
     "formats",
@@ -32,7 +31,6 @@ CRYSTALS = [
     "cif_symmetry",
     "cif",
     "reading",
-    "orderings",
 ]
 MAT2SEQ = [
     "space_group_tables",

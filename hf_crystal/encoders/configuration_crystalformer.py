@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from ..crystals.checkpoint_settings import update_checkpoint
+from ..crystals.doubts import update_checkpoint
 from .ops_decay_laws import DECAY_LAWS, HeadLaws, heads_by_law, tail_share
 
 __all__ = ["CrystalformerConfig"]

@@ -1,5 +1,6 @@
 """What all blocks of an encoder share about a batch: periodic images, their radial basis, reciprocal vectors."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,10 +8,10 @@ import torch
 from transformers.utils import logging
 
 from .configuration_crystalformer import CrystalformerConfig
-from .ops_frame_features import FrameAxes
 from .ops_periodic_attention import RadialBasis
 from .ops_periodic_geometry import (
     MAX_LAYOUT_IMAGES,
+    FrameAxes,
     NeighborLayout,
     PackedAtoms,
     cells_layouts,
@@ -18,11 +19,11 @@ from .ops_periodic_geometry import (
     pack_atoms,
     plane_spacings,
     radius_layouts,
+    reciprocal_cell,
     table_layout,
 )
-from .ops_reciprocal_attention import reciprocal_vectors
 
-__all__ = ["CrystalGeometry", "ImageBlock", "box_extents", "build_geometry"]
+__all__ = ["CrystalGeometry", "ImageBlock", "box_extents", "build_geometry", "reciprocal_vectors"]
 
 logger = logging.get_logger(__name__)
 
@@ -147,6 +148,39 @@ def build_geometry(
         geometry.waves = reciprocal_vectors(cell, config.cell_range, longest if by_radius else None)
         geometry.pairs = dense_pair_layout(atoms)
     return geometry
+
+
+def reciprocal_vectors(
+    cell: torch.Tensor, extent: int, largest: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half of the reciprocal lattice vectors of each crystal, the zero vector first.
+
+    Args:
+        cell (`torch.Tensor` of shape `(B, 3, 3)`): lattice vectors as rows, Å.
+        extent (`int`): with `largest=None`, all integer triples with |m_k| ≤ extent (the papers' rule).
+        largest (`float`, *optional*): all vectors no longer than this, 1/Å, instead: independent of the cell's choice.
+
+    Returns:
+        vectors of shape `(B, R, 3)` (1/Å) and multiplicities of shape `(B, R)`: 1 for zero, 2 for each ±m, 0 padding.
+    """
+    reciprocal = reciprocal_cell(cell)
+    if largest is None:
+        bounds = [extent] * 3
+    else:
+        # |m_k| = |w·l_k| / 2π ≤ |w| |l_k| / 2π
+        bounds = torch.floor(largest * cell.norm(dim=-1) / (2 * math.pi) + 1e-6).long().amax(0).tolist()
+    axes = [torch.arange(-bound, bound + 1, device=cell.device) for bound in bounds]
+    grid = torch.cartesian_prod(*axes).reshape(-1, 3)
+    half = grid[grid.shape[0] // 2 :]  # the grid is symmetric and sorted: its middle is zero, the rest one of each ±m
+    vectors = half.to(cell.dtype) @ reciprocal
+    multiplicity = torch.full(vectors.shape[:2], 2.0, dtype=cell.dtype, device=cell.device)
+    multiplicity[:, 0] = 1.0
+    if largest is not None:
+        inside = vectors.square().sum(-1) <= largest * largest
+        order = torch.argsort((~inside).to(torch.uint8), dim=1, stable=True)[:, : int(inside.sum(1).max())]
+        multiplicity = (multiplicity * inside).gather(1, order)
+        vectors = vectors.gather(1, order[..., None].expand(-1, -1, 3))
+    return vectors, multiplicity
 
 
 def _triton_kernels(

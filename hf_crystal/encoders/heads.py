@@ -1,4 +1,4 @@
-"""What encoders and property models return, and the heads from a crystal's embedding to properties and errors."""
+"""What encoders and property models return, heads from a crystal's embedding to properties and errors, losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,13 @@ from transformers.utils import ModelOutput
 
 from .configuration_crystalformer import CrystalformerConfig
 
-__all__ = ["CrystalEncoderOutput", "CrystalErrorHead", "CrystalPropertyHead", "CrystalPropertyOutput"]
+__all__ = ["CrystalEncoderOutput", "CrystalErrorHead", "CrystalPropertyHead", "CrystalPropertyOutput", "known_loss"]
+
+LOSSES = {
+    "l1": nn.functional.l1_loss,
+    "mse": nn.functional.mse_loss,
+    "smooth_l1": nn.functional.smooth_l1_loss,
+}
 
 
 @dataclass
@@ -144,3 +150,15 @@ class CrystalErrorHead(nn.Module):
             smallest, largest = scales.new_tensor(self.bounds).unbind(1)
             scales = scales.clamp(smallest, largest)
         return scales, self.metal_proj(hidden).float()[:, 0]
+
+
+def known_loss(name: str, predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean loss over known labels, 0 where none is.
+
+    Args:
+        name (`str`): of `LOSSES`.
+        predicted, labels (`torch.Tensor` of one shape): labels are NaN where unknown.
+    """
+    known = torch.isfinite(labels)
+    losses = LOSSES[name](predicted, labels.where(known, predicted.detach()), reduction="none")
+    return losses.sum() / known.sum().clamp_min(1)

@@ -25,10 +25,10 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_crystalframer import CrystalFramerConfig
 from .geometry import CrystalGeometry, ImageBlock
+from .heads import known_loss
 from .modeling_crystalframer import CrystalFramerModel, CrystalFramerPreTrainedModel
-from .ops_frame_features import FrameAxes, angular_basis
-from .ops_losses import known_loss
-from .ops_periodic_geometry import unpack_atoms
+from .ops_frame_features import angular_basis
+from .ops_periodic_geometry import FrameAxes, unpack_atoms
 
 __all__ = ["AtomVectorHead", "AtomVectorOutput", "CrystalFramerForAtomVectors"]
 

@@ -14,8 +14,8 @@ from transformers.utils import can_return_tuple
 
 from ..crystals.elements import CHEMICAL_SYMBOLS
 from .configuration_crystal_potential import CrystalPotentialConfig
+from .heads import known_loss
 from .modeling_crystalformer import CrystalformerForPropertyPrediction, CrystalPropertyOutput
-from .ops_losses import known_loss
 from .ops_periodic_geometry import cell_volume
 
 __all__ = ["CrystalPotentialOutput", "CrystalformerForPotentialEnergy"]

@@ -21,18 +21,25 @@ from transformers.utils import can_return_tuple, logging
 
 from .configuration_crystalformer import CrystalformerConfig
 from .geometry import CrystalGeometry, ImageBlock, box_extents, build_geometry
-from .heads import CrystalEncoderOutput, CrystalErrorHead, CrystalPropertyHead, CrystalPropertyOutput, in_doubt
+from .heads import (
+    CrystalEncoderOutput,
+    CrystalErrorHead,
+    CrystalPropertyHead,
+    CrystalPropertyOutput,
+    in_doubt,
+    known_loss,
+)
 from .ops_decay_laws import real_shares
-from .ops_losses import known_loss
 from .ops_periodic_attention import (
     PeriodicAttentionOutput,
     gaussian_widths,
     pair_attention_matrix,
     periodic_attention,
     periodic_attention_reference,
+    reciprocal_attention,
+    reciprocal_log_weights,
 )
 from .ops_periodic_geometry import NeighborLayout, plane_spacings, unpack_atoms
-from .ops_reciprocal_attention import reciprocal_attention, reciprocal_log_weights
 
 __all__ = [
     "CrystalformerForPropertyPrediction",

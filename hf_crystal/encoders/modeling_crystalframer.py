@@ -34,9 +34,9 @@ from .ops_crystal_frames import (
     max_axes,
     max_frames,
 )
-from .ops_frame_features import FrameAxes, axes_of_frames, frame_features, spread_axes
+from .ops_frame_features import axes_of_frames, frame_features, spread_axes
 from .ops_periodic_attention import PeriodicAttentionOutput
-from .ops_periodic_geometry import NeighborLayout, plane_spacings, pure_translations
+from .ops_periodic_geometry import FrameAxes, NeighborLayout, plane_spacings, pure_translations
 
 __all__ = ["CrystalFramerForPropertyPrediction", "CrystalFramerModel", "CrystalFramerPreTrainedModel"]
 

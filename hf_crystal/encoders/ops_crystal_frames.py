@@ -18,7 +18,8 @@ from typing import Literal
 
 import torch
 
-from .ops_frame_features import FrameAxes, merge_axes
+from .ops_frame_features import merge_axes
+from .ops_periodic_geometry import FrameAxes
 
 __all__ = [
     "SELF_IMAGE_SQUARED_DISTANCE",

@@ -31,9 +31,10 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from .ops_periodic_geometry import FrameAxes
+
 __all__ = [
     "AngularSeries",
-    "FrameAxes",
     "angular_basis",
     "angular_series",
     "axes_of_frames",
@@ -172,26 +173,6 @@ def angular_series(num_basis: int, width_scale: float, dtype: torch.dtype) -> An
     angles = n[:, None] * frequency * centers
     matrix = torch.cat([amplitude[:, None] * angles.cos(), amplitude[:, None] * angles.sin()])
     return AngularSeries(order, frequency, tuple(signs), matrix)
-
-
-@dataclass
-class FrameAxes:
-    """Weighted directions of the frame axes of every atom and head.
-
-    Attributes:
-        atom (`torch.Tensor` of shape `(L,)`): atom of each line, ascending.
-        direction (`torch.Tensor` of shape `(L, 3)`): unit vectors.
-        weight (`torch.Tensor` of shape `(L, H, 3)`): weight of the direction in each head and axis.
-        opposite (`torch.Tensor` of shape `(L, H, 3)`): weight of the opposite direction. Both, summed over the lines
-            of an atom, are 1 for each head and axis (0 where an axis does not exist).
-        isotropic (`torch.Tensor` of shape `(T, H)`, *optional*): weight of "any direction" for all three axes.
-    """
-
-    atom: torch.Tensor
-    direction: torch.Tensor
-    weight: torch.Tensor
-    opposite: torch.Tensor
-    isotropic: torch.Tensor | None = None
 
 
 def axes_of_frames(frames: torch.Tensor) -> FrameAxes:

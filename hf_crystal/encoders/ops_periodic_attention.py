@@ -15,7 +15,10 @@ Both take the same arguments; a test compares values and gradients.
 
 Other laws than the Gaussian are functions phi of |r|² / sigma_i² in its place (`ops_decay_laws`).
 
-Axis letters as in `ops_periodic_geometry`; d is the width of a head, K the number of radial basis functions.
+`reciprocal_log_weights` sums alpha_ij over waves instead, by Poisson summation (the paper's appendix).
+
+Axis letters as in `ops_periodic_geometry`; d is the width of a head, K the number of radial basis functions, R of
+reciprocal vectors.
 Everything here is dtype-preserving; callers keep geometry in at least float32.
 """
 
@@ -27,7 +30,7 @@ from typing import Any, cast
 import torch
 
 from .ops_decay_laws import HeadLaws, decay_log_weights, decay_slopes
-from .ops_periodic_geometry import NeighborLayout, PackedAtoms
+from .ops_periodic_geometry import NeighborLayout, PackedAtoms, cell_volume
 
 __all__ = [
     "PeriodicAttentionOutput",
@@ -39,6 +42,8 @@ __all__ = [
     "periodic_attention",
     "periodic_attention_reference",
     "radial_basis",
+    "reciprocal_attention",
+    "reciprocal_log_weights",
     "segment_logsumexp",
 ]
 
@@ -492,6 +497,64 @@ def periodic_attention(
     return PeriodicAttentionOutput(
         output, weights.transpose(1, 2), pair_weights.transpose(1, 2), logits.transpose(1, 2), total
     )
+
+
+def reciprocal_log_weights(
+    positions: torch.Tensor,
+    cell: torch.Tensor,
+    atoms: PackedAtoms,
+    variance: torch.Tensor,
+    pair_key: torch.Tensor,
+    vectors: torch.Tensor,
+    multiplicity: torch.Tensor,
+) -> torch.Tensor:
+    """alpha_ij summed in reciprocal space (Poisson summation of the real-space sum), paper's appendix.
+
+    alpha_ij = log max(1e-6, S_ij) + 1.5 log(2π sigma_i²) - log V,
+    S_ij = sum_m exp(-sigma_i² |w_m|² / 2) cos(w_m·(p_j - p_i)).
+
+    Args:
+        positions (`torch.Tensor` of shape `(T, 3)`): Å.
+        cell (`torch.Tensor` of shape `(B, 3, 3)`): Å.
+        atoms (`PackedAtoms`): from `pack_atoms`.
+        variance (`torch.Tensor` of shape `(T, H)`): sigma_i², Å².
+        pair_key (`torch.Tensor` of shape `(T, P)`): keys of every query.
+        vectors, multiplicity: from `reciprocal_vectors`.
+
+    Returns:
+        `torch.Tensor` of shape `(T, P, H)`.
+    """
+    waves, counts = vectors[atoms.crystal], multiplicity[atoms.crystal]  # (T, R, 3), (T, R)
+    difference = positions[pair_key] - positions[:, None, :]
+    cosines = torch.cos(difference @ waves.transpose(1, 2))  # (T, P, R)
+    decay = torch.exp(-0.5 * variance[:, None, :] * waves.square().sum(-1)[..., None]) * counts[..., None]
+    total = torch.bmm(cosines, decay)  # (T, P, H)
+    log_volume = cell_volume(cell).log()[atoms.crystal][:, None, None]
+    return total.clamp_min(1e-6).log() + 1.5 * (2 * math.pi * variance).log()[:, None, :] - log_volume
+
+
+def reciprocal_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_weights: torch.Tensor,
+    pair_key: torch.Tensor,
+    pair_mask: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attention with alpha from `reciprocal_log_weights`; the reciprocal sum has no value encoding (beta = 0).
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(T, H, d)`).
+        log_weights (`torch.Tensor` of shape `(T, P, H)`): with the logarithms of the keys' occupancies, if any.
+        pair_key, pair_mask (`torch.Tensor` of shape `(T, P)`): from `dense_pair_layout`.
+
+    Returns:
+        output of shape `(T, H, d)`, A of shape `(T, P, H)`, and log of the sum of exp(logit) of shape `(T, H)`.
+    """
+    logits = pair_scores(query, key, pair_key) + log_weights
+    logits = logits.masked_fill(~pair_mask[..., None], -torch.inf)
+    weights = torch.softmax(logits, dim=1)
+    return mix_values(weights, value, pair_key), weights, torch.logsumexp(logits, dim=1)
 
 
 def pair_attention_matrix(

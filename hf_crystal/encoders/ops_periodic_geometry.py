@@ -17,6 +17,7 @@ __all__ = [
     "MAX_LAYOUT_IMAGES",
     "PADDING_SQUARED_DISTANCE",
     "EdgeList",
+    "FrameAxes",
     "NeighborLayout",
     "PackedAtoms",
     "build_layouts",
@@ -163,6 +164,26 @@ class EdgeList:
     pair_key: torch.Tensor
     pair_counts: torch.Tensor
     vectors: torch.Tensor
+
+
+@dataclass
+class FrameAxes:
+    """Weighted directions of the frame axes of every atom and head.
+
+    Attributes:
+        atom (`torch.Tensor` of shape `(L,)`): atom of each line, ascending.
+        direction (`torch.Tensor` of shape `(L, 3)`): unit vectors.
+        weight (`torch.Tensor` of shape `(L, H, 3)`): weight of the direction in each head and axis.
+        opposite (`torch.Tensor` of shape `(L, H, 3)`): weight of the opposite direction. Both, summed over the lines
+            of an atom, are 1 for each head and axis (0 where an axis does not exist).
+        isotropic (`torch.Tensor` of shape `(T, H)`, *optional*): weight of "any direction" for all three axes.
+    """
+
+    atom: torch.Tensor
+    direction: torch.Tensor
+    weight: torch.Tensor
+    opposite: torch.Tensor
+    isotropic: torch.Tensor | None = None
 
 
 def build_layouts(

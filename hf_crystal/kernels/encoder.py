@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ..encoders.ops_crystal_frames import max_axes
-from ..encoders.ops_frame_features import FrameAxes
-from ..encoders.ops_periodic_geometry import PackedAtoms, radius_edges
+from ..encoders.ops_periodic_geometry import FrameAxes, PackedAtoms, radius_edges
 from .angles import angular_edge_sums, max_edge_frames
 from .attention import edge_attention
 from .edges import SortedEdges, sorted_edges

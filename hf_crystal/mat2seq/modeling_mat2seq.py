@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from ..crystals.checkpoint_settings import TrainingDomain
+from ..crystals.doubts import TrainingDomain
 from ..crystals.elements import cell_formula
 from .grammar import CrystalGrammar
 from .logits_processor import CrystalLogitsProcessor

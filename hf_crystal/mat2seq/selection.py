@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
-from ..crystals.checkpoint_settings import TrainingDomain
+from ..crystals.doubts import TrainingDomain
 from .prompts import PreparedPrompt
 from .tokenization_mat2seq import DecodedCrystal
 from .validity import atoms_are_apart, atoms_collide, check_min_distance, load_smact, smact_accepts

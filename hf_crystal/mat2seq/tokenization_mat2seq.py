@@ -19,7 +19,7 @@ from typing import Any, SupportsIndex
 from transformers import BatchEncoding, PreTrainedConfig, TokenizersBackend
 from transformers.tokenization_utils_base import TruncationStrategy
 
-from ..crystals.checkpoint_settings import update_checkpoint
+from ..crystals.doubts import update_checkpoint
 from ..crystals.reading import CrystalInputError, CrystalLike
 from .canonicalize import CanonicalCrystal, CanonicalSettings, canonicalize
 from .sequence_text import (

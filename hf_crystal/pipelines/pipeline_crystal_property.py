@@ -19,11 +19,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Pipeline, PreTrainedConfig
 
-from ..crystals.checkpoint_settings import TrainingDomain
-from ..crystals.doubts import geometry_warnings
+from ..crystals.doubts import TrainingDomain, geometry_warnings
 from ..crystals.elements import mixture_formula, reduced_formula
-from ..crystals.orderings import orderings
-from ..crystals.reading import CrystalLike, as_record
+from ..crystals.occupancy import ordered_records
+from ..crystals.reading import CrystalLike, as_record, record_to_structure
 from ..crystals.record import CrystalInputError
 
 __all__ = ["CrystalPropertyPipeline"]
@@ -78,7 +77,8 @@ def _read_crystals(
                 as_record(crystals[place])  # its reason
             elif disorder == "orderings":
                 formula = mixture_formula(item["occupancies"])
-                found = orderings(crystals[place], num_orderings)
+                ordered = ordered_records(as_record(crystals[place], disorder="mix"), num_orderings)
+                found = [record_to_structure(record) for record in ordered]
                 way = f"mean over {len(found)} orderings" if len(found) > 1 else "the one distinct ordering"
                 doubt = f"disordered ({formula}): {way} {found[0].reduced_formula} of {len(found[0])} atoms"
                 notes = [*item.get("warnings", ()), doubt]

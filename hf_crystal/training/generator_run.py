@@ -17,7 +17,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from hf_crystal.crystals.checkpoint_settings import training_domain
+from hf_crystal.crystals.doubts import training_domain
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
 from hf_crystal.loading import load_generator
 from hf_crystal.training.data_order import LengthBatchSampler

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from transformers import EvalPrediction
 
-from hf_crystal.encoders.ops_losses import LOSSES
+from hf_crystal.encoders.heads import LOSSES
 from hf_crystal.evaluation.regression import regression_metrics
 from hf_crystal.typing import PropertyModel
 

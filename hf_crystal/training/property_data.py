@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from accelerate import PartialState
 
-from hf_crystal.crystals.checkpoint_settings import training_domain
+from hf_crystal.crystals.doubts import training_domain
 from hf_crystal.crystals.record import CRYSTAL_COLUMNS, SPECIES_COLUMN
 from hf_crystal.data.columns import composition_numbers, num_disordered
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from hf_crystal import CrystalFeatureExtractor
-from hf_crystal.crystals.checkpoint_settings import TrainingDomain, training_domain
-from hf_crystal.crystals.doubts import geometry_warnings
+from hf_crystal.crystals.doubts import TrainingDomain, geometry_warnings, training_domain
 from hf_crystal.crystals.record import COVALENT_RADII, close_pair
 
 

@@ -6,13 +6,8 @@ from tolerances import KERNEL, KERNEL_FLOAT32
 
 from hf_crystal.encoders import ops_crystal_frames as frames
 from hf_crystal.encoders import ops_frame_features as angular
-from hf_crystal.encoders.ops_frame_features import (
-    FrameAxes,
-    axes_of_frames,
-    frame_features,
-    merge_axes,
-    spread_axes,
-)
+from hf_crystal.encoders.ops_frame_features import axes_of_frames, frame_features, merge_axes, spread_axes
+from hf_crystal.encoders.ops_periodic_geometry import FrameAxes
 
 
 def random_rotation(seed: int) -> torch.Tensor:

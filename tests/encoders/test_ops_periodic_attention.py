@@ -8,7 +8,7 @@ import torch
 from tolerances import KERNEL, KERNEL_FLOAT32
 
 from hf_crystal.encoders import ops_periodic_attention as ops
-from hf_crystal.encoders import ops_reciprocal_attention as reciprocal_ops
+from hf_crystal.encoders.geometry import reciprocal_vectors
 from hf_crystal.encoders.ops_periodic_geometry import dense_pair_layout, pack_atoms, radius_layouts
 from hf_crystal.testing import Crystal, collate
 
@@ -119,14 +119,12 @@ def test_gradient_with_respect_to_positions_by_finite_differences(forms_basis):
 def test_reciprocal_gradients_by_finite_differences():
     atoms, batch, _, (query, key, value, inverse_variance), _, _ = setting()
     pair_key, pair_mask = dense_pair_layout(atoms)
-    waves = reciprocal_ops.reciprocal_vectors(batch["cell"], 1)
+    waves = reciprocal_vectors(batch["cell"], 1)
 
     def function(query, key, value, variance):
         positions = batch["positions"][atoms.crystal, atoms.slot]
-        log_weights = reciprocal_ops.reciprocal_log_weights(
-            positions, batch["cell"], atoms, variance, pair_key, *waves
-        )
-        return reciprocal_ops.reciprocal_attention(query, key, value, log_weights, pair_key, pair_mask)[0]
+        log_weights = ops.reciprocal_log_weights(positions, batch["cell"], atoms, variance, pair_key, *waves)
+        return ops.reciprocal_attention(query, key, value, log_weights, pair_key, pair_mask)[0]
 
     leaves = [tensor.clone().requires_grad_() for tensor in (query, key, value, inverse_variance)]
     assert torch.autograd.gradcheck(function, leaves)
@@ -151,8 +149,8 @@ def test_reciprocal_sum_is_the_real_sum_by_poisson():
     positions = batch["positions"][atoms.crystal, atoms.slot]
     variance = torch.tensor([[1.2, 2.0]] * 3, dtype=torch.float64)
     pair_key, pair_mask = dense_pair_layout(atoms)
-    waves = reciprocal_ops.reciprocal_vectors(batch["cell"], 0, largest=9.0)
-    reciprocal = reciprocal_ops.reciprocal_log_weights(positions, batch["cell"], atoms, variance, pair_key, *waves)
+    waves = reciprocal_vectors(batch["cell"], 0, largest=9.0)
+    reciprocal = ops.reciprocal_log_weights(positions, batch["cell"], atoms, variance, pair_key, *waves)
     (layout,) = radius_layouts(positions, batch["cell"], atoms, 13.0)
     phi = -0.5 * layout.squared_distances[..., None] / variance[layout.rows][:, None]
     phi = phi.masked_fill(~layout.edge_mask[..., None], -torch.inf)
@@ -166,11 +164,11 @@ def test_reciprocal_sum_is_the_real_sum_by_poisson():
 
 def test_reciprocal_vectors_by_range_and_by_length_are_complete():
     cell = torch.stack([torch.eye(3).double() * 4.0, torch.eye(3).double() * 7.0])
-    vectors, counts = reciprocal_ops.reciprocal_vectors(cell, 2)
+    vectors, counts = reciprocal_vectors(cell, 2)
     assert vectors.shape == (2, 63, 3)
     assert counts.sum(1).tolist() == [125.0, 125.0]
     largest = 2 * math.pi / 4.0 * 1.5  # (1,0,0) and (1,1,0) of the small cell
-    vectors, counts = reciprocal_ops.reciprocal_vectors(cell, 2, largest)
+    vectors, counts = reciprocal_vectors(cell, 2, largest)
     assert counts[0].sum() == 1 + 6 + 12
     assert (vectors.norm(dim=-1)[counts > 0] <= largest).all()
 

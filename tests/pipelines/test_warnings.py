@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from hf_crystal import CrystalFeatureExtractor, embedded_checkpoint
 from hf_crystal.cli.main import app
-from hf_crystal.crystals.checkpoint_settings import training_domain
+from hf_crystal.crystals.doubts import training_domain
 from hf_crystal.pipelines.pipeline_crystal_property import CrystalPropertyPipeline
 
 EXTRAPOLATION = "the result is an extrapolation"
