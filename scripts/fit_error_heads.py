@@ -27,6 +27,7 @@ from prepare_materials_project import LABELS, kinds_of, with_labels
 from report_domain import parts_of
 
 _MEMBERS = 5  # heads whose mean is taken
+_SHARES = (0.0, 0.5, 1.0)  # of the linear functions, tried
 _PENALTY = 1000.0  # of the squared weights of a linear function, on standardized inputs
 _LARGE = 20  # atoms; what benchmarks call large
 _WITHIN = (0.005, 0.995)  # scales beyond those of these shares of the held-out crystals are cut off
@@ -118,6 +119,138 @@ def inputs_of(model: Any, pooled: Any) -> Any:
     return pooled if model.config.error_head_states else embeddings_of(model, pooled)
 
 
+class _HeldOut:
+    """Held-out crystals as an error head sees them: scaled inputs, errors, metals; arguments as of `fit_head`."""
+
+    def __init__(self, model: Any, pooled: Any, predicted: Any, labels: Any, folds: Any):
+        import numpy as np
+        import torch
+
+        scale, self.model, self.folds, self.gap = model.head.target_std.numpy(), model, folds, model.config.gap_index
+        with torch.no_grad():
+            inputs = model.error_inputs(torch.tensor(inputs_of(model, pooled)))
+        errors = torch.tensor(np.abs(predicted - labels) / scale, dtype=torch.float32)
+        self.known = torch.isfinite(errors)
+        self.errors = errors.nan_to_num()
+        if self.gap is not None:  # errors of what is given out: 0 for a metal, else at least 0
+            true, raw = labels[:, self.gap], predicted[:, self.gap]
+            self.true = torch.tensor(np.nan_to_num(true) / scale[self.gap], dtype=torch.float32)
+            self.clipped = torch.tensor(np.clip(raw, 0, None) / scale[self.gap], dtype=torch.float32)
+            self.is_metal = (self.true <= 0).float()
+        self.center, spread = inputs[folds > 0].mean(0), inputs[folds > 0].std(0)
+        # a unit that none of these crystals switches on, or an element that none has, is given no large weight
+        self.spread = spread.clamp_min(0.3 * spread[spread > 0].median())
+        self.inputs = (inputs - self.center) / self.spread
+
+    def outputs(self, rows: Any, head: Any) -> tuple[Any, Any, Any]:
+        """Logarithms of error scales and logits of a metal, and the errors with that head."""
+        import torch
+
+        logarithms, metal = head(self.inputs[rows])
+        own, gap = self.errors[rows], self.gap
+        if gap is not None:
+            final = self.clipped[rows].masked_fill(metal > 0, 0.0)
+            own = torch.cat([own[:, :gap], (final - self.true[rows]).abs()[:, None], own[:, gap + 1 :]], 1).detach()
+        return logarithms, metal, own
+
+    def loss(self, rows: Any, head: Any) -> Any:
+        """Negative log-likelihood of errors with tails longer than Laplace's, and the cross-entropy of metals."""
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        logarithms, metal, own = self.outputs(rows, head)
+        weights = self.known[rows].float()
+        share = weights / weights.sum(0).clamp_min(1)
+        ratios = own * (-logarithms).exp()
+        total = ((logarithms + 2 * ratios.clamp_min(1e-12).sqrt()) * share).sum()
+        if self.gap is None:
+            return total
+        terms = binary_cross_entropy_with_logits(metal, self.is_metal[rows], reduction="none")
+        return total + (terms * share[:, self.gap]).sum()
+
+    def linear(self, rows: Any, head: Any) -> Any:
+        """Weights `(targets, inputs + 1)`, the constant last, of functions for the logarithms of errors: ridge."""
+        import torch
+
+        with torch.no_grad():
+            own = self.outputs(rows, head)[2]
+        design, found = self.inputs[rows], []
+        for place in range(own.shape[1]):
+            given = self.known[rows, place]
+            x, y = design[given], own[given, place]
+            y = torch.log(y + 0.2 * y.mean())  # a small error is luck: its logarithm counts for little
+            mean = x.mean(0)
+            slope = torch.linalg.solve(
+                (x - mean).T @ (x - mean) + _PENALTY * torch.eye(x.shape[1]), (x - mean).T @ (y - y.mean())
+            )
+            found.append(torch.cat([slope, (y.mean() - mean @ slope)[None]]))
+        return torch.stack(found)
+
+    def member(self, chooses: int, epochs: int) -> tuple[Any, Any, Any]:
+        """One head, and linear functions: fold `chooses` chooses the epoch of the first, the others but 0 train both.
+
+        The third result are the rank correlations on that fold with each of `_SHARES` of the functions, per target.
+        """
+        import numpy as np
+        import torch
+        from scipy.stats import spearmanr
+
+        from hf_crystal.encoders.heads import CrystalErrorHead
+
+        head = CrystalErrorHead(self.model.config)
+        self.model._init_weights(head.dense)
+        training = np.flatnonzero((self.folds > 0) & (self.folds != chooses))
+        validation = torch.tensor(np.flatnonzero(self.folds == chooses))
+        optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=1.0)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        best, kept = float("inf"), {}
+        for epoch in range(epochs):
+            order = np.random.default_rng(epoch).permutation(training)
+            for rows in np.array_split(order, max(1, len(order) // 256)):
+                optimizer.zero_grad()
+                self.loss(torch.tensor(rows), head).backward()
+                optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                value = float(self.loss(validation, head))
+            if value < best:
+                best, kept = value, {name: tensor.clone() for name, tensor in head.state_dict().items()}
+        head.load_state_dict(kept)
+        functions = self.linear(torch.tensor(training), head)
+        with torch.no_grad():
+            logarithms, _, own = self.outputs(validation, head)
+        straight = self.inputs[validation] @ functions[:, :-1].T + functions[:, -1]
+        correlations = [
+            [
+                spearmanr(((1 - share) * logarithms + share * straight)[given, place], own[given, place]).statistic
+                for place, given in enumerate(self.known[validation].unbind(1))
+            ]
+            for share in _SHARES
+        ]
+        return head, functions, correlations
+
+
+def _joined(config: Any, heads: Any, straight: Any, share: Any) -> Any:
+    """The mean of heads as one, with the given share of linear functions per target."""
+    import torch
+
+    from hf_crystal.encoders.heads import CrystalErrorHead
+
+    config.error_head_size = config.error_head_size * len(heads) + 2 * len(share)
+    head = CrystalErrorHead(config)
+    with torch.no_grad():
+        for name, own in (("weight", straight[:, :-1]), ("bias", straight[:, -1])):
+            getattr(head.dense, name).copy_(torch.cat([*(getattr(one.dense, name) for one in heads), own, -own]))
+        for layer, rest, own in (
+            ("out_proj", 1 - share, torch.cat([share.diag(), -share.diag()], dim=1)),
+            ("metal_proj", torch.ones(1), torch.zeros(1, 2 * len(share))),
+        ):
+            parts = [getattr(one, layer) for one in heads]
+            weight = torch.cat([part.weight for part in parts], dim=1) / len(heads)
+            getattr(head, layer).weight.copy_(torch.cat([rest[:, None] * weight, own], dim=1))
+            getattr(head, layer).bias.copy_(rest * sum(part.bias for part in parts) / len(heads))
+    return head
+
+
 def fit_head(
     model: Any, pooled: Any, predicted: Any, labels: Any, folds: Any, epochs: int, large: Any | None = None
 ) -> None:
@@ -136,134 +269,33 @@ def fit_head(
     """
     import numpy as np
     import torch
-    from scipy.stats import spearmanr
 
-    from hf_crystal.encoders.heads import CrystalErrorHead, in_doubt
+    from hf_crystal.encoders.heads import in_doubt
 
-    config, scale = model.config, model.head.target_std.numpy()
-    with torch.no_grad():
-        inputs = model.error_inputs(torch.tensor(inputs_of(model, pooled)))
-    gap = config.gap_index
-    errors = torch.tensor(np.abs(predicted - labels) / scale, dtype=torch.float32)
-    known = torch.isfinite(errors)
-    errors = errors.nan_to_num()
-    if gap is not None:  # errors of what is given out: 0 for a metal, else at least 0
-        true = torch.tensor(np.nan_to_num(labels[:, gap]) / scale[gap], dtype=torch.float32)
-        clipped = torch.tensor(np.clip(predicted[:, gap], 0, None) / scale[gap], dtype=torch.float32)
-        is_metal = (true <= 0).float()
-    weights, center, spread = known.float(), inputs[folds > 0].mean(0), inputs[folds > 0].std(0)
-    # a unit that none of these crystals switches on, or an element that none has, is given no large weight
-    spread = spread.clamp_min(0.3 * spread[spread > 0].median())
-
-    def outputs(rows: Any, head: Any) -> tuple[Any, Any, Any]:
-        logarithms, metal = head((inputs[rows] - center) / spread)
-        own = errors[rows]
-        if gap is not None:
-            final = clipped[rows].masked_fill(metal > 0, 0.0)
-            own = torch.cat([own[:, :gap], (final - true[rows]).abs()[:, None], own[:, gap + 1 :]], dim=1).detach()
-        return logarithms, metal, own
-
-    def loss(rows: Any, head: Any) -> Any:
-        """Negative log-likelihood of errors with tails longer than Laplace's, and the cross-entropy of metals."""
-        logarithms, metal, own = outputs(rows, head)
-        share = weights[rows] / weights[rows].sum(0).clamp_min(1)
-        ratios = own * torch.exp(-logarithms)
-        total = ((logarithms + 2 * ratios.clamp_min(1e-12).sqrt()) * share).sum()
-        if gap is None:
-            return total
-        terms = torch.nn.functional.binary_cross_entropy_with_logits(metal, is_metal[rows], reduction="none")
-        return total + (terms * share[:, gap]).sum()
-
-    def linear(rows: Any, head: Any) -> Any:
-        """Weights `(targets, inputs + 1)`, the constant last, of functions for the logarithms of errors: ridge."""
-        with torch.no_grad():
-            own = outputs(rows, head)[2]
-        design, found = (inputs[rows] - center) / spread, []
-        for place in range(own.shape[1]):
-            given = known[rows, place]
-            x, y = design[given], own[given, place]
-            y = torch.log(y + 0.2 * y.mean())  # a small error is luck: its logarithm counts for little
-            mean = x.mean(0)
-            slope = torch.linalg.solve(
-                (x - mean).T @ (x - mean) + _PENALTY * torch.eye(x.shape[1]), (x - mean).T @ (y - y.mean())
-            )
-            found.append(torch.cat([slope, (y.mean() - mean @ slope)[None]]))
-        return torch.stack(found)
-
-    def member(chooses: int) -> tuple[Any, Any, Any]:
-        """One head, and linear functions: fold `chooses` chooses the epoch of the first, the others but 0 train both.
-
-        The third result are the rank correlations on that fold with each of `shares` of the functions, per target.
-        """
-        head = CrystalErrorHead(config)
-        model._init_weights(head.dense)
-        training = np.flatnonzero((folds > 0) & (folds != chooses))
-        validation = torch.tensor(np.flatnonzero(folds == chooses))
-        optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3, weight_decay=1.0)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-        best, kept = float("inf"), {}
-        for epoch in range(epochs):
-            order = np.random.default_rng(epoch).permutation(training)
-            for rows in np.array_split(order, max(1, len(order) // 256)):
-                optimizer.zero_grad()
-                loss(torch.tensor(rows), head).backward()
-                optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                value = float(loss(validation, head))
-            if value < best:
-                best, kept = value, {name: tensor.clone() for name, tensor in head.state_dict().items()}
-        head.load_state_dict(kept)
-        functions = linear(torch.tensor(training), head)
-        with torch.no_grad():
-            logarithms, _, own = outputs(validation, head)
-        straight = (inputs[validation] - center) / spread @ functions[:, :-1].T + functions[:, -1]
-        mixed = [(1 - share) * logarithms + share * straight for share in shares]
-        correlations = [
-            [
-                spearmanr(scales[given, place], own[given, place]).statistic
-                for place, given in enumerate(known[validation].unbind(1))
-            ]
-            for scales in mixed
-        ]
-        return head, functions, correlations
-
+    held, config = _HeldOut(model, pooled, predicted, labels, folds), model.config
     config.error_scale_bounds = None
-    shares = (0.0, 0.5, 1.0)
-    heads, functions, correlations = zip(*(member(chooses) for chooses in range(1, _MEMBERS + 1)), strict=True)
-    share = torch.tensor(shares)[np.nanmean(correlations, axis=0).argmax(0)]
-    straight = torch.stack(functions).mean(0)
-    config.error_head_size = config.error_head_size * _MEMBERS + 2 * len(share)
-    head = model.error_head = CrystalErrorHead(config).to(model.head.out_proj.weight.dtype)
+    members = (held.member(chooses, epochs) for chooses in range(1, _MEMBERS + 1))
+    heads, functions, correlations = zip(*members, strict=True)
+    share = torch.tensor(_SHARES)[np.nanmean(correlations, axis=0).argmax(0)]
+    head = _joined(config, heads, torch.stack(functions).mean(0), share).to(model.head.out_proj.weight.dtype)
+    model.error_head = head
+    rows, gap = torch.tensor(np.flatnonzero(folds == 0)), held.gap
     with torch.no_grad():
-        for name, own in (("weight", straight[:, :-1]), ("bias", straight[:, -1])):
-            getattr(head.dense, name).copy_(torch.cat([*(getattr(one.dense, name) for one in heads), own, -own]))
-        for layer, rest, own in (
-            ("out_proj", 1 - share, torch.cat([share.diag(), -share.diag()], dim=1)),
-            ("metal_proj", torch.ones(1), torch.zeros(1, 2 * len(share))),
-        ):
-            parts = [getattr(one, layer) for one in heads]
-            weight = torch.cat([part.weight for part in parts], dim=1) / _MEMBERS
-            getattr(head, layer).weight.copy_(torch.cat([rest[:, None] * weight, own], dim=1))
-            getattr(head, layer).bias.copy_(rest * sum(part.bias for part in parts) / _MEMBERS)
-    rows = torch.tensor(np.flatnonzero(folds == 0))
-    no_cell = torch.zeros(len(rows)).bool()
-    with torch.no_grad():
-        found = outputs(rows, head)
+        found = held.outputs(rows, head)
         outside = found[2].clone()
         if gap is not None:  # the interval of a crystal that may be a metal or not holds zero and the gap
             doubtful = in_doubt(found[1].sigmoid())
-            outside[doubtful, gap] = (true[rows] - clipped[rows]).clamp_min(0)[doubtful]
-    set_intervals(model, (*found, outside), known[rows], no_cell if large is None else large[folds == 0])
-    with torch.no_grad():
-        scales, metal = head((inputs - center) / spread)
+            outside[doubtful, gap] = (held.true[rows] - held.clipped[rows]).clamp_min(0)[doubtful]
+        no_cell = torch.zeros(len(rows)).bool()
+        set_intervals(model, (*found, outside), held.known[rows], no_cell if large is None else large[folds == 0])
+        scales, metal = head(held.inputs)
         bounds = torch.stack([scales.quantile(share, 0) for share in _WITHIN], 1).tolist()
         if gap is not None:  # metals' errors are mostly 0: a gap must not get theirs
             bounds[gap][0] = scales[metal <= 0, gap].quantile(_WITHIN[0]).item()
         head.bounds = config.error_scale_bounds = [[round(value, 3) for value in pair] for pair in bounds]
         # the first layer takes embeddings as they are
-        head.dense.bias -= head.dense.weight @ (center / spread)
-        head.dense.weight /= spread
+        head.dense.bias -= head.dense.weight @ (held.center / held.spread)
+        head.dense.weight /= held.spread
 
 
 def set_intervals(model: Any, outputs: tuple[Any, Any, Any, Any], known: Any, large: Any) -> None:

@@ -112,19 +112,71 @@ class Health(BaseModel):
     generator: str | None
 
 
-class _Turns:
-    """Who computes and who reads: one computation at a time, the others wait in order until their time is over."""
+class _Endpoints:
+    """Answers; one computation at a time, the others wait in order until their time is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, tools: Tools, time_limit: float) -> None:
+        self.tools, self.time_limit, self.measures = tools, time_limit, _Measures()
         self._computing, self._reading = anyio.CapacityLimiter(1), anyio.CapacityLimiter(_READERS)
 
-    async def compute(self, function: Callable[..., Any], *arguments: object) -> Any:
+    async def _compute(self, function: Callable[..., Any], *arguments: object) -> Any:
         """Value of a function that uses the models."""
         return await to_thread.run_sync(function, *arguments, limiter=self._computing)
 
-    async def read(self, function: Callable[..., Any], *arguments: object) -> Any:
-        """Value of a function that reads crystals."""
-        return await to_thread.run_sync(function, *arguments, limiter=self._reading)
+    async def _read(self, crystals: list[Any], *arguments: Any) -> Any:
+        """What `Tools.read` gives."""
+        return await to_thread.run_sync(self.tools.read, crystals, *arguments, limiter=self._reading)
+
+    async def predict(self, request: PredictRequest) -> Prediction:
+        self.tools.finish(request.model, False)
+        options = request.model_dump(include={"model", "stability", "unseen"})
+        with anyio.fail_after(self.time_limit):
+            records = await self._read([request.crystal])
+            (result,) = await self._compute(lambda: self.tools.predict(records, **options))
+        self.measures.crystals("predict", [result])
+        if "error" in result:
+            raise Refused(result["error"])
+        return Prediction(source=request.crystal.name or "crystal 0", **result)
+
+    async def predict_batch(self, request: BatchRequest) -> Predictions:
+        self.tools.finish(request.model, False)
+        options = request.model_dump(include={"model", "stability", "unseen"})
+        results: list[dict[str, Any]] = []
+        try:
+            with anyio.fail_after(self.time_limit):
+                records = await self._read(request.crystals)
+                for piece in pieces(records, _PIECE_ATOMS, _PIECE_SIZE):
+                    results += await self._compute(lambda piece=piece: self.tools.predict(piece, **options))
+        except TimeoutError:
+            if not results:
+                raise
+        reason = f"not predicted: those before it took more than {self.time_limit:g} s"
+        results += [{"error": reason} for _ in request.crystals[len(results) :]]
+        self.measures.crystals("predict", results)
+        names = (
+            (isinstance(crystal, Crystal) and crystal.name) or f"crystal {place}"
+            for place, crystal in enumerate(request.crystals)
+        )
+        named = zip(names, results, strict=True)
+        return Predictions(results=[Prediction(source=name, **result) for name, result in named])
+
+    async def generate(self, request: GenerateRequest) -> Generated:
+        with anyio.fail_after(self.time_limit):
+            crystals = await self._compute(self.tools.generate, request)
+        self.measures.crystals("generate", crystals)
+        return Generated(crystals=crystals)
+
+    async def describe(self, request: DescribeRequest) -> Description:
+        with anyio.fail_after(self.time_limit):
+            (found,) = await self._read([request.crystal], description_of)
+        if isinstance(found, str):
+            self.measures.crystals("describe", [{"error": found}])
+            raise Refused(found)
+        self.measures.crystals("describe", [found])
+        return Description(source=request.crystal.name or "crystal 0", **found)
+
+    async def health(self) -> Health:
+        return Health(status="ok", version=__version__, models=list(self.tools.models), generator=self.tools.generator)
 
 
 def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> "FastAPI":
@@ -139,24 +191,22 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         ImportError: FastAPI and what belongs to it are not installed.
     """
     try:
-        from fastapi import FastAPI, Request
-        from fastapi.exceptions import RequestValidationError
-        from fastapi.responses import JSONResponse, RedirectResponse, Response
+        from fastapi.responses import RedirectResponse, Response
         from fastapi_offline import FastAPIOffline
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
         from starlette.middleware.body_limit import RequestBodyLimitMiddleware
     except ImportError as error:
         raise ImportError("the server needs FastAPI and more: pip install 'hf_crystal[serve]'") from error
 
-    served, turns, measures = tools or Tools(), _Turns(), _Measures()
+    endpoints = _Endpoints(tools or Tools(), time_limit)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await to_thread.run_sync(served.warm_up)
+    async def lifespan(_: "FastAPI") -> AsyncIterator[None]:
+        await to_thread.run_sync(endpoints.tools.warm_up)
         yield
 
     codes = {413: "Too large.", 422: "Refused, with the reason.", 503: "Busy: try again."}
-    app = FastAPIOffline(
+    app: FastAPI = FastAPIOffline(
         title="hf_crystal",
         version=__version__,
         description=_INTRODUCTION,
@@ -164,8 +214,35 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         redoc_url=None,
         responses={code: {"model": Problem, "description": text} for code, text in codes.items()},
     )
-
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=_MAX_BODY)  # inside `measure`, which words its answer
+    _add_problems(app, endpoints.measures, time_limit)
+
+    one, many = "Predict properties of one crystal.", "Predict properties of several crystals."
+    app.post("/predict", summary=one, response_model_exclude_unset=True)(endpoints.predict)
+    each = "A crystal that cannot be read gives `error`; the others are predicted."
+    app.post("/predict/batch", summary=many, description=each, response_model_exclude_unset=True)(
+        endpoints.predict_batch
+    )
+    app.post("/generate", summary="Generate crystals.")(endpoints.generate)
+    app.post("/describe", summary="Space group, formula and canonical sequence of one crystal.")(endpoints.describe)
+    app.get("/health", summary="Whether the server works, and what it serves.")(endpoints.health)
+
+    @app.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(endpoints.measures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    return app
+
+
+def _add_problems(app: "FastAPI", measures: "_Measures", time_limit: float) -> None:
+    """Word what goes wrong, and measure requests."""
+    from fastapi import Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, Response
 
     def problem(status: int, detail: str) -> JSONResponse:
         headers = {"Retry-After": "5"} if status == 503 else None
@@ -196,77 +273,6 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         route = request.scope.get("route")
         measures.request(getattr(route, "path", "other"), response.status_code, time.perf_counter() - start)
         return response
-
-    @app.post("/predict", summary="Predict properties of one crystal.", response_model_exclude_unset=True)
-    async def predict(request: PredictRequest) -> Prediction:
-        served.finish(request.model, False)
-        options = request.model_dump(include={"model", "stability", "unseen"})
-        with anyio.fail_after(time_limit):
-            records = await turns.read(served.read, [request.crystal])
-            (result,) = await turns.compute(lambda: served.predict(records, **options))
-        measures.crystals("predict", [result])
-        if "error" in result:
-            raise Refused(result["error"])
-        return Prediction(source=request.crystal.name or "crystal 0", **result)
-
-    @app.post(
-        "/predict/batch",
-        summary="Predict properties of several crystals.",
-        description="A crystal that cannot be read gives `error`; the others are predicted.",
-        response_model_exclude_unset=True,
-    )
-    async def predict_batch(request: BatchRequest) -> Predictions:
-        served.finish(request.model, False)
-        options = request.model_dump(include={"model", "stability", "unseen"})
-        results: list[dict[str, Any]] = []
-        try:
-            with anyio.fail_after(time_limit):
-                records = await turns.read(served.read, request.crystals)
-                for piece in pieces(records, _PIECE_ATOMS, _PIECE_SIZE):
-                    results += await turns.compute(lambda piece=piece: served.predict(piece, **options))
-        except TimeoutError:
-            if not results:
-                raise
-        reason = f"not predicted: those before it took more than {time_limit:g} s"
-        results += [{"error": reason} for _ in request.crystals[len(results) :]]
-        measures.crystals("predict", results)
-        names = (
-            (isinstance(crystal, Crystal) and crystal.name) or f"crystal {place}"
-            for place, crystal in enumerate(request.crystals)
-        )
-        named = zip(names, results, strict=True)
-        return Predictions(results=[Prediction(source=name, **result) for name, result in named])
-
-    @app.post("/generate", summary="Generate crystals.")
-    async def generate(request: GenerateRequest) -> Generated:
-        with anyio.fail_after(time_limit):
-            crystals = await turns.compute(served.generate, request)
-        measures.crystals("generate", crystals)
-        return Generated(crystals=crystals)
-
-    @app.post("/describe", summary="Space group, formula and canonical sequence of one crystal.")
-    async def describe(request: DescribeRequest) -> Description:
-        with anyio.fail_after(time_limit):
-            (found,) = await turns.read(served.read, [request.crystal], description_of)
-        if isinstance(found, str):
-            measures.crystals("describe", [{"error": found}])
-            raise Refused(found)
-        measures.crystals("describe", [found])
-        return Description(source=request.crystal.name or "crystal 0", **found)
-
-    @app.get("/health", summary="Whether the server works, and what it serves.")
-    async def health() -> Health:
-        return Health(status="ok", version=__version__, models=list(served.models), generator=served.generator)
-
-    @app.get("/metrics", summary="Counts and times for Prometheus.", response_class=Response)
-    async def metrics() -> Response:
-        return Response(generate_latest(measures.registry), media_type=CONTENT_TYPE_LATEST)
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
-    return app
 
 
 class _Measures:

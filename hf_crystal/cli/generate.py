@@ -32,6 +32,56 @@ EXAMPLE = (
 )
 
 
+FormulaUnits = Annotated[
+    list[str] | None,
+    typer.Option(help="Take the composition as a formula unit, so many in the cell; may be repeated; or any."),
+]
+CellParameters = Annotated[
+    list[str] | None, typer.Option(help="Cell parameter a=4.6 or a=4.5..4.7 (Å, degrees); may be repeated.")
+]
+Sites = Annotated[
+    list[str] | None, typer.Option(help="Site that occurs, such as 'Ti 2a' or 'O 4f 0.305'; may be repeated.")
+]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 for greedy decoding, the likeliest token at each step.")]
+NumBeams = Annotated[int, typer.Option(min=1, help="Above 1: beam search in place of sampling.")]
+Guidance = Annotated[float, typer.Option(help="Above 1: properties asked for weigh more, at twice the time.")]
+MaxAtoms = Annotated[
+    int | None, typer.Option(help="Largest primitive cell; of the model 20 where no composition is given.")
+]
+MinDistance = Annotated[float | None, typer.Option(help="Leave out crystals with atoms closer than this, Å.")]
+Smact = Annotated[bool, typer.Option("--smact", help="Leave out what SMACT finds not charge-neutral.")]
+UnseenElements = Annotated[
+    Unseen, typer.Option(help="Elements, or two elements together, that no training crystal has: warn or refuse.")
+]
+Candidates = Annotated[
+    Literal["auto", "prototypes", "model"] | None,
+    typer.Option(
+        help="prototypes: known crystals of the formula with any number of formula units, and known prototypes "
+        "with its elements; model: of the language model, the formula counts the atoms of the primitive cell; "
+        "auto, the default for a formula and a space group: prototypes, then the model."
+    ),
+]
+Stability = Annotated[
+    bool,
+    typer.Option(
+        "--stability",
+        help="Add how far each crystal is above the hull of known phases: by --calculator with --relax, else by "
+        "the energy that a model predicts for the unrelaxed crystal.",
+    ),
+]
+# options that ask for the language model where they are not these
+_USUAL = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "num_beams": 1,
+    "guidance": 1.0,
+    "smact": False,
+    "unseen": "warn",
+    "known": True,
+    "stability": False,
+}
+
+
 def _properties(given: list[str]) -> dict[str, float] | None:
     """`name=value` words as a mapping."""
     found: dict[str, float] = {}
@@ -78,33 +128,32 @@ def _one_composition(word: str | None, option: str | None) -> str | None:
     return word if option is None else option
 
 
-def _why_none(composition: str | None, limits: dict[str, Any], candidates: str | None) -> str:
-    given = [f"--{name}" + f" {value}" * (value is not True) for name, value in limits.items() if value]
-    return (
-        f"no crystal found for {composition or 'this prompt'}"
-        + (f"; what was found does not pass {', '.join(given)}" if given else "")
-        + (": no known prototype fits" if candidates == "prototypes" and not given else "")
-    )
+def _check_results(
+    results: list[dict[str, Any]], composition: str | None, limits: dict[str, Any], candidates: str | None
+) -> None:
+    """Raise the reason where there is no crystal."""
+    if not results:
+        given = [f"--{name}" + f" {value}" * (value is not True) for name, value in limits.items() if value]
+        raise ValueError(
+            f"no crystal found for {composition or 'this prompt'}"
+            + (f"; what was found does not pass {', '.join(given)}" if given else "")
+            + (": no known prototype fits" if candidates == "prototypes" and not given else "")
+        )
+    if "error" in results[0]:
+        raise ValueError(results[0]["error"])
 
 
 def generate(
     composition: Composition = None,
     composition_option: Annotated[str | None, typer.Option("--composition", help="The same as an option.")] = None,
-    formula_units: Annotated[
-        list[str] | None,
-        typer.Option(help="Take the composition as a formula unit, so many in the cell; may be repeated; or any."),
-    ] = None,
+    formula_units: FormulaUnits = None,
     space_group: SpaceGroups = None,
     chemical_system: ChemicalSystem = None,
     properties: Annotated[
         list[str] | None, typer.Option("--property", help="Condition name=value; may be repeated.")
     ] = None,
-    cell: Annotated[
-        list[str] | None, typer.Option(help="Cell parameter a=4.6 or a=4.5..4.7 (Å, degrees); may be repeated.")
-    ] = None,
-    site: Annotated[
-        list[str] | None, typer.Option(help="Site that occurs, such as 'Ti 2a' or 'O 4f 0.305'; may be repeated.")
-    ] = None,
+    cell: CellParameters = None,
+    site: Sites = None,
     prompt: Annotated[str | None, typer.Option(help="Beginning of a sequence to be continued.")] = None,
     num: Annotated[int, typer.Option(help="Number of crystals.")] = 1,
     output_dir: CrystalFolder = None,
@@ -112,42 +161,18 @@ def generate(
     output: ListFormat = None,
     output_file: OutputFile = None,
     seed: Seed = None,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="0 for greedy decoding, the likeliest token at each step.")
-    ] = 1.0,
+    temperature: Temperature = 1.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")] = 1.0,
-    num_beams: Annotated[int, typer.Option(min=1, help="Above 1: beam search in place of sampling.")] = 1,
-    guidance: Annotated[
-        float, typer.Option(help="Above 1: properties asked for weigh more, at twice the time.")
-    ] = 1.0,
+    num_beams: NumBeams = 1,
+    guidance: Guidance = 1.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences generated at a time.")] = 256,
-    max_atoms: Annotated[
-        int | None, typer.Option(help="Largest primitive cell; of the model 20 where no composition is given.")
-    ] = None,
-    min_distance: Annotated[
-        float | None, typer.Option(help="Leave out crystals with atoms closer than this, Å.")
-    ] = None,
-    smact: Annotated[bool, typer.Option("--smact", help="Leave out what SMACT finds not charge-neutral.")] = False,
-    unseen: Annotated[
-        Unseen, typer.Option(help="Elements, or two elements together, that no training crystal has: warn or refuse.")
-    ] = "warn",
-    candidates: Annotated[
-        Literal["auto", "prototypes", "model"] | None,
-        typer.Option(
-            help="prototypes: known crystals of the formula with any number of formula units, and known prototypes "
-            "with its elements; model: of the language model, the formula counts the atoms of the primitive cell; "
-            "auto, the default for a formula and a space group: prototypes, then the model."
-        ),
-    ] = None,
+    max_atoms: MaxAtoms = None,
+    min_distance: MinDistance = None,
+    smact: Smact = False,
+    unseen: UnseenElements = "warn",
+    candidates: Candidates = None,
     novel: Novel = False,
-    stability: Annotated[
-        bool,
-        typer.Option(
-            "--stability",
-            help="Add how far each crystal is above the hull of known phases: by --calculator with --relax, else by "
-            "the energy that a model predicts for the unrelaxed crystal.",
-        ),
-    ] = False,
+    stability: Stability = False,
     relax: Relax = False,
     calculator: CalculatorName = "chgnet",
     keep_symmetry: KeepSymmetry = False,
@@ -179,20 +204,17 @@ def generate(
     if output_dir is not None and others and (seed is None or len({path.stem for path in others}) > num):
         raise folder_in_use(output_dir, others)  # before anything is sampled
     quiet_transformers()
-    changed: dict[str, Any] = {
-        name: value
-        for name, value, usual in (
-            ("temperature", temperature, 1.0),
-            ("top_p", top_p, 1.0),
-            ("num_beams", num_beams, 1),
-            ("guidance", guidance, 1.0),
-            ("smact", smact, False),
-            ("unseen", unseen, "warn"),
-            ("known", not novel, True),
-            ("stability", stability and not relax, False),
-        )
-        if value != usual
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "num_beams": num_beams,
+        "guidance": guidance,
+        "smact": smact,
+        "unseen": unseen,
+        "known": not novel,
+        "stability": stability and not relax,
     }
+    changed = {name: value for name, value in options.items() if value != _USUAL[name]}
     from ..loading import load_generation_pipeline
 
     potential = chosen_calculator(relax, calculator)  # before anything is sampled
@@ -210,16 +232,8 @@ def generate(
             min_distance=min_distance,
             progress=tell,
         )
-    if not results:
-        limits = {
-            "max-atoms": max_atoms,
-            "min-distance": min_distance,
-            "smact": smact,
-            "unseen": changed.get("unseen"),
-        }
-        raise ValueError(_why_none(composition, limits, candidates))
-    if "error" in results[0]:
-        raise ValueError(results[0]["error"])
+    limits = {"max-atoms": max_atoms, "min-distance": min_distance, "smact": smact, "unseen": changed.get("unseen")}
+    _check_results(results, composition, limits, candidates)
     if potential is not None:
         results = relax_with(potential, results, stability, keep_symmetry=keep_symmetry, max_steps=max_steps)
     write_crystals(results, chosen, output_file, output_dir, form)

@@ -50,6 +50,9 @@ MAT2SEQ_SIZES = {
 
 _COLDEST = 1e-6  # nothing below differs from greedy decoding, and logits divided by it are finite
 _MAX_ATOMS = 20  # of the primitive cell, where the prompt does not say it
+# options of `generate_crystals_for_prompts`
+_COUNTS = ("num_return", "batch_size", "max_rounds", "num_beams", "max_atoms")
+_CHOICES = {"unseen": ("warn", "refuse"), "collisions": ("replace", "keep"), "on_error": ("raise", "return")}
 
 
 def mat2seq_config(size: str, tokenizer: Mat2SeqTokenizer, **changes: Any) -> LlamaConfig:
@@ -206,16 +209,9 @@ def generate_crystals_for_prompts(
         ValueError: for a prompt that no crystal fulfills, and options out of range, before anything is sampled.
         ImportError: if smact is asked for and missing.
     """
-    _check_options(num_return, batch_size, max_rounds, temperature, top_p, num_beams)
+    counts = (num_return, batch_size, max_rounds, num_beams, max_atoms)
+    _check_options(counts, temperature, top_p, guidance, (unseen, collisions, on_error))
     temperature = temperature if temperature > _COLDEST else 0.0
-    if max_atoms is not None and max_atoms < 1:
-        raise ValueError(f"max_atoms is {max_atoms}; accepted: at least 1")
-    if unseen not in ("warn", "refuse"):
-        raise ValueError(f"unseen is {unseen!r}; accepted: 'warn' or 'refuse'")
-    if guidance < 0 or (guidance != 1 and num_beams > 1):
-        raise ValueError(f"guidance is {guidance}; accepted: at least 0, and 1 with beam search")
-    if collisions not in ("replace", "keep"):
-        raise ValueError(f"collisions is {collisions!r}; accepted: 'replace' or 'keep'")
     domain = TrainingDomain(model.config)
     strict = domain if unseen == "refuse" else None
     keeps = crystal_filter(min_distance, smact, strict)
@@ -297,18 +293,23 @@ def _grammar(tokenizer: Mat2SeqTokenizer, max_atoms: int, max_tokens: int) -> Cr
 
 
 def _check_options(
-    num_return: int, batch_size: int, max_rounds: int, temperature: float, top_p: float, num_beams: int
+    counts: tuple[int | None, ...], temperature: float, top_p: float, guidance: float, choices: tuple[str, ...]
 ) -> None:
-    counts = {"num_return": num_return, "batch_size": batch_size, "max_rounds": max_rounds, "num_beams": num_beams}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; accepted: at least 1")
+    for name, count in zip(_COUNTS, counts, strict=True):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} is {count}; accepted: at least 1")
+    for (name, accepted), choice in zip(_CHOICES.items(), choices, strict=True):
+        if choice not in accepted:
+            raise ValueError(f"{name} is {choice!r}; accepted: {' or '.join(map(repr, accepted))}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; accepted: a number of at least 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; accepted: above 0 up to 1")
+    num_return, num_beams = counts[0] or 1, counts[3] or 1
     if num_beams > 1 and num_return > num_beams:
         raise ValueError(f"num_return is {num_return}; beam search gives up to num_beams = {num_beams} crystals")
+    if guidance < 0 or (guidance != 1 and num_beams > 1):
+        raise ValueError(f"guidance is {guidance}; accepted: at least 0, and 1 with beam search")
 
 
 def _prepare(
@@ -321,8 +322,6 @@ def _prepare(
     max_atoms: int | None,
 ) -> tuple[dict[int, PreparedPrompt], dict[int, ValueError]]:
     """Prompts that can be fulfilled, and the reasons why the others cannot, by place."""
-    if on_error not in ("raise", "return"):
-        raise ValueError(f"on_error is {on_error!r}; accepted: 'raise' or 'return'")
     prepared, errors = {}, {}
     for index, prompt in enumerate(asked):
         try:
