@@ -70,11 +70,6 @@ class Stability:
         """Energy above the hull, eV/atom; negative below everything known."""
         return None if self.energy is None else self.energy - self.hull_energy
 
-    @property
-    def e_above_competing(self) -> float | None:
-        """Energy above the competing phases, eV/atom; negative by as much as the crystal is stable against them."""
-        return None if self.energy is None else self.energy - self.competing_energy
-
     @staticmethod
     def text_of(phases: Mapping[str, float]) -> str:
         """`0.67 Fe2O3 + 0.33 Li2O`: fractions of the atoms."""
