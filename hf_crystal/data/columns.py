@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_crystal authors. Licensed under the Apache License, Version 2.0.
-"""Arrow columns of one crystal: readable by any parquet reader without this package."""
+"""Columns of tables: those of one crystal in Arrow, for any parquet reader, and the names that others give theirs."""
 
 import re
 from collections import Counter
@@ -16,16 +16,25 @@ if TYPE_CHECKING:
     from datasets import Features
 
 __all__ = [
+    "CONTENT_COLUMNS",
+    "FILE_COLUMNS",
+    "KEY_COLUMNS",
+    "TEXT_COLUMNS",
     "composition_numbers",
     "crystal_features",
     "crystal_row",
     "has_crystal_columns",
     "name_columns",
+    "name_of",
     "num_disordered",
 ]
 
 _PARTS = 1000  # atoms that stand for the composition of a disordered crystal
 _NAMES = ("material_id", "jid", "id", "name")  # of this package's tables and others' downloads
+FILE_COLUMNS = ("file", "filename", "file_name", "path")  # of a table that lists the files beside it
+KEY_COLUMNS = tuple(dict.fromkeys((*FILE_COLUMNS, "id", *_NAMES)))  # what tells the row of a file, the best first
+CONTENT_COLUMNS = ("structure", "cif", "atoms", "poscar", "crystal", "attributes", *FILE_COLUMNS)  # hold a crystal
+TEXT_COLUMNS = {*KEY_COLUMNS, "formula", "split"}  # never numbers, even where every value looks like one
 _IDS = re.compile(r"(.*[_\- ])?(id|identifier)|mpid|uid")
 
 
@@ -107,6 +116,11 @@ def num_disordered(rows: Mapping[str, Sequence[Any]]) -> int:
         any(list(site.values()) != [1.0] for site in mixed_sites(own, SPECIES_COLUMN))
         for own in rows.get(SPECIES_COLUMN, ())
     )
+
+
+def name_of(row: Mapping[str, Any]) -> str | None:
+    """What a message calls a row: its file or id."""
+    return next((str(row[key]) for key in KEY_COLUMNS if row.get(key)), None)
 
 
 @lru_cache(maxsize=256)  # asked for each row, and most rows of a table have the same columns

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from hf_crystal.crystals.reading import CrystalInputError, as_columns
 from hf_crystal.crystals.record import CRYSTAL_COLUMNS, printable
 
-from .columns import crystal_features
+from .columns import TEXT_COLUMNS, crystal_features, name_of
 from .sources import STRUCTURE_COLUMN
 from .tables import CrystalDatasetDict, build_tables, cache_root, fingerprint
 
@@ -30,8 +30,6 @@ Disorder = Literal["refuse", "mix"]
 
 ROWS_TO_INFER_TYPES = 1000
 MISSING = {"", "na", "n/a", "nan", "none", "null"}  # JARVIS writes "na"
-# never numbers, even where every value looks like one
-_TEXT_COLUMNS = {"id", "material_id", "jid", "file", "filename", "file_name", "name", "formula", "split"}
 
 
 def _number(value: Any) -> float | None:
@@ -58,7 +56,7 @@ def _infer_types(rows: Iterator[Row], label_names: list[str] | None) -> dict[str
             continue
         try:
             known = [number for number in map(_number, column) if number is not None]
-            numeric = bool(known) and name not in _TEXT_COLUMNS
+            numeric = bool(known) and name not in TEXT_COLUMNS
         except (TypeError, ValueError):
             numeric = False
         types[name] = "float64" if numeric else "string"
@@ -120,7 +118,7 @@ def convert_rows(
     """
     for index, row in enumerate(source()):
         split = "train" if split_column is None else str(row.get(split_column) or "")
-        name = next((str(row[key]) for key in ("file", "id", "material_id", "jid", "name") if row.get(key)), None)
+        name = name_of(row)
         try:
             if split.strip().lower() in MISSING:
                 raise CrystalInputError(f"no split: column {split_column} is empty")

@@ -9,11 +9,10 @@ from typing import Any
 from hf_crystal.crystals.formats import plain_name
 from hf_crystal.crystals.reading import crystals_in
 
+from .columns import KEY_COLUMNS
 from .sources import STRUCTURE_COLUMN, STRUCTURE_SUFFIXES, open_text, structure_files
 
 __all__ = ["find_label_table", "iter_folder"]
-
-_FILE_COLUMNS = ("file", "filename", "file_name", "path", "id", "material_id", "jid", "name")
 
 
 def _label_table(path: Path) -> dict[str, dict[str, Any]]:
@@ -22,15 +21,15 @@ def _label_table(path: Path) -> dict[str, dict[str, Any]]:
         lines = list(csv.reader(stream))
     lines = [line for line in lines if line]
     if not lines:
-        raise ValueError(f"{path.name} is empty; a header with one of {', '.join(_FILE_COLUMNS)} is expected")
+        raise ValueError(f"{path.name} is empty; a header with one of {', '.join(KEY_COLUMNS)} is expected")
     header = [word.strip() for word in lines[0]]
-    key = next((name for name in _FILE_COLUMNS if name in header), None)
+    key = next((name for name in KEY_COLUMNS if name in header), None)
     if key is not None:
         rows = [dict(zip(header, line, strict=False)) for line in lines[1:]]
     elif len(header) == 2:
         key, rows = "id", [dict(zip(("id", "label"), line, strict=False)) for line in lines]
     else:
-        raise ValueError(f"{path.name} has columns {header}; one of {', '.join(_FILE_COLUMNS)} must name the file")
+        raise ValueError(f"{path.name} has columns {header}; one of {', '.join(KEY_COLUMNS)} must name the file")
     return {row[key].strip(): {k: v for k, v in row.items() if k != key} for row in rows if row.get(key)}
 
 

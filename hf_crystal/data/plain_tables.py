@@ -15,6 +15,7 @@ from hf_crystal.crystals.reading import CrystalInputError, as_record
 from hf_crystal.crystals.record import CRYSTAL_COLUMNS, SPECIES_COLUMN
 from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
+from .columns import name_of
 from .conversion import MISSING, Disorder, Row
 from .tables import CrystalDatasetDict
 
@@ -33,7 +34,6 @@ def _bad_rows(rows: Dataset, disorder: Disorder) -> list[dict[str, Any]]:
     """Rows of a plain table that hold no usable crystal; whole batches are checked at once."""
     extractor = CrystalFeatureExtractor()
     columns = rows.select_columns(_crystal_columns(rows.column_names)).with_format("arrow")
-    names = next((c for c in ("material_id", "jid", "id", "file", "name") if c in rows.column_names), None)
     bad: list[dict[str, Any]] = []
     for start in range(0, len(rows), _ROWS_PER_CHECK):
         batch: pa.Table = columns[start : start + _ROWS_PER_CHECK]
@@ -44,8 +44,7 @@ def _bad_rows(rows: Dataset, disorder: Disorder) -> list[dict[str, Any]]:
                 as_record(row, disorder=disorder)
             except CrystalInputError as error:
                 index = start + place
-                name = str(rows[index][names]) if names else error.name
-                bad.append({"index": index, "name": name, "reason": error.reason})
+                bad.append({"index": index, "name": name_of(rows[index]) or error.name, "reason": error.reason})
     return bad
 
 
@@ -138,7 +137,7 @@ def stream_tables(
         try:
             as_record({key: row[key] for key in _crystal_columns(row)}, disorder=disorder)
         except CrystalInputError as error:
-            logger.warning(f"left out {row.get('material_id') or row.get('jid') or row.get('id')}: {error.reason}")
+            logger.warning(f"left out {name_of(row)}: {error.reason}")
             return False
         return True
 

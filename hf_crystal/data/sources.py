@@ -24,7 +24,7 @@ from hf_crystal.crystals.formats import (
 )
 from hf_crystal.crystals.reading import as_record, crystals_in
 from hf_crystal.crystals.record import CRYSTAL_COLUMNS, SPECIES_COLUMN, CrystalInputError, CrystalRecord, printable
-from hf_crystal.data.columns import name_columns
+from hf_crystal.data.columns import CONTENT_COLUMNS, FILE_COLUMNS, name_columns
 from hf_crystal.typing import CrystalLike
 
 __all__ = [
@@ -64,10 +64,8 @@ _FORMS: dict[str, Form] = {
 }
 TABLE_SUFFIXES = (".jsonl", ".parquet", ".db", ".traj")  # a CSV in a folder may hold labels only
 _CSV_SUFFIXES = (".csv", ".tsv")
-_FILE_NAMES = ("file", "filename", "file_name", "path")  # columns of a table that lists the files beside it
 _SHOWN = 5  # files of a folder that are named as passed over
 _MAGIC: tuple[tuple[bytes, Form], ...] = ((b"PAR1", "parquet"), (b"SQLite format 3", "ase"), (b"- of Ulm", "ase"))
-_LIKELY_COLUMNS = ("structure", "cif", "atoms", "poscar", "crystal", "attributes", "file", "filename", "path")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+(?:[eE][+-]?\d+)?\s*")
 _READ_CHARS = 1 << 20
 _HEAD_CHARS = 1 << 12
@@ -165,7 +163,7 @@ def _no_crystals(path: Path) -> str:
     except ValueError:
         return ""  # its reader gives the reason
     names = next(csv.reader([header], delimiter=delimiter_of(header)), [])
-    if any(name.strip().lower() in _FILE_NAMES for name in names):
+    if any(name.strip().lower() in FILE_COLUMNS for name in names):
         return "it lists files, which are read by themselves"
     return "" if _crystal_columns(names) else "no column holds crystals"
 
@@ -200,7 +198,7 @@ def _crystal_columns(columns: Iterable[str], structure_column: str | None = None
     if set(own) >= set(CRYSTAL_COLUMNS[:2]) and len(own) > 2:  # species may take the place of atomic_numbers
         return own
     by_word = {name.strip().lower(): name for name in reversed(names)}
-    return [by_word[word] for word in _LIKELY_COLUMNS if word in by_word][:1]
+    return [by_word[word] for word in CONTENT_COLUMNS if word in by_word][:1]
 
 
 def _find_crystal_columns(columns: Iterable[str], structure_column: str | None, source: str) -> list[str]:
@@ -212,7 +210,7 @@ def _find_crystal_columns(columns: Iterable[str], structure_column: str | None, 
     if not found:
         raise ValueError(
             f"{source} has columns {', '.join(columns[:12])}; crystals are expected in one named "
-            f"{', '.join(_LIKELY_COLUMNS)} (or pass structure_column=), or in {', '.join(CRYSTAL_COLUMNS)}"
+            f"{', '.join(CONTENT_COLUMNS)} (or pass structure_column=), or in {', '.join(CRYSTAL_COLUMNS)}"
         )
     return found
 
