@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from hf_crystal.evaluation.results import PlainResult
 
 PROTOCOL = "regression-v1: mean over crystals with a known label; percentile bootstrap over crystals"
 
@@ -47,7 +49,7 @@ class TargetMetrics:
 
 
 @dataclass(frozen=True)
-class RegressionMetrics:
+class RegressionMetrics(PlainResult):
     """Errors of all targets and the protocol that produced them.
 
     Attributes:
@@ -81,19 +83,6 @@ class RegressionMetrics:
             if entry.name == name:
                 return entry
         raise KeyError(f"target {name!r}: expected one of {[t.name for t in self.targets]}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; NaN becomes None."""
-
-        def plain(value: object) -> Any:
-            """The value without NaN and tuples, at every depth."""
-            if isinstance(value, dict):
-                return {key: plain(entry) for key, entry in value.items()}
-            if isinstance(value, list | tuple):
-                return [plain(entry) for entry in value]
-            return None if isinstance(value, float) and math.isnan(value) else value
-
-        return plain(asdict(self))
 
 
 def _columns(values: Any, what: str) -> np.ndarray:

@@ -302,34 +302,24 @@ def test_wrong_inputs_are_named(change, message):
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("config", "fields", "message"),
     [
-        ({"hidden_size": 30}, "hidden_size=30"),
-        ({"domain": "multihead", "num_attention_heads": 1}, "num_attention_heads=1"),
-        ({"target_names": ["a", "b"], "target_units": ["eV"]}, "one unit for each"),
-        ({"target_names": ["a", "a"]}, "repeat"),
-        ({"real_lower_bound": 1.5}, "real_lower_bound=1.5"),
-        ({"cutoff_sigmas": -1.0}, "cutoff_sigmas=-1.0"),
-        ({"domain": "fourier"}, "domain"),
-        ({"num_elements": 200}, "118 elements"),
+        (CrystalformerConfig, {"hidden_size": 30}, "hidden_size=30"),
+        (CrystalformerConfig, {"domain": "multihead", "num_attention_heads": 1}, "num_attention_heads=1"),
+        (CrystalformerConfig, {"target_names": ["a", "b"], "target_units": ["eV"]}, "one unit for each"),
+        (CrystalformerConfig, {"target_names": ["a", "a"]}, "repeat"),
+        (CrystalformerConfig, {"real_lower_bound": 1.5}, "real_lower_bound=1.5"),
+        (CrystalformerConfig, {"cutoff_sigmas": -1.0}, "cutoff_sigmas=-1.0"),
+        (CrystalformerConfig, {"domain": "fourier"}, "domain"),
+        (CrystalformerConfig, {"num_elements": 200}, "118 elements"),
+        (CrystalFramerConfig, {"domain": "reciprocal"}, "frames"),
+        (CrystalFramerConfig, {"num_radial_basis": 0}, "num_radial_basis=0"),
+        (CrystalFramerConfig, {"frame_tie_tolerance": 0.0}, "frame_tie_tolerance=0.0"),
     ],
 )
-def test_wrong_configurations_are_named(fields, message):
+def test_wrong_configurations_are_named(config, fields, message):
     with pytest.raises(Exception, match=message):
-        CrystalformerConfig(**fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"domain": "reciprocal"}, "frames"),
-        ({"num_radial_basis": 0}, "num_radial_basis=0"),
-        ({"frame_tie_tolerance": 0.0}, "frame_tie_tolerance=0.0"),
-    ],
-)
-def test_wrong_frame_configurations_are_named(fields, message):
-    with pytest.raises(Exception, match=message):
-        CrystalFramerConfig(**fields)
+        config(**fields)
 
 
 @pytest.mark.parametrize(
