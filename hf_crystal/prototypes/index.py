@@ -124,7 +124,7 @@ class PrototypeIndex:
                 be read, or that has more atoms than the settings allow, is left out with a line in the log.
             energies: Formation energy of crystals by name, eV/atom, as far as known: a crystal above the lowest of its
                 formula has less weight.
-            above_hull: Energy above the hull by name, eV/atom, as far as known: known crystals far above it are doubted.
+            above_hull: Energy above the hull by name, eV/atom, as far as known: crystals far above it are doubted.
             settings: Grid and tolerances.
             distances: Distances between elements of another index, in place of fitting them.
             progress: Called with the number of crystals so far.
