@@ -10,8 +10,8 @@ index `mp20_train`, or `exclude`.
 Energies are those of PBE with the corrections of one release: `mb_e_form`, where it is missing those of other columns,
 shifted to it by the crystals of the same formula that have both. A crystal without any is taken to be farther above
 the lowest of its formula than three of four others are. Energies above the hull are those of `mb_e_form` against
-`hf_crystal.load_reference()`, which has the same energies; crystals without it have none. Distances between elements are
-those of `mp20_train`, most of whose crystals have been made.
+`hf_crystal.load_reference()`, which has the same energies; crystals without it have none. Distances between elements
+are those of `mp20_train`, most of whose crystals have been made.
 
 Data: Materials Project, release 2025.02.12, CC BY 4.0. About 20 CPU minutes.
 """
