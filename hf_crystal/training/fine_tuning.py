@@ -110,7 +110,8 @@ class FineTuning:
         record["cross_validation"] = [{k: _finite(v) for k, v in share.items()} for share in shares]
         record["notes"] = (
             f"Errors are those of a cross-validation in {len(names)} parts ({len(labels)} crystals, each predicted "
-            f"once by a model that has not seen its part); the model has seen all but {watching}, which watched the loss."
+            "once by a model that has not seen its part); "
+            f"this model has seen all but {watching}, which watched the loss."
         )
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
         for file in (self.output_dir / "result.json", self.output_dir / _ALL_ROWS / MODEL_FOLDER / "metrics.json"):

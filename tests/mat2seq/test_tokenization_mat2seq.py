@@ -121,6 +121,7 @@ def test_a_vocabulary_of_other_settings_is_refused(tokenizer):
 def test_batches_are_padded_and_decode(tokenizer, side):
     batch = tokenizer([make() for make in CRYSTALS], padding=True, padding_side=side, return_tensors="pt")
     assert batch["input_ids"].shape == batch["attention_mask"].shape
+    assert tokenizer.batch_decode(batch["input_ids"]) == [tokenizer.decode(ids) for ids in batch["input_ids"]]
     decoded = tokenizer.batch_decode_structures(batch["input_ids"])
     assert [item.error for item in decoded] == [None] * len(CRYSTALS)
     assert [item.canonical for item in decoded] == [canonicalize(make()) for make in CRYSTALS]

@@ -71,7 +71,7 @@ def test_the_model_predicts_and_has_a_card(tuned, capfd):
     card = (model / "README.md").read_text()
     assert f"base_model: hf_crystal/{BASE}\n" in card and "license: cc-by-4.0" in card
     assert "cross-validation in 2 parts" in card and "V (A^3)" in card
-    assert "the model has seen all but 3, which watched the loss" in card and "test 3" not in card
+    assert "this model has seen all but 3, which watched the loss" in card and "test 3" not in card
     kcl = {**NACL, "atomic_numbers": [19, 17]}
     other = {**NACL, "atomic_numbers": [11, 8]}  # two elements of the table, together only where the encoder is from
     with pytest.warns(UserWarning, match="K: not in the training data"):
