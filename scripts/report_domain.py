@@ -11,8 +11,8 @@ and `mpts_52.parquet` (test part, cells above 20 atoms). Geometry and labels of 
 the model's card); the labels of the third are of a newer release, whose mean distance to the training labels on common
 rows is printed first. "Shifted" parts have these labels minus what the releases differ by: an energy for each element,
 summed over the atoms, fitted (ridge regression) on the validation part's crystals with labels of both. Prints a JSON
-object a model: rows, MAE, bias (predicted minus label), eV/atom; and where the distance from the hull is known,
-whether predicted energies find the crystals at most 0 and 0.05 eV/atom above it, with the hull of
+object a model: rows, MAE, bias (predicted minus label), eV/atom, also by kind of anion; and where the distance from the
+hull is known, whether predicted energies find the crystals at most 0 and 0.05 eV/atom above it, with the hull of
 `hf_crystal.load_reference()` (release 2018, which holds the entries themselves).
 """
 
@@ -21,6 +21,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+_KINDS = {  # by the first of these that a crystal has
+    "fluorides": {9},
+    "oxides": {8},
+    "nitrides": {7},
+    "chlorides, bromides, iodides": {17, 35, 53},
+    "sulfides, selenides, tellurides": {16, 34, 52},
+    "others": set(range(119)),
+}
 _EDGES = (0.0, 0.025, 0.05, 0.1, 0.2)  # eV/atom, of predicted distances from the hull
 
 
@@ -96,8 +104,23 @@ def errors(model: Any, rows: Any, batch_size: int) -> dict[str, Any]:
         "unread": int(np.isnan(predicted).sum()),
         "mae": round(float(np.nanmean(np.abs(difference))), 4),
         "bias": round(float(np.nanmean(difference)), 4),
+        "by kind": errors_by_kind(difference, rows.atomic_numbers),
         **stability_figures(answers, rows),
     }
+
+
+def errors_by_kind(difference: Any, atomic_numbers: Any) -> dict[str, Any]:
+    """Rows, MAE and bias of oxides, nitrides and so on."""
+    import numpy as np
+
+    names = np.array([next(name for name, own in _KINDS.items() if own & set(numbers)) for numbers in atomic_numbers])
+    found = {}
+    for name in _KINDS:
+        own = difference[(names == name) & np.isfinite(difference)]
+        if len(own):
+            mae, bias = (round(float(value), 4) for value in (np.abs(own).mean(), own.mean()))
+            found[name] = {"rows": len(own), "mae": mae, "bias": bias}
+    return found
 
 
 def stability_figures(answers: list[dict[str, Any]], rows: Any) -> dict[str, Any]:

@@ -68,6 +68,21 @@ def test_own_crystal_comes_back_unless_it_is_excluded(index):
         assert f"known {name}" not in [item.source for item in index.candidates(composition, 9, exclude={name})]
 
 
+def test_a_known_crystal_far_above_the_hull_is_doubted_and_comes_after_prototypes(tmp_path):
+    known = known_crystals()
+    known["KCl in the CsCl structure"] = Structure(Lattice.cubic(3.7), ["K", "Cl"], [[0] * 3, [0.5] * 3])
+    heights = {name: 0.0 for name in known if name != "NaBr"} | {"CsBr": 0.3}
+    PrototypeIndex.build(known, epochs=60, above_hull={**heights, "KCl": 0.6}).save(tmp_path / "index.parquet")
+    doubtful = PrototypeIndex.load(tmp_path / "index.parquet")
+    assert np.isnan(doubtful.above_hull[doubtful.names.index("NaBr")])
+    found = doubtful.candidates("KCl", 5, formula=True)
+    assert [item.source for item in found] == ["known KCl in the CsCl structure", "known KCl"]
+    assert found[0].warnings == () and "0.60 eV/atom above the hull" in found[1].warnings[0]
+    salt = doubtful.candidates("CsBr", 3, formula=True)
+    assert salt[0].source == "known CsBr" and "0.30 eV/atom above the hull" in salt[0].warnings[0]
+    assert salt[1].source.startswith("prototype") and salt[1].warnings == ()
+
+
 def test_the_cell_gets_the_predicted_volume(index):
     best = index.candidates("BaO", exclude=["KF", "CaO", "NaF"], space_groups=[225])[0]
     source = index.known(index.names.index(best.source.removeprefix("prototype ")))
