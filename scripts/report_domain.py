@@ -11,8 +11,8 @@ and `mpts_52.parquet` (test part, cells above 20 atoms). Geometry and labels of 
 the model's card); the labels of the third are of a newer release, whose mean distance to the training labels on common
 rows is printed first. "Shifted" parts have these labels minus what the releases differ by: an energy for each element,
 summed over the atoms, fitted (ridge regression) on the validation part's crystals with labels of both. Prints a JSON
-object a model: rows, MAE, bias (predicted minus label), eV/atom, also by kind of anion; and where the distance from the
-hull is known, whether predicted energies find the crystals at most 0 and 0.05 eV/atom above it, with the hull of
+object a model: rows, MAE, bias (predicted minus label), eV/atom, also by kind of anion; and where the distance from
+the hull is known, whether predicted energies find the crystals at most 0 and 0.05 eV/atom above it, with the hull of
 `hf_crystal.load_reference()` (release 2018, which holds the entries themselves).
 """
 
