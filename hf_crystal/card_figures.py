@@ -36,7 +36,7 @@ _GENERATION_FIGURES = {
     "composition_validity": "valid share, SMACT",
     "uniqueness": "uniqueness",
     "novelty": "novelty",
-    "agreement": "share with the space group asked for",
+    "agreement": "share whose space group, looked for within 0.1 Å, is the written one",
     "recall": "coverage, recall",
     "precision": "coverage, precision",
     "density_distance": "Wasserstein distance of densities",

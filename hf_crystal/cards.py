@@ -80,7 +80,7 @@ def fill_slots(template: str, values: Mapping[str, str]) -> str:
 
 # fields of a run's record that the card tells, in this order
 _TRAINING_FIELDS = {
-    "rows": "crystals per split",
+    "rows": "rows per split",
     "num_parameters": "trained parameters",
     "epochs": "epochs",
     "steps": "optimizer steps",

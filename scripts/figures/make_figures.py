@@ -62,7 +62,7 @@ def sequence(_: argparse.Namespace) -> None:
 
 
 def training(_: argparse.Namespace) -> None:
-    """Loss and learning rate of the embedded Crystalformer."""
+    """Loss and learning rate of `crystalformer-mp20` over its training."""
     from hf_crystal import embedded_checkpoint
     from hf_crystal.viz import plot_training
 
@@ -70,7 +70,7 @@ def training(_: argparse.Namespace) -> None:
 
 
 def parity(args: argparse.Namespace) -> None:
-    """Predictions of the embedded Crystalformer for the MP-20 test split."""
+    """Predictions of `crystalformer-mp20` for the MP-20 test split."""
     import json
 
     from hf_crystal import CrystalCollator, CrystalFeatureExtractor, embedded_checkpoint, load_crystal_dataset
