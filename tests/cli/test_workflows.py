@@ -104,7 +104,7 @@ def test_train_evaluate_predict_export(tmp_path, call, capfd):
     call("export", model, tmp_path / "exported", "--metrics", tmp_path / "run" / "run.json")
     card = (tmp_path / "exported" / "README.md").read_text()
     assert f"**{record['test']['targets'][0]['mae']:.4f}**" in card
-    assert "| crystals per split | train 12, validation 6, test 6 |" in card
+    assert "| rows per split | train 12, validation 6, test 6 |" in card
 
 
 def test_number_of_tokenizing_processes_is_that_of_the_recipe_unless_given(tmp_path, monkeypatch):

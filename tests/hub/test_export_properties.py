@@ -125,7 +125,7 @@ def test_card_holds_the_figures_of_the_evaluation(exported):
     assert card.startswith("---\n")
     assert "{{" not in card
     assert "| formation_energy | eV/atom | 20 | **0.1234** | 0.1134 to 0.1334 | 0.2468 | 0.3702 |" in card
-    assert "| crystals per split | train 100, validation 10, test 20 |" in card
+    assert "| rows per split | train 100, validation 10, test 20 |" in card
     assert "license: cc-by-4.0" in card
     assert "value: 0.5678" in card
     assert "arXiv:2503.02209" in card
