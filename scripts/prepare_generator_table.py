@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with materials_project and mp_20 .parquet")
     parser.add_argument("output", type=Path, help="parquet file to write")
     parser.add_argument("--max-atoms", type=int, default=64, help="largest primitive cell in training (default: 64)")
+    parser.add_argument("--max-above-hull", type=float, help="train on crystals known to lie at most so far, eV/atom")
     given = parser.parse_args()
     columns = ["material_id", "mp20_held_formula", "mpts52_held_formula", *LABELS]
     project = pd.read_parquet(given.data / "materials_project.parquet", columns=columns)
@@ -91,6 +92,8 @@ def main() -> None:
     mp20 = pd.read_parquet(given.data / "mp_20.parquet")
     mp20[LABELS] = mp20[LABELS].astype(float)
     train = list(training_rows(project, given.max_atoms, load_reference()))
+    if given.max_above_hull is not None:
+        train = [row for row in train if row["e_above_hull"] <= given.max_above_hull]
     table = pd.DataFrame([*train, *benchmark_rows(mp20)])
     table.to_parquet(given.output, compression="zstd", index=False)
     trained = table[table.split == "train"]
