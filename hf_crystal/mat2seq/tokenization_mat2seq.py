@@ -322,9 +322,15 @@ class Mat2SeqTokenizer(TokenizersBackend):
                 f"a token id is negative or above 2³²; accepted are 0 to {len(self._vocabulary) - 1}"
             ) from error
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
         """`decode` of each sequence of ids, with the same default."""
-        return super().batch_decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs)
+        return super().batch_decode(sequences, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
 
     def parse(self, token_ids: Iterable[SupportsIndex]) -> CanonicalCrystal:
         """The crystal of a whole sequence of ids, on its grid.
