@@ -255,7 +255,10 @@ class PrototypeIndex:
         wanted = self.compositions(unit, max_atoms) if formula else [unit]
         allowed = self._allowed(space_groups, frozenset(exclude))
         own = self._own(wanted, allowed) if formula or not known else []
-        far = [pair for pair in own if self.above_hull[pair[0]] > _FAR]
+        near: list[tuple[int, float]] = []
+        far: list[tuple[int, float]] = []
+        for row, share in own:
+            (far if self.above_hull[row] > _FAR else near).append((row, share))
         refused = [self._item(row, self.known(row), "known", share) for row, share in (far if known else own)]
         found: list[DecodedCrystal] = []
 
@@ -268,7 +271,7 @@ class PrototypeIndex:
                     return
 
         if known:
-            add_known([pair for pair in own if pair not in far])
+            add_known(near)
         if len(found) >= n:
             return found
         first = len(found)
