@@ -93,10 +93,12 @@ def build_assistant(tools: Tools | None = None) -> "MCPServer":
 
         async def run(self, arguments: dict[str, Any], *others: Any, **options: Any) -> Any:
             try:
-                self.fn_metadata.validate_arguments(arguments)
-            except ValidationError as error:
-                raise ToolError(f"Error executing tool {self.name}: {faults_of(error.errors(), self.name)}") from error
-            return await super().run(arguments, *others, **options)
+                return await super().run(arguments, *others, **options)
+            except ToolError as error:
+                if not isinstance(error.__cause__, ValidationError):
+                    raise
+                faults = faults_of(error.__cause__.errors(), self.name)
+                raise ToolError(f"Error executing tool {self.name}: {faults}") from error
 
     offered = [Worded.from_function(function) for function in (predict, generate, describe)]
     for tool in offered:  # a misspelled field is refused, not passed over
