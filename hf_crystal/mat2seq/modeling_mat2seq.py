@@ -51,7 +51,6 @@ MAT2SEQ_SIZES = {
 _COLDEST = 1e-6  # nothing below differs from greedy decoding, and logits divided by it are finite
 _MAX_ATOMS = 20  # of the primitive cell, where the prompt does not say it
 # options of `generate_crystals_for_prompts`
-_COUNTS = ("num_return", "batch_size", "max_rounds", "num_beams", "max_atoms")
 _CHOICES = {"unseen": ("warn", "refuse"), "collisions": ("replace", "keep"), "on_error": ("raise", "return")}
 
 
@@ -209,8 +208,9 @@ def generate_crystals_for_prompts(
         ValueError: for a prompt that no crystal fulfills, and options out of range, before anything is sampled.
         ImportError: if smact is asked for and missing.
     """
-    counts = (num_return, batch_size, max_rounds, num_beams, max_atoms)
-    _check_options(counts, temperature, top_p, guidance, (unseen, collisions, on_error))
+    counts = {"num_return": num_return, "batch_size": batch_size, "max_rounds": max_rounds, "num_beams": num_beams}
+    choices = {"unseen": unseen, "collisions": collisions, "on_error": on_error}
+    _check_options({**counts, "max_atoms": max_atoms}, temperature, top_p, guidance, choices)
     temperature = temperature if temperature > _COLDEST else 0.0
     domain = TrainingDomain(model.config)
     strict = domain if unseen == "refuse" else None
@@ -293,19 +293,19 @@ def _grammar(tokenizer: Mat2SeqTokenizer, max_atoms: int, max_tokens: int) -> Cr
 
 
 def _check_options(
-    counts: tuple[int | None, ...], temperature: float, top_p: float, guidance: float, choices: tuple[str, ...]
+    counts: Mapping[str, int | None], temperature: float, top_p: float, guidance: float, choices: Mapping[str, str]
 ) -> None:
-    for name, count in zip(_COUNTS, counts, strict=True):
+    for name, count in counts.items():
         if count is not None and count < 1:
             raise ValueError(f"{name} is {count}; accepted: at least 1")
-    for (name, accepted), choice in zip(_CHOICES.items(), choices, strict=True):
-        if choice not in accepted:
-            raise ValueError(f"{name} is {choice!r}; accepted: {' or '.join(map(repr, accepted))}")
+    for name, choice in choices.items():
+        if choice not in _CHOICES[name]:
+            raise ValueError(f"{name} is {choice!r}; accepted: {' or '.join(map(repr, _CHOICES[name]))}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; accepted: a number of at least 0")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}; accepted: above 0 up to 1")
-    num_return, num_beams = counts[0] or 1, counts[3] or 1
+    num_return, num_beams = counts["num_return"] or 1, counts["num_beams"] or 1
     if num_beams > 1 and num_return > num_beams:
         raise ValueError(f"num_return is {num_return}; beam search gives up to num_beams = {num_beams} crystals")
     if guidance < 0 or (guidance != 1 and num_beams > 1):
