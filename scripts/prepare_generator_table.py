@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from make_mp_index import above_hull
 
 from hf_crystal.prototypes import embedded_index
-from hf_crystal.stability import load_reference
 
 LABELS = ["mb_e_form", "mb_band_gap_pbe", "mb_log10_K_VRH", "e_hull_mp2018"]
 
@@ -44,10 +44,12 @@ def labels_of(row: Any, distance: float) -> dict[str, float]:
     }
 
 
-def training_rows(project: pd.DataFrame, max_atoms: int, hull: Any) -> Iterator[dict[str, Any]]:
+def training_rows(project: pd.DataFrame, max_atoms: int) -> Iterator[dict[str, Any]]:
     """Rows of the index without held formulas."""
     index = embedded_index("mp")
-    free = project[~(project.mp20_held_formula | project.mpts52_held_formula)].set_index("material_id")
+    free = project[~(project.mp20_held_formula | project.mpts52_held_formula)]
+    distances = above_hull(free)
+    free = free.set_index("material_id")
     for place, name in enumerate(index.names):
         if name not in free.index:
             continue
@@ -56,13 +58,10 @@ def training_rows(project: pd.DataFrame, max_atoms: int, hull: Any) -> Iterator[
         if len(record) > max_atoms:
             continue
         row = free.loc[name]
-        distance = row.e_hull_mp2018
-        if np.isfinite(row.mb_e_form):
-            distance = max(0.0, hull.stability(crystal.composition, row.mb_e_form).e_above_hull)
         yield {
             "material_id": name,
             **crystal_columns(record.cell, record.frac_coords, record.atomic_numbers),
-            **labels_of(row, distance),
+            **labels_of(row, distances.get(name, row.e_hull_mp2018)),
             "split": "train",
         }
 
@@ -86,12 +85,12 @@ def main() -> None:
     parser.add_argument("--max-atoms", type=int, default=64, help="largest primitive cell in training (default: 64)")
     parser.add_argument("--max-above-hull", type=float, help="train on crystals known to lie at most so far, eV/atom")
     given = parser.parse_args()
-    columns = ["material_id", "mp20_held_formula", "mpts52_held_formula", *LABELS]
+    columns = ["material_id", "formula", "mp20_held_formula", "mpts52_held_formula", *LABELS]
     project = pd.read_parquet(given.data / "materials_project.parquet", columns=columns)
     project[LABELS] = project[LABELS].astype(float)
     mp20 = pd.read_parquet(given.data / "mp_20.parquet")
     mp20[LABELS] = mp20[LABELS].astype(float)
-    train = list(training_rows(project, given.max_atoms, load_reference()))
+    train = list(training_rows(project, given.max_atoms))
     if given.max_above_hull is not None:
         train = [row for row in train if row["e_above_hull"] <= given.max_above_hull]
     table = pd.DataFrame([*train, *benchmark_rows(mp20)])
