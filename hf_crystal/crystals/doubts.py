@@ -16,18 +16,43 @@ import numpy as np
 
 from .record import CHEMICAL_SYMBOLS, COVALENT_RADII, close_pair
 
-__all__ = ["TrainingDomain", "far_coordinates", "geometry_warnings", "training_domain", "update_checkpoint"]
+__all__ = ["ANIONS", "TrainingDomain", "far_coordinates", "geometry_warnings", "training_domain", "update_checkpoint"]
 
 _FAR = 1.5  # of a fractional coordinate from the middle of the cell
 _NEAREST = 0.5  # of the sum of covalent radii
-# Å³ per atom: diamond has 5.7; of 110,000 crystals of the Materials Project one in a thousand has more than 240
-_SMALLEST_VOLUME, _LARGEST_VOLUME = 3.0, 250.0
+ANIONS = (7, 8, 9, 16, 17, 34, 35, 52, 53)
+# of the expected volume; of 30,574 crystals of the Materials Project 0.2 % have less and 1.9 % more, of which four
+# fifths have more than four times as much: relaxations that failed
+_SMALLEST_VOLUME, _LARGEST_VOLUME = 0.65, 1.9
+_THINNEST = 10.0  # of the expected volume: beyond, lengths in a wrong unit are likelier than vacuum
+_LEAST_VOLUME = 3.0  # Å³ per atom, expected
+_UNKNOWN_VOLUME = 25.0  # Å³ per atom of an element that no known crystal has
 _VACUUM = 8.0  # Å without atoms between lattice planes; of 30,000 crystals of the Materials Project 2.3 % have more
 _MOST_ATOMS = 64  # of crystals whose pairs are looked at together
 _IMAGES = np.array(list(itertools.product((-1, 0, 1), repeat=3)), dtype=np.float64)
 _BLOCK = 256  # atoms whose neighbors are looked for together
 _MOST_PAIRS = 5  # of elements, named in one warning
 Update = Callable[[dict[str, Any]], dict[str, Any]]
+# Å³ per atom, index = atomic number to Pu, 0 = not known: in a crystal without anions, and what is added per share of
+# anions; scripts/fit_element_volumes.py makes it
+_VOLUMES = np.array([
+    [
+        0.0, 9.8, 16.1, 15.1, 8.1, 6.1, 7.0, -7.5, -5.9, 0.5, 18.3, 30.0, 22.7, 15.9, 14.3, 14.9, 14.7, 18.7, 38.3,
+        51.2, 34.3, 21.5, 16.2, 12.9, 11.2, 11.5, 11.0, 9.6, 9.4, 11.4, 14.7, 16.3, 16.9, 19.0, 24.6, 29.5, 48.0,
+        63.1, 45.5, 29.8, 22.2, 17.8, 15.1, 13.6, 12.3, 12.3, 14.0, 17.4, 21.7, 23.9, 25.2, 27.1, 42.0, 53.0, 66.0,
+        66.3, 54.9, 37.0, 31.6, 35.1, 34.2, 32.7, 32.2, 37.1, 30.3, 29.5, 28.8, 28.1, 27.5, 26.8, 26.4, 25.7, 20.8,
+        17.6, 15.6, 14.5, 13.2, 13.4, 14.9, 17.3, 22.6, 26.8, 30.3, 32.0, 0.0, 0.0, 0.0, 0.0, 0.0, 44.7, 33.0, 25.6,
+        24.5, 24.2, 26.8,
+    ],
+    [
+        0.0, 5.9, 2.5, -4.3, 3.6, 20.6, 40.0, 26.4, 20.3, 14.1, 0.0, -14.1, -14.8, 0.5, 20.0, 19.6, 11.4, 15.4, 0.0,
+        -25.3, -17.1, -3.5, 3.9, 12.5, 11.3, 11.3, 12.0, 9.5, 8.6, 8.9, 8.2, 7.5, 11.0, 20.6, 4.9, 10.7, -10.3,
+        -33.6, -28.5, -6.2, 1.6, 10.7, 25.6, 9.1, 9.6, 5.9, 8.7, 13.6, 5.9, 5.5, 7.5, 7.1, -11.4, -7.5, -17.5,
+        -22.9, -29.1, -14.4, -7.9, -11.7, -11.8, -3.9, -10.6, -17.6, -10.3, -8.2, -8.7, -8.6, -8.0, -6.5, -10.7,
+        -6.5, 1.8, 8.0, 20.7, 14.7, 10.6, 6.3, 8.7, 17.5, 17.6, 16.6, 3.7, 2.7, 0.0, 0.0, 0.0, 0.0, 0.0, -21.7,
+        -6.9, -2.0, 9.2, 1.7, -0.4,
+    ],
+])  # fmt: skip
 
 
 def far_coordinates(frac: np.ndarray) -> list[str]:
@@ -69,23 +94,26 @@ def geometry_warnings(
         radii[totals < 1 - 1e-3] = 0.0
     found: list[list[str]] = [[] for _ in counts]
     volumes = np.abs(np.linalg.det(cells)) / (counts if totals is None else totals.sum(axis=1))
-    if pbc is not None:
-        volumes[~pbc.all(axis=1)] = _SMALLEST_VOLUME
-    for row in np.flatnonzero((volumes < _SMALLEST_VOLUME) | (volumes > _LARGEST_VOLUME)):
-        found[row].append(
-            f"volume per atom is {volumes[row]:.3g} Å³; crystals at ambient pressure have {_SMALLEST_VOLUME:g} to "
-            f"{_LARGEST_VOLUME:g} Å³"
-        )
+    ratios = volumes / _expected_volumes(numbers)
+    odd = (ratios < _SMALLEST_VOLUME) | (ratios > _LARGEST_VOLUME)
     heights = 1 / np.linalg.norm(inverses, axis=1)  # between the lattice planes of each pair of edges
-    wide = (heights.max(axis=1) > _VACUUM) & (volumes <= _LARGEST_VOLUME) & (True if pbc is None else pbc.all(axis=1))
+    wide = (heights.max(axis=1) > _VACUUM) & (ratios <= _THINNEST)
+    if pbc is not None:
+        odd, wide = odd & pbc.all(axis=1), wide & pbc.all(axis=1)
     for row in np.flatnonzero(wide):
         places = np.sort(frac[row, : counts[row]] % 1.0, axis=0)
         gaps = np.diff(places, axis=0, append=places[:1] + 1).max(axis=0) * heights[row]
         if gaps.max() > _VACUUM:
+            odd[row] = False
             found[row].append(
                 f"{gaps.max():.1f} Å without atoms along {'abc'[int(gaps.argmax())]}: a sheet or molecule with "
                 "vacuum, read as a bulk crystal; pbc tells which axes repeat"
             )
+    for row in np.flatnonzero(odd):
+        found[row].append(
+            f"volume per atom is {volumes[row]:.3g} Å³, {ratios[row]:.2g} times what crystals of these elements have "
+            f"({_SMALLEST_VOLUME:g} to {_LARGEST_VOLUME:g} is usual): far from equilibrium, or lengths not in Å"
+        )
     for row in np.flatnonzero(_may_collide(radii, frac, cells, inverses)):
         pair = close_pair(frac[row, : counts[row]], cells[row], radii[row, : counts[row]])
         if pair is not None:
@@ -107,6 +135,15 @@ def geometry_warnings(
                     f"{symbol} (atom {lone[0]}){more}: no neighbor within {radius:.1f} Å, as far as the model looks"
                 )
     return found
+
+
+def _expected_volumes(numbers: np.ndarray) -> np.ndarray:
+    """Volume per atom that crystals of these elements have, Å³, shape `(B,)`; `numbers` `(B, N)`, 0 = padding."""
+    counts = np.count_nonzero(numbers, axis=1)
+    share = np.isin(numbers, ANIONS).sum(axis=1) / counts
+    bare, more = np.pad(_VOLUMES, ((0, 0), (0, len(CHEMICAL_SYMBOLS) - _VOLUMES.shape[1])))[:, numbers]
+    own = np.where(bare == 0, _UNKNOWN_VOLUME, bare + more * share[:, None])
+    return np.asarray(own.sum(axis=1, where=numbers > 0) / counts).clip(_LEAST_VOLUME)
 
 
 def _may_collide(radii: np.ndarray, frac: np.ndarray, cells: np.ndarray, inverses: np.ndarray) -> np.ndarray:

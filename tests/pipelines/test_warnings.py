@@ -35,7 +35,7 @@ def tiny_pipeline(**options):
 def test_elements_and_pairs_never_seen_are_named():
     pipe = tiny_pipeline()
     with pytest.warns(UserWarning, match="Pa: not in the training data"):
-        known, pair, element = pipe([b2(11, 17), b2(11, 9), b2(91, 17)])
+        known, pair, element = pipe([b2(11, 17), b2(11, 9, 3.0), b2(91, 17)])
     assert known["warnings"] == []
     assert pair["warnings"] == [
         f"F and Na: never together in one crystal of the training data of this model; {EXTRAPOLATION}"
@@ -87,7 +87,7 @@ def test_reading_warnings_reach_the_result(tmp_path):
 def test_every_file_of_results_has_the_warnings(tmp_path, form):
     tiny_pipeline().save_pretrained(tmp_path / "model")
     crystals = tmp_path / "crystals.parquet"
-    rows = [b2(11, 17), {**b2(11, 9), "frac_coords": [0.0, 0.0, 0.0, 0.1, 0.0, 0.0]}]
+    rows = [b2(11, 17), {**b2(11, 9, 3.0), "frac_coords": [0.0, 0.0, 0.0, 0.1, 0.0, 0.0]}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), crystals)
     out = tmp_path / f"out.{form}"
     call = ["predict", str(crystals), "--model", str(tmp_path / "model"), "--output-file", str(out)]
@@ -106,7 +106,7 @@ def test_every_file_of_results_has_the_warnings(tmp_path, form):
         doubtful = doubtful.split("; the result is an extrapolation; ")
     assert len(doubtful) == 2
     assert "never together" in doubtful[0]
-    assert "0.40 Å apart" in doubtful[1]
+    assert "0.30 Å apart" in doubtful[1]
     refused = CliRunner().invoke(app, [*call, "--unseen", "refuse", "--output", "jsonl"])
     assert refused.exit_code == 0
     assert "F and Na" in json.loads(out.read_text().splitlines()[1])["error"]
