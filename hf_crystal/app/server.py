@@ -34,6 +34,7 @@ __all__ = ["TIME_LIMIT", "build_server", "run_server"]
 TIME_LIMIT = 60.0  # s, from the request to its answer
 _MAX_CONNECTIONS = 100  # more are answered with 503
 _MAX_BODY = 2 * MAX_BYTES  # JSON escapes line ends
+_BODY_SECONDS = 30.0  # from the head of a request to the last byte of its body
 _READERS = 2  # processes of `CrystalReaders`
 _LAST_COMPUTATION = 60  # s, at the end of the server, for what has begun within the time of its request
 _PIECE_ATOMS, _PIECE_SIZE = 2000, 16  # of a batch; between pieces others have their turn
@@ -205,7 +206,12 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         await to_thread.run_sync(endpoints.tools.warm_up)
         yield
 
-    codes = {413: "Too large.", 422: "Refused, with the reason.", 503: "Busy: try again."}
+    codes = {
+        408: "The body did not come.",
+        413: "Too large.",
+        422: "Refused, with the reason.",
+        503: "Busy: try again.",
+    }
     app: FastAPI = FastAPIOffline(
         title="hf_crystal",
         version=__version__,
@@ -215,6 +221,7 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         responses={code: {"model": Problem, "description": text} for code, text in codes.items()},
     )
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=_MAX_BODY)  # inside `measure`, which words its answer
+    app.add_middleware(_BodyDeadline, seconds=min(_BODY_SECONDS, time_limit))
     _add_problems(app, endpoints.measures, time_limit)
 
     one, many = "Predict properties of one crystal.", "Predict properties of several crystals."
@@ -236,6 +243,30 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         return RedirectResponse("/docs")
 
     return app
+
+
+class _BodyDeadline:
+    """ASGI middleware: a body that is not complete in time is answered with 408, or it would hold a connection."""
+
+    def __init__(self, app: Any, seconds: float) -> None:
+        self._app, self._seconds = app, seconds
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from fastapi import HTTPException
+
+        deadline, complete = anyio.current_time() + self._seconds, scope["type"] != "http"
+
+        async def timely() -> Any:
+            nonlocal complete
+            if complete:  # what comes now is the end of the connection
+                return await receive()
+            with anyio.move_on_after(deadline - anyio.current_time()):
+                message = await receive()
+                complete = not message.get("more_body", False)
+                return message
+            raise HTTPException(408, f"the body of the request is not complete after {self._seconds:g} s")
+
+        await self._app(scope, timely, send)
 
 
 def _add_problems(app: "FastAPI", measures: "_Measures", time_limit: float) -> None:

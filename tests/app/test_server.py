@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anyio
 import httpx
 import psutil
 import pytest
@@ -248,6 +249,29 @@ def test_who_waits_too_long_is_told_so(service, monkeypatch):
     late = next(answer for answer in answers if answer.status_code == 503)
     assert late.headers["Retry-After"]
     assert late.json()["detail"] == "no turn within 0.5 s; try again later"
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(service):
+    app = server.build_server(Tools(service), time_limit=0.5)
+    head = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "query_string": b""}
+    head["headers"] = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
+    parts, sent = [{"type": "http.request", "body": b'{"cry', "more_body": True}], []
+
+    async def receive():
+        if not parts:
+            await anyio.sleep(60)
+        return parts.pop()
+
+    async def send(message):
+        sent.append(message)
+
+    async def ask():
+        with anyio.fail_after(20):
+            await app(head, receive, send)
+
+    anyio.run(ask)
+    assert sent[0]["status"] == 408
+    assert b"not complete after 0.5 s" in sent[1]["body"]
 
 
 @pytest.mark.slow
