@@ -241,6 +241,8 @@ def _take_names_and_save_code(file: str, name: str) -> None:
     def save_pretrained(self: object, save_directory: str | os.PathLike[str], *args: object, **kwargs: object) -> Any:
         written = stock(self, save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
+            for file in Path(save_directory).glob("*.safetensors"):  # safetensors lets nobody else read them
+                file.chmod(Path(save_directory, "config.json").stat().st_mode)
             write_code = _load(f"{__package__}.hub.properties", "write_code")
             write_code(Path(save_directory), getattr(self, "config", None), type(self))
         return written
@@ -273,11 +275,10 @@ def register_auto_classes() -> None:
     for name in ("AutoModel", "AutoModelForSequenceClassification", VECTORS_AUTO_CLASS):
         when_imported(f"{auto}.modeling_auto", (), functools.partial(_auto_takes_names, f"{auto}.modeling_auto", name))
     when_imported(f"{auto}.modeling_auto", (), _causal_lm_knows_generators)
-    for file, name in dict.fromkeys((file, name) for *_, file, name in CLASSES):
+    generator = ("mat2seq.modeling_mat2seq", "Mat2SeqForCausalLM")
+    for file, name in dict.fromkeys([*((file, name) for *_, file, name in CLASSES), generator]):
         when_imported(_module(file), (), functools.partial(_take_names_and_save_code, file, name))
-    own = [*CONFIGS, ("mat2seq.modeling_mat2seq", "Mat2SeqForCausalLM")]
-    own += [("mat2seq.tokenization_mat2seq", "Mat2SeqTokenizer")]
-    for file, name in own:
+    for file, name in [*CONFIGS, ("mat2seq.tokenization_mat2seq", "Mat2SeqTokenizer")]:
         when_imported(_module(file), (), functools.partial(_auto_takes_names, _module(file), name))
     when_imported("transformers.pipelines", (), _pipeline_takes_names)
     for task, file, name, auto_name, checkpoint in PIPELINES:

@@ -50,6 +50,14 @@ def test_a_property_model_saved_alone_has_the_default_reader(tmp_path):
     assert not model.training
 
 
+def test_saved_weights_are_for_the_same_readers_as_their_config(generator, tmp_path):
+    save_tiny_model(tmp_path / "property")
+    generator[0].save_pretrained(tmp_path / "generator")
+    for folder in tmp_path.iterdir():
+        modes = {(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+        assert len(modes) == 1
+
+
 def test_kinds_of_models_are_not_mixed_up(generator, tmp_path):
     property_model = save_tiny_model(tmp_path / "property")
     model, tokenizer = generator

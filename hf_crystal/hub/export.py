@@ -97,8 +97,6 @@ def export_pretrained(
         for name, text in texts.items():
             if text is not None:
                 (folder / name).write_text(text, encoding="utf-8")
-        for file in folder.rglob("*.safetensors"):  # safetensors lets nobody else read them
-            file.chmod((folder / "README.md").stat().st_mode)
         kind.check_folder(folder, loaded, companion)
         if out.exists():
             shutil.rmtree(out)
