@@ -136,7 +136,13 @@ def _fine_tune(**arguments: Any) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         record = tuning.run(lambda line: print(f"hf-crystal: {line}", file=sys.stderr))
     model, _ = load_property_model(tuning.model_folder)
-    about = {"title": f"{tuning.target} of crystals", "dataset": Path(tuning.data).name, "repo": "path/to/this/folder"}
+    rows = f"{record['test']['targets'][0]['n']} crystals of {Path(tuning.data).name}"
+    about = {
+        "title": f"{tuning.target} of crystals",
+        "summary": f"`{tuning.pretrained}`, fine-tuned on {rows} by `hf-crystal train property`.",
+        "dataset": f"{rows}, after what `{tuning.pretrained}` was trained on",
+        "limits": "Errors hold for crystals like those of the table, whose elements are the ones named above.",
+    }
     card = render_model_card(model, metrics=record, hub_config=about)
     (tuning.model_folder / "README.md").write_text(card, encoding="utf-8")
     found = record["test"]["targets"][0]

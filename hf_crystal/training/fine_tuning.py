@@ -1,5 +1,6 @@
 """Fine-tune a property model on a small table: cross-validation against a formula-only baseline, then all rows."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -90,6 +91,8 @@ class FineTuning:
             f"{len(rows)} crystals, {len(names)} parts: {epochs} epochs without each (about {training} crystals), "
             f"then with all (about one of twenty watches the loss); losses are in {self.output_dir}"
         )
+        if importlib.util.find_spec("sklearn") is None:
+            say("scikit-learn is not installed, so what the formula alone tells is not measured")
         for place, part in enumerate(names, 1):
             inside = np.asarray([other == part for other in parts])
             folder = self.output_dir / f"fold-{place}"

@@ -4,7 +4,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hf_crystal.evaluation.comparisons import PairComparer
@@ -79,8 +79,8 @@ class MatchResult(PlainResult):
     num_matched: int
     num_samples: int
     counts: dict[str, int]
-    best_rms: tuple[float | None, ...]
-    samples: tuple[tuple[SampleMatch, ...], ...]
+    best_rms: tuple[float | None, ...] = field(repr=False)
+    samples: tuple[tuple[SampleMatch, ...], ...] = field(repr=False)
 
     def at(self, n: int) -> "MatchResult":
         """The result for the first `n` samples of each item, without matching again.
