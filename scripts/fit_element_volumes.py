@@ -22,7 +22,7 @@ from hf_crystal.crystals.doubts import ANIONS
 
 _RIDGE = 1e-3
 _EXPLODED = 150.0  # Å³ per atom
-_LIMITS = (0.6, 0.65, 0.7, 0.75, 1.5, 1.75, 1.9, 2.0)
+_LIMITS = (0.5, 0.6, 0.7, 1.5, 1.75, 1.9, 2.0)
 _SHOWN = (0.1, 1, 50, 99)
 _SMALLEST = 3.0  # Å³ per atom, expected
 
