@@ -26,12 +26,21 @@ import numpy as np
 import pandas as pd
 import spglib
 
+from hf_crystal.crystals.elements import reduced_formula
 from hf_crystal.mat2seq.canonical_crystal import CanonicalSettings
 from hf_crystal.mat2seq.canonicalize import canonicalize_record
 from hf_crystal.prototypes import PrototypeIndex, embedded_index
 from hf_crystal.stability import load_reference
 
 ENERGIES = ["mb_e_form", "e_form_megnet2018", "e_form_mp2020", "e_hull_mp2018"]
+
+
+def without_wrong_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the energies that `find_wrong_labels.py` lists."""
+    wrong = pd.read_csv(Path(__file__).with_name("wrong_labels.csv")).set_index("formula").energy
+    formulas = table.atomic_numbers.map(reduced_formula)
+    listed = (table.mb_e_form - formulas.map(wrong)).abs() < 1e-4
+    return table.assign(mb_e_form=table.mb_e_form.mask(listed))
 
 
 def energies(table: pd.DataFrame) -> pd.Series:
@@ -98,7 +107,7 @@ def main() -> None:
         "atomic_numbers",
         *ENERGIES,
     ]
-    table = pd.read_parquet(given.table, columns=columns)
+    table = without_wrong_labels(pd.read_parquet(given.table, columns=columns))
     known = dict(zip(table.material_id, energies(table), strict=True))
     small = table[table.n_primitive <= given.max_atoms]
     index = PrototypeIndex.build(

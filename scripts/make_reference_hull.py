@@ -4,7 +4,8 @@
         hf_crystal/references/matbench_mp_e_form.parquet
 
 The table has the columns `task`, `composition` (of the primitive cell) and `target` (formation energy, eV/atom) of
-matbench v0.1 (Dunn et al., npj Comput. Mater. 6, 138, 2020; data: Materials Project, CC BY 4.0).
+matbench v0.1 (Dunn et al., npj Comput. Mater. 6, 138, 2020; data: Materials Project, CC BY 4.0). Entries of
+`wrong_labels.csv` (scripts/find_wrong_labels.py) are left out.
 """
 
 import argparse
@@ -17,6 +18,13 @@ from hf_crystal.crystals.elements import cell_formula
 from hf_crystal.stability import _parts
 
 
+def formula_of(composition: str) -> str:
+    """Reduced formula of `Sr1 Ti1 O3`."""
+    counts = _parts(composition)
+    unit = math.gcd(*counts.values())
+    return cell_formula([z for z, count in counts.items() for _ in range(count // unit)])
+
+
 def main() -> None:
     """Read the table, choose the phases, write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -25,12 +33,13 @@ def main() -> None:
     options = parser.parse_args()
     rows = pd.read_parquet(options.table, columns=["task", "composition", "target"])
     rows = rows[rows["task"] == "matbench_mp_e_form"]
+    wrong = pd.read_csv(Path(__file__).with_name("wrong_labels.csv"))
+    left_out = {(row.formula, round(row.energy, 5)) for row in wrong.itertuples()}
     lowest: dict[str, float] = {}
     for text, energy in zip(rows["composition"], rows["target"], strict=True):
-        counts = _parts(text)  # `Sr1 Ti1 O3`
-        unit = math.gcd(*counts.values())
-        formula = cell_formula([z for z, count in counts.items() for _ in range(count // unit)])
-        lowest[formula] = min(energy, lowest.get(formula, math.inf), math.inf if len(counts) > 1 else 0.0)
+        formula = formula_of(text)
+        if (formula, round(energy, 5)) not in left_out:
+            lowest[formula] = min(energy, lowest.get(formula, math.inf), math.inf if " " in text else 0.0)
     # with a positive energy a phase never matters: the elements are there, at zero
     kept = {formula: round(energy, 5) for formula, energy in lowest.items() if energy < 0 or len(_parts(formula)) == 1}
     table = pd.DataFrame({"formula": list(kept), "formation_energy": list(kept.values())}).sort_values("formula")
