@@ -34,7 +34,7 @@ __all__ = ["TIME_LIMIT", "build_server", "run_server"]
 TIME_LIMIT = 60.0  # s, from the request to its answer
 _MAX_CONNECTIONS = 100  # more are answered with 503
 _MAX_BODY = 2 * MAX_BYTES  # JSON escapes line ends
-_BODY_SECONDS = 30.0  # from the head of a request to the last byte of its body
+_PATIENCE = 30.0  # s, for the head of a request after the last byte, and for its whole body after its head
 _READERS = 2  # processes of `CrystalReaders`
 _LAST_COMPUTATION = 60  # s, at the end of the server, for what has begun within the time of its request
 _PIECE_ATOMS, _PIECE_SIZE = 2000, 16  # of a batch; between pieces others have their turn
@@ -207,6 +207,7 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         yield
 
     codes = {
+        400: "No text that could be JSON.",
         408: "The body did not come.",
         413: "Too large.",
         422: "Refused, with the reason.",
@@ -221,7 +222,7 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         responses={code: {"model": Problem, "description": text} for code, text in codes.items()},
     )
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=_MAX_BODY)  # inside `measure`, which words its answer
-    app.add_middleware(_BodyDeadline, seconds=min(_BODY_SECONDS, time_limit))
+    app.add_middleware(_BodyDeadline, seconds=min(_PATIENCE, time_limit))
     _add_problems(app, endpoints.measures, time_limit)
 
     one, many = "Predict properties of one crystal.", "Predict properties of several crystals."
@@ -331,6 +332,27 @@ class _Measures:
         self._crystals.labels(task, "done").inc(len(results) - failed)
 
 
+def _impatient_protocol() -> type:
+    """HTTP/1.1 of uvicorn, which waits without end for the head of a first request: here for a time."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class ImpatientProtocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is None or self.cycle.response_complete:
+                self._wait()
+
+        def _wait(self) -> None:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(_PATIENCE, self.timeout_keep_alive_handler)
+
+    return ImpatientProtocol
+
+
 def run_server(app: "FastAPI", host: str, port: int, time_limit: float = TIME_LIMIT) -> None:
     """Serve until SIGTERM or Ctrl-C; requests that have begun are finished.
 
@@ -351,6 +373,7 @@ def run_server(app: "FastAPI", host: str, port: int, time_limit: float = TIME_LI
         log_level="warning",
         access_log=False,
         server_header=False,
+        http=_impatient_protocol(),
         ws="none",
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=round(time_limit) + _LAST_COMPUTATION,

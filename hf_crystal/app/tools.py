@@ -192,7 +192,7 @@ class Tools:
         self.read([crystal], description_of)
         if self.service.generator:
             self.generate(GenerateRequest(composition="NaCl"))
-        if self._reference is not None or next(iter(self.models.values())) in embedded_checkpoints():
+        if self._reference is not None or not set(embedded_checkpoints()).isdisjoint(self.models.values()):
             self._hull  # noqa: B018  reads the table
 
     def read(
@@ -285,7 +285,7 @@ def faults_of(errors: Sequence[Any], whole: str = "body") -> str:
     words = []
     for error in errors[:3]:
         known = [part for part in error["loc"] if isinstance(part, int) or part in _FIELDS]
-        path, reason = ".".join(map(str, known)) or whole, error["msg"]
+        path, reason = ".".join(map(str, known)) or whole, error["msg"].removeprefix("Value error, ")
         if error["type"] == "json_invalid":
             path, reason = "body", f"no valid JSON, see its character {known[-1]}"
         elif error["type"] == "extra_forbidden":

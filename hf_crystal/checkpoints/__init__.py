@@ -48,14 +48,17 @@ def embedded_checkpoint(name: str = DEFAULT_MODEL) -> Path:
 def folder_of_name(name: object) -> Any:
     """Folder of an embedded checkpoint where `name` is one and no model folder of that name is here; else `name`.
 
+    The name of its repository, as its card has it, is a name of the embedded one, too.
+
     Raises:
         ValueError: a name that is almost that of one: the Hub, which would be asked, has none such.
     """
     if not isinstance(name, (str, os.PathLike)) or Path(name, "config.json").is_file():
         return name
     embedded = (*embedded_checkpoints(), *embedded_generators())
-    if os.fspath(name) in embedded:
-        return str(checkpoint_folder(os.fspath(name)))
+    own = os.fspath(name).removeprefix("hf_crystal/")
+    if own in embedded:
+        return str(checkpoint_folder(own))
     like = difflib.get_close_matches(os.fspath(name), embedded, 1, _LIKE)
     if like and "/" not in os.fspath(name) and not Path(name).exists():
         raise ValueError(f"no embedded checkpoint {name}; did you mean {like[0]}? Embedded are {', '.join(embedded)}")

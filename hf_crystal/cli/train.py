@@ -77,7 +77,7 @@ def train_property(
             raise typer.BadParameter("--set, --resume and --max-hours need a recipe", param_hint="--config")
         given = {"--data": data, "--target": target, "--unit": unit}
         if missing := [name for name, value in given.items() if value is None]:
-            raise typer.BadParameter(f"without a recipe {', '.join(missing)} must be given", param_hint="--config")
+            raise typer.BadParameter("must be given, or a recipe with --config", param_hint=", ".join(missing))
         if folds is not None and folds_column is not None:
             raise typer.BadParameter(
                 f"{folds}, and --folds-column {folds_column}, whose values are the parts; give one of the two",

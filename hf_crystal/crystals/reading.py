@@ -250,7 +250,7 @@ def _read_file(path: Path) -> str:
         if not path.exists():
             raise CrystalInputError(f"no such file: {path}", name=path.name)
         if path.is_dir():
-            raise CrystalInputError(f"{path} is a folder; load_crystal_dataset reads folders", name=path.name)
+            raise CrystalInputError(f"{path} is a folder, which hf_crystal.load reads", name=path.name)
         if not (path.is_file() or path.is_fifo()):  # `<(zcat …)` of a shell is a pipe; devices never end
             raise CrystalInputError(f"{path} is neither a regular file nor a pipe", name=path.name)
         size = path.stat().st_size

@@ -293,6 +293,9 @@ def test_the_command_answers_what_it_began_and_ends(tiny_folders, tmp_path):
                 time.sleep(0.1)
             sheet = httpx.post(f"{address}/predict", json={"crystal": {"text": SHEET}}, timeout=60)
             assert sheet.json()["warnings"]  # there, and not on standard error, see below
+            with socket.create_connection(("127.0.0.1", port)) as silent:  # one that never asks holds nothing up
+                silent.settimeout(60)
+                assert silent.recv(1) == b""
             children = psutil.Process(process.pid).children(recursive=True)
             asked = json.dumps({"num": MAX_GENERATED, "temperature": 1.5})
             with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as begun:
