@@ -161,7 +161,7 @@ def _front_matter(
 def _of_base_model(metrics: Mapping[str, Any] | None) -> dict[str, str]:
     """Repository and license of the checkpoint that a training started from, as its record names it."""
     recipe = (metrics or {}).get("recipe") or {}
-    name = str((recipe.get("model") or {}).get("pretrained") or "")
+    name = str((recipe.get("model") or {}).get("pretrained") or "").removeprefix("hf_crystal/")
     if (shipped := shipped_hub_config(name) if name and "/" not in name else None) is not None:
         base = read_hub_config(shipped)
         return {"base_model": base["repo"], "license": base["license"]}

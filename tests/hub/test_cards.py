@@ -122,6 +122,7 @@ def test_a_fine_tuned_model_names_its_base_and_inherits_the_license():
 
     embedded = header("crystalformer-mp")
     assert "base_model: hf_crystal/crystalformer-mp\n" in embedded and "license: cc-by-4.0" in embedded
+    assert header("hf_crystal/crystalformer-mp") == embedded
     assert "base_model: owner/name\n" in header("owner/name") and "license: apache-2.0" in header("owner/name")
     assert "license: mit" in header("crystalformer-mp", license="mit")
     assert "base_model" not in header("model")
