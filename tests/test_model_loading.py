@@ -32,7 +32,8 @@ def test_a_folder_comes_before_an_embedded_checkpoint_and_that_before_the_hub(tm
     assert resolve_model(DEFAULT_MODEL) == str(checkpoint_folder(DEFAULT_MODEL))
     (tmp_path / DEFAULT_MODEL / "config.json").write_text("{}")
     assert resolve_model(DEFAULT_MODEL) == DEFAULT_MODEL
-    assert resolve_model(f"hf_crystal/{DEFAULT_MODEL}") == f"hf_crystal/{DEFAULT_MODEL}"
+    assert resolve_model(f"hf_crystal/{DEFAULT_MODEL}") == str(checkpoint_folder(DEFAULT_MODEL))
+    assert resolve_model(f"owner/{DEFAULT_MODEL}") == f"owner/{DEFAULT_MODEL}"
 
 
 def test_what_no_model_has_for_a_name_is_refused(tmp_path):

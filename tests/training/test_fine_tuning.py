@@ -105,7 +105,7 @@ def test_more_rows_need_fewer_passes():
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["--target", "V"], "without a recipe --data, --unit must be given"),
+    (["--target", "V"], "--data, --unit: must be given, or a recipe with --config"),
     (["--data", "x.csv", "--target", "V", "--unit", "K", "--folds", "3", "--folds-column", "f"], "give one of"),
     (["--config", "x.yaml", "--folds", "3"], "--folds: the recipe has this"),
     (["--config", "x.yaml", "--seed", "3"], "--seed: the recipe has this"),
