@@ -15,49 +15,24 @@ first. Where an entry is listed the next one of its formula is judged, too. A qu
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from make_reference_hull import formula_of
+from report_domain import crystals_of
 
 from hf_crystal.crystals.elements import reduced_formula
-from hf_crystal.loading import load_property_model
+from hf_crystal.loading import load_property_pipeline
 
 _BELOW_BOTH, _BELOW_ONE = 0.2, 0.5  # eV/atom
 _SAME = 2e-3  # eV/atom between an entry and the crystal whose label it is
-_ATOMS = 2048  # of a batch
-
-
-def batches(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Rows by size, some at once."""
-    rows, start = rows.sort_values("n_sites"), 0
-    while start < len(rows):
-        size = max(1, min(64, _ATOMS // int(rows.n_sites.iloc[min(start + 63, len(rows) - 1)])))
-        yield rows[start : start + size]
-        start += size
 
 
 def predictions(rows: pd.DataFrame) -> pd.Series:
     """Formation energies that the default model predicts, by index."""
-    model, extractor = load_property_model("crystalformer-mp")
-    place = model.config.target_names.index("formation_energy")
-    found = {}
-    for some in batches(rows):
-        crystals = [
-            {
-                "lattice": np.asarray(row.lattice, dtype=float).reshape(3, 3),
-                "frac_coords": np.asarray(row.frac_coords, dtype=float).reshape(-1, 3),
-                "atomic_numbers": np.asarray(row.atomic_numbers),
-            }
-            for row in some.itertuples()
-        ]
-        with torch.no_grad():
-            values = model(**extractor(crystals)).logits[:, place]
-        found |= dict(zip(some.index, values.tolist(), strict=True))
-    return pd.Series(found, dtype=float)
+    answers = load_property_pipeline("crystalformer-mp")(crystals_of(rows), batch_size=64)
+    return pd.Series([answer["formation_energy"] for answer in answers], rows.index, dtype=float)
 
 
 def main(args: argparse.Namespace) -> None:
