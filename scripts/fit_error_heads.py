@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from prepare_materials_project import LABELS, kinds_of, with_labels
-from report_domain import parts_of
+from report_domain import crystals_of, parts_of
 
 _MEMBERS = 5  # heads whose mean is taken
 _SHARES = (0.0, 0.5, 1.0)  # of the linear functions, tried
@@ -90,14 +90,7 @@ def encode(model: Any, extractor: Any, rows: Any, cache: Path, batch_size: int) 
         largest = int(rows.num_atoms.iloc[missing[min(batch_size, len(missing)) - 1]])
         size = max(1, min(batch_size, 2048 // largest))
         some, missing = missing[:size], missing[size:]
-        crystals = [
-            {
-                "lattice": np.asarray(row.lattice, dtype=float).reshape(3, 3),
-                "frac_coords": np.asarray(row.frac_coords, dtype=float).reshape(-1, 3),
-                "atomic_numbers": np.asarray(row.atomic_numbers),
-            }
-            for row in rows.iloc[some].itertuples()
-        ]
+        crystals = crystals_of(rows.iloc[some])
         with torch.no_grad():
             pooled = model.encoder(**extractor(crystals), output_summary=True).summary.numpy()
         known |= {keys[place]: vector for place, vector in zip(some, pooled, strict=True)}
