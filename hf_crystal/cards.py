@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .card_figures import figure_rows, generation_rows, load_metrics, results_table, target_rows
+from .checkpoints import OWNER
 from .crystals.elements import cell_formula
 from .crystals.record import atomic_number_of
 from .typing import Generator, PropertyModel
@@ -161,7 +162,7 @@ def _front_matter(
 def _of_base_model(metrics: Mapping[str, Any] | None) -> dict[str, str]:
     """Repository and license of the checkpoint that a training started from, as its record names it."""
     recipe = (metrics or {}).get("recipe") or {}
-    name = str((recipe.get("model") or {}).get("pretrained") or "").removeprefix("hf_crystal/")
+    name = str((recipe.get("model") or {}).get("pretrained") or "").removeprefix(OWNER)
     if (shipped := shipped_hub_config(name) if name and "/" not in name else None) is not None:
         base = read_hub_config(shipped)
         return {"base_model": base["repo"], "license": base["license"]}

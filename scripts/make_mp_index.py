@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import spglib
+from make_reference_hull import are_wrong
 
 from hf_crystal.crystals.elements import reduced_formula
 from hf_crystal.mat2seq.canonical_crystal import CanonicalSettings
@@ -37,10 +38,9 @@ ENERGIES = ["mb_e_form", "e_form_megnet2018", "e_form_mp2020", "e_hull_mp2018"]
 
 def without_wrong_labels(table: pd.DataFrame) -> pd.DataFrame:
     """The table without the energies that `find_wrong_labels.py` lists."""
-    wrong = pd.read_csv(Path(__file__).with_name("wrong_labels.csv")).set_index("formula").energy
-    formulas = table.atomic_numbers.map(reduced_formula)
-    listed = (table.mb_e_form - formulas.map(wrong)).abs() < 1e-4
-    return table.assign(mb_e_form=table.mb_e_form.mask(listed))
+    energies = table.mb_e_form.astype(float)
+    wrong = np.array(are_wrong(table.atomic_numbers.map(reduced_formula), energies))
+    return table.assign(mb_e_form=energies.mask(wrong))
 
 
 def energies(table: pd.DataFrame) -> pd.Series:

@@ -10,6 +10,7 @@ matbench v0.1 (Dunn et al., npj Comput. Mater. 6, 138, 2020; data: Materials Pro
 
 import argparse
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +26,13 @@ def formula_of(composition: str) -> str:
     return cell_formula([z for z, count in counts.items() for _ in range(count // unit)])
 
 
+def are_wrong(formulas: Iterable[str], energies: Iterable[float]) -> list[bool]:
+    """Which entries `find_wrong_labels.py` lists, by reduced formula and formation energy, eV/atom."""
+    listed = pd.read_csv(Path(__file__).with_name("wrong_labels.csv"))
+    wrong = set(zip(listed.formula, listed.energy.round(4), strict=True))
+    return [(formula, round(energy, 4)) in wrong for formula, energy in zip(formulas, energies, strict=True)]
+
+
 def main() -> None:
     """Read the table, choose the phases, write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,13 +41,12 @@ def main() -> None:
     options = parser.parse_args()
     rows = pd.read_parquet(options.table, columns=["task", "composition", "target"])
     rows = rows[rows["task"] == "matbench_mp_e_form"]
-    wrong = pd.read_csv(Path(__file__).with_name("wrong_labels.csv"))
-    left_out = {(row.formula, round(row.energy, 5)) for row in wrong.itertuples()}
+    formulas, energies = [formula_of(text) for text in rows["composition"]], rows["target"]
     lowest: dict[str, float] = {}
-    for text, energy in zip(rows["composition"], rows["target"], strict=True):
-        formula = formula_of(text)
-        if (formula, round(energy, 5)) not in left_out:
-            lowest[formula] = min(energy, lowest.get(formula, math.inf), math.inf if " " in text else 0.0)
+    for formula, energy, wrong in zip(formulas, energies, are_wrong(formulas, energies), strict=True):
+        if not wrong:
+            element = len(_parts(formula)) == 1
+            lowest[formula] = min(energy, lowest.get(formula, math.inf), 0.0 if element else math.inf)
     # with a positive energy a phase never matters: the elements are there, at zero
     kept = {formula: round(energy, 5) for formula, energy in lowest.items() if energy < 0 or len(_parts(formula)) == 1}
     table = pd.DataFrame({"formula": list(kept), "formation_energy": list(kept.values())}).sort_values("formula")

@@ -265,6 +265,7 @@ class _BodyDeadline:
                 message = await receive()
                 complete = not message.get("more_body", False)
                 return message
+            # FastAPI makes 400 of every other error here
             raise HTTPException(408, f"the body of the request is not complete after {self._seconds:g} s")
 
         await self._app(scope, timely, send)

@@ -7,6 +7,7 @@ from typing import Any
 
 # what the pipelines, the commands and the web page use where no model is named
 DEFAULT_MODEL, DEFAULT_GENERATOR = "crystalformer-mp", "mat2seq-mp20"
+OWNER = "hf_crystal/"  # of our repositories, before the name of a checkpoint
 _ROOT = Path(__file__).parent
 _LIKE = 0.85  # similarity (difflib) from which a name is taken for a misspelled one
 
@@ -56,7 +57,7 @@ def folder_of_name(name: object) -> Any:
     if not isinstance(name, (str, os.PathLike)) or Path(name, "config.json").is_file():
         return name
     embedded = (*embedded_checkpoints(), *embedded_generators())
-    own = os.fspath(name).removeprefix("hf_crystal/")
+    own = os.fspath(name).removeprefix(OWNER)
     if own in embedded:
         return str(checkpoint_folder(own))
     like = difflib.get_close_matches(os.fspath(name), embedded, 1, _LIKE)

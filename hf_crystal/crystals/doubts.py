@@ -53,6 +53,7 @@ _VOLUMES = np.array([
         -6.9, -2.0, 9.2, 1.7, -0.4,
     ],
 ])  # fmt: skip
+_VOLUMES = np.pad(_VOLUMES, ((0, 0), (0, len(CHEMICAL_SYMBOLS) - _VOLUMES.shape[1])))
 
 
 def far_coordinates(frac: np.ndarray) -> list[str]:
@@ -141,7 +142,7 @@ def _expected_volumes(numbers: np.ndarray) -> np.ndarray:
     """Volume per atom that crystals of these elements have, Å³, shape `(B,)`; `numbers` `(B, N)`, 0 = padding."""
     counts = np.count_nonzero(numbers, axis=1)
     share = np.isin(numbers, ANIONS).sum(axis=1) / counts
-    bare, more = np.pad(_VOLUMES, ((0, 0), (0, len(CHEMICAL_SYMBOLS) - _VOLUMES.shape[1])))[:, numbers]
+    bare, more = _VOLUMES[:, numbers]
     own = np.where(bare == 0, _UNKNOWN_VOLUME, bare + more * share[:, None])
     return np.asarray(own.sum(axis=1, where=numbers > 0) / counts).clip(_LEAST_VOLUME)
 
