@@ -4,8 +4,10 @@
 
 Crystals with at most `--max-atoms` atoms in the primitive cell and `--max-sites` Wyckoff positions: long sequences are
 mostly models of disorder, no prototypes. A crystal that has more symmetry at 0.1 Å, as the release lists it, is taken
-with that: relaxations distort some by so much, galena among them. Nothing is held out for benchmarks: these use the
-index `mp20_train`, or `exclude`.
+with that: relaxations distort some by so much, galena among them. Crystals of more than four times the volume that
+their elements have are left out, unless they are known to lie at most 0.1 eV/atom above the hull (molecules do): most
+are relaxations that failed, with all atoms far apart. Nothing is held out for benchmarks: these use the index
+`mp20_train`, or `exclude`.
 
 Energies are those of PBE with the corrections of one release: `mb_e_form`, where it is missing those of other columns,
 shifted to it by the crystals of the same formula that have both. A crystal without any is taken to be farther above
@@ -18,7 +20,7 @@ Data: Materials Project, release 2025.02.12, CC BY 4.0. About 20 CPU minutes.
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,16 @@ import pandas as pd
 import spglib
 from make_reference_hull import are_wrong
 
+from hf_crystal.crystals.doubts import expected_volumes
 from hf_crystal.crystals.elements import reduced_formula
-from hf_crystal.mat2seq.canonical_crystal import CanonicalSettings
+from hf_crystal.mat2seq.canonical_crystal import CanonicalCrystal, CanonicalSettings
 from hf_crystal.mat2seq.canonicalize import canonicalize_record
 from hf_crystal.prototypes import PrototypeIndex, embedded_index
 from hf_crystal.stability import load_reference
 
 ENERGIES = ["mb_e_form", "e_form_megnet2018", "e_form_mp2020", "e_hull_mp2018"]
+LARGEST_VOLUME = 4.0  # of the expected one
+NEAR_THE_HULL = 0.1  # eV/atom
 
 
 def without_wrong_labels(table: pd.DataFrame) -> pd.DataFrame:
@@ -88,6 +93,18 @@ def crystals(table: pd.DataFrame, max_sites: int) -> Iterator[tuple[str, Any]]:
             yield row.material_id, crystal
 
 
+def failed(crystals: Iterable[tuple[str, CanonicalCrystal]], heights: dict[str, float]) -> set[str]:
+    """Names of crystals far too large; not of those whose distance from the hull, eV/atom, is known to be small."""
+    found = set()
+    for name, crystal in crystals:
+        record = crystal.to_record()
+        volume = abs(np.linalg.det(record.cell)) / len(record.atomic_numbers)
+        large = volume > LARGEST_VOLUME * expected_volumes(record.atomic_numbers[None])[0]
+        if large and not heights.get(name, np.inf) <= NEAR_THE_HULL:
+            found.add(name)
+    return found
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -110,14 +127,19 @@ def main() -> None:
     table = without_wrong_labels(pd.read_parquet(given.table, columns=columns))
     known = dict(zip(table.material_id, energies(table), strict=True))
     small = table[table.n_primitive <= given.max_atoms]
+    heights, found = above_hull(small), dict(crystals(small, given.max_sites))
+    gases = failed(found.items(), heights)
     index = PrototypeIndex.build(
-        crystals(small, given.max_sites),
+        {name: crystal for name, crystal in found.items() if name not in gases},
         energies={name: energy for name, energy in known.items() if np.isfinite(energy)},
-        above_hull=above_hull(small),
+        above_hull=heights,
         distances=embedded_index("mp20_train").distances,
     )
     index.save(given.output)
-    print(f"{len(small)} crystals, {len(index)} of them indexed; {given.output.stat().st_size / 1e6:.2f} MB")
+    print(
+        f"{len(small)} crystals, {len(gases)} far too large, {len(index)} indexed; "
+        f"{given.output.stat().st_size / 1e6:.2f} MB"
+    )
 
 
 if __name__ == "__main__":

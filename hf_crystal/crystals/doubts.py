@@ -95,7 +95,7 @@ def geometry_warnings(
         radii[totals < 1 - 1e-3] = 0.0
     found: list[list[str]] = [[] for _ in counts]
     volumes = np.abs(np.linalg.det(cells)) / (counts if totals is None else totals.sum(axis=1))
-    ratios = volumes / _expected_volumes(numbers)
+    ratios = volumes / expected_volumes(numbers)
     odd = (ratios < _SMALLEST_VOLUME) | (ratios > _LARGEST_VOLUME)
     heights = 1 / np.linalg.norm(inverses, axis=1)  # between the lattice planes of each pair of edges
     wide = (heights.max(axis=1) > _VACUUM) & (ratios <= _THINNEST)
@@ -138,7 +138,7 @@ def geometry_warnings(
     return found
 
 
-def _expected_volumes(numbers: np.ndarray) -> np.ndarray:
+def expected_volumes(numbers: np.ndarray) -> np.ndarray:
     """Volume per atom that crystals of these elements have, Å³, shape `(B,)`; `numbers` `(B, N)`, 0 = padding."""
     counts = np.count_nonzero(numbers, axis=1)
     share = np.isin(numbers, ANIONS).sum(axis=1) / counts
