@@ -42,6 +42,8 @@ _ROUNDED_OCCUPANCY, _LARGEST_OCCUPANCY = 1e-3, 1.02  # of a sum that is meant to
 _DRAWN = 24  # orderings drawn for each that is returned
 _ROUNDING = 0.01  # of an occupancy
 _CLOSE = 0.5  # of the sum of covalent radii: positions that exclude each other
+_CROWDED = 0.78  # the same: halves of split sites, of which both are taken only if nothing else is left
+_CROWDED_WEIGHT = 1e-3  # beside 1 of positions that exclude each other
 _SYMMETRY = 0.01  # Å
 _LARGEST_CHARGE = 0.3  # e per atom that common oxidation states may leave; more of it means a metal
 
@@ -280,8 +282,9 @@ def ordered_records(record: CrystalRecord, n: int, *, max_atoms: int = 160, seed
     rng = np.random.default_rng(seed)
     draws = np.stack([_draw(kind, counts, near, rng) for _ in range(_DRAWN * n)])
     found = draws[_distinct(draws, _permutations(kind, frac, cell))]
-    energies = _energies(found, frac, cell)
-    ranked = found[np.argsort(energies, kind="stable")[:n]]
+    taken = (found > 0).astype(float)
+    crowding = np.round(np.einsum("di,ij,dj->d", taken, near, taken), 6)
+    ranked = found[np.lexsort((_energies(found, frac, cell), crowding))[:n]]
     return [CrystalRecord(sites[sites > 0], frac[sites > 0], cell) for sites in ranked]
 
 
@@ -337,24 +340,25 @@ def _whole_numbers(amounts: np.ndarray, sites: int) -> np.ndarray:
 
 
 def _excluding(frac: np.ndarray, cell: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Which two sites are too near for two atoms, `(S, S)`."""
+    """How much two sites are too near for two atoms, `(S, S)`: 1 or `_CROWDED_WEIGHT`, 0 for most."""
     difference = frac[:, None] - frac[None]
     difference -= np.rint(difference)
     distances = np.linalg.norm(difference @ cell, axis=2)
-    near = distances < _CLOSE * (COVALENT_RADII[numbers][:, None] + COVALENT_RADII[numbers])
-    np.fill_diagonal(near, False)
+    ratios = distances / (COVALENT_RADII[numbers][:, None] + COVALENT_RADII[numbers])
+    near = np.where(ratios < _CLOSE, 1.0, np.where(ratios < _CROWDED, _CROWDED_WEIGHT, 0.0))
+    np.fill_diagonal(near, 0.0)
     return near
 
 
 def _draw(kind: np.ndarray, counts: np.ndarray, near: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Atomic number at each site, 0 = empty, of one random ordering."""
     assignment = np.zeros(len(kind), dtype=np.int64)
-    blocked = np.zeros(len(kind), dtype=int)
+    blocked = np.zeros(len(kind))
     for k in np.argsort([-(counts[k].sum() / max(np.sum(kind == k), 1)) for k in range(len(counts))], kind="stable"):
         numbers = np.repeat(np.arange(1, counts.shape[1] + 1), counts[k])
         for number in rng.permutation(numbers):
             free = np.flatnonzero((kind == k) & (assignment == 0))
-            open_ = free[blocked[free] == blocked[free].min()]
+            open_ = free[blocked[free] < blocked[free].min() + 1e-9]
             site = int(rng.choice(open_))
             assignment[site] = number
             blocked += near[site]

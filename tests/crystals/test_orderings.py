@@ -36,6 +36,15 @@ def test_orderings_that_symmetry_makes_equal_count_once():
         assert len(found) == len(matcher.group_structures(found)) == number
 
 
+def test_of_a_split_site_one_half_is_taken():
+    pairs = [[x, y, 0.5 + sign * 0.16] for x in (0.0, 0.5) for y in (0.0, 0.5) for sign in (-1, 1)]  # 1.92 Å apart
+    split = {"cell": 6.0 * np.eye(3), "frac_coords": pairs, "species": [{"Li": 0.5}] * 8}
+    for structure in orderings(split, 4):
+        assert len(structure) == 4
+        distances = structure.distance_matrix + 9 * np.eye(4)
+        assert distances.min() > 2.5
+
+
 def test_the_largest_cell_bounds_what_is_rounded():
     rare = {**SALT, "species": [{"Na": 0.97, "K": 0.03}] * 4 + ["Cl"] * 4}
     assert len(orderings(rare, 1, max_atoms=8)[0]) == 8
