@@ -108,6 +108,8 @@ def crystal_cards(crystals: Sequence[GeneratedCrystal], colors: ColorScheme = "j
         doubts = "".join(message(text, "note") for text in crystal.warnings)
         if crystal.log_likelihood is not None:
             properties += f"<li>log-likelihood: <b>{crystal.log_likelihood:.1f}</b></li>"
+        if crystal.probability is not None:
+            properties += f"<li>probability of this structure: <b>{crystal.probability:.0%}</b></li>"
         marks = _mark(crystal.structure_valid, "distances") + _mark(crystal.composition_valid, "charges")
         cards.append(
             f"<article class='hfc-card'>{view_html(crystal.cif, 260, colors=colors)}"

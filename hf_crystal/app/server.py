@@ -92,6 +92,7 @@ class GeneratedCrystal(BaseModel):
     volume: float
     log_likelihood: float | None
     score: float | None
+    probability: float | None
     source: str
     sequence: str
     warnings: list[str]

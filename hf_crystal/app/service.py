@@ -83,6 +83,7 @@ class GeneratedCrystal:
         properties: rows as in `Prediction.rows`.
         warnings: what is doubtful, as the pipeline gives it.
         num_equal: how many of the crystals generated are equal to it, itself included.
+        probability: as the pipeline gives it.
     """
 
     structure: Any
@@ -97,6 +98,7 @@ class GeneratedCrystal:
     properties: list[dict[str, Any]]
     warnings: list[str] = field(default_factory=list)
     num_equal: int = 1
+    probability: float | None = None
 
     @property
     def file_name(self) -> str:
@@ -366,6 +368,7 @@ class Service:
             properties=predicted,
             warnings=result["warnings"],
             num_equal=result["num_equal"],
+            probability=result["probability"],
         )
 
     def are_equal(self, first: CrystalRecord, second: CrystalRecord) -> bool | None:

@@ -264,9 +264,8 @@ class Tools:
             raise Refused(str(error)) from error
         if not results:
             raise Refused(f"no crystal found for {request.composition or 'this prompt'}")
-        names = ("formula", "space_group", "log_likelihood", "score", "source", "sequence", "warnings", "cif")
         return [
-            {name: result[name] for name in names}
+            {name: value for name, value in result.items() if name != "structure"}
             | {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
             for result in results
         ]

@@ -11,7 +11,7 @@ StructureFormat = Literal["cif", "poscar", "extxyz"]
 _SUFFIXES: dict[StructureFormat, str] = {"cif": ".cif", "poscar": ".vasp", "extxyz": ".extxyz"}
 
 
-_COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "source"]
+_COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "probability", "source"]
 _ADDED = {  # by grouping, relaxation, stability
     "num_equal": "int64",
     "energy": "double",
@@ -22,8 +22,9 @@ _ADDED = {  # by grouping, relaxation, stability
     "e_above_hull_standard_error": "double",
     "decomposes_to": "string",
 }
+_FAR = 0.2  # eV/atom: hardly a crystal predicted so far is near the hull (docs/experiments.md)
 _MORE_COLUMNS = ["energy_of", "sequence", "warnings", "cif"]  # of every form but the table
-_TYPES = {**_ADDED, "num_atoms": "int64", **dict.fromkeys(["volume", "log_likelihood", "score"], "double")}
+_TYPES = {**_ADDED, "num_atoms": "int64", **dict.fromkeys(_COLUMNS[3:-1], "double")}
 
 
 def write_crystals(
@@ -43,9 +44,14 @@ def write_crystals(
     if about := results[0].get("energy_of"):
         caveat = "" if "energy" in results[0] else ": a hint, no ranking of stability"
         print(f"hf-crystal: e_above_hull is of {about}{caveat}", file=sys.stderr)
+        far = sum((result["e_above_hull"] or 0.0) > _FAR for result in results)
+        if far:
+            print(f"hf-crystal: {far} of {len(results)}: more than {_FAR:g} eV/atom above the hull", file=sys.stderr)
     files = [None] * len(results) if folder is None else write_structures(folder, results, form)
     more = [name for name in _MORE_COLUMNS if name in results[0]] if output != "table" else []
     columns = [*_COLUMNS, *(name for name in _ADDED if name in results[0]), "file", *more]
+    if output == "table" and all(result["probability"] is None for result in results):
+        columns.remove("probability")
     with open_writer(output, output_file, columns, _TYPES) as writer:
         for file, result in zip(files, results, strict=True):
             size = {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}

@@ -65,6 +65,7 @@ class DecodedCrystal:
         source: Where it comes from: "model"; "prototype" and the name of a known crystal with other elements; "known"
             and its name for a known crystal of this formula.
         score: Share of the votes of known crystals, where one of them is the source.
+        probability: That a prototype is what the formula crystallizes in, where no crystal of it is known.
     """
 
     structure: Any
@@ -75,6 +76,7 @@ class DecodedCrystal:
     warnings: tuple[str, ...] = ()
     source: str = "model"
     score: float | None = None
+    probability: float | None = None
 
 
 _GRID = CanonicalSettings()  # its defaults are the tokenizer's

@@ -73,10 +73,12 @@ class CrystalGenerationPipeline(Pipeline):
       cell with the space group and the symmetry operations;
     - `formula`: formula of the primitive cell (`Ti2O4`); `space_group`: symbol as the sequence has it;
     - `sequence`: the sequence as text; equal crystals have equal sequences;
-    - `log_likelihood`: natural logarithm of the probability of the generated part (temperature 1, without grammar);
-      None where a known prototype is longer than the model's context;
+    - `log_likelihood`: natural logarithm of the probability (temperature 1, without grammar) of what follows the
+      composition; with `candidates="model"` of the generated part. None where a sequence is longer than the context;
     - `source`: "model"; "known mp-…": a known crystal; "prototype mp-…": that one with other elements. `score`: None,
       or the share of such a crystal in the votes, or by energy among those known;
+    - `probability`: of a prototype, that the lowest crystal of the formula is this one, if it lies near the hull
+      (docs/how_to/generate.md); None where crystals of the formula are known, and for the model's;
     - with `stability=True`: `e_above_hull` and more, see `hf_crystal.stability.predict_stability`;
     - `warnings`: list of what to know about it, such as a property outside the trained range or an
       element that no training crystal has; mostly empty.
@@ -223,8 +225,10 @@ class CrystalGenerationPipeline(Pipeline):
 
             def fill(n: int, prompt: dict[str, Any] = prompt) -> list[Any]:
                 units = {"formula_units": "any"} if isinstance(prompt["composition"], str) else {}
-                items: list[Any] = draw([prompt | units], num_return=n)[0]
-                return items
+                # the likelihood of all crystals of a list begins after the composition, see `_with_likelihood`
+                return [
+                    dataclasses.replace(item, log_likelihood=None) for item in draw([prompt | units], num_return=n)[0]
+                ]
 
             bounds = {name: options[name] for name in ("max_atoms", "min_distance", "unseen") if name in options}
             generate = fill if candidates == "auto" else None
@@ -318,6 +322,7 @@ def result_of(item: Any) -> dict[str, Any]:
         "sequence": item.sequence,
         "log_likelihood": item.log_likelihood,
         "score": item.score,
+        "probability": item.probability,
         "source": item.source,
         "warnings": list(item.warnings),
     }

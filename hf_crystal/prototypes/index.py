@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -57,6 +58,8 @@ class PrototypeIndex:
         settings: Grid of the sequences.
         rises: Energy of each crystal above the lowest of its formula, eV/atom; 0 where it is not known.
         above_hull: Energy of each crystal above the hull of known phases, eV/atom; NaN where it is not known.
+        log_odds: Of a prototype: constant, per share of the votes, per cost of the nearest known crystal
+            (`scripts/fit_probability.py`); None where nobody has counted, then candidates have no `probability`.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class PrototypeIndex:
         settings: CanonicalSettings | None = None,
         rises: np.ndarray | None = None,
         above_hull: np.ndarray | None = None,
+        log_odds: Sequence[float] | None = None,
     ):
         self.names = list(names)
         self.sequences = list(sequences)
@@ -76,6 +80,7 @@ class PrototypeIndex:
         self.settings = settings or CanonicalSettings()
         self.rises = np.zeros(len(self.names)) if rises is None else rises
         self.above_hull = np.full(len(self.names), np.nan) if above_hull is None else above_hull
+        self.log_odds = log_odds
         self._layout = SequenceLayout(self.settings)
         self._members = families(self.sequences)
         self._families: dict[Counts, Family] = {}
@@ -169,6 +174,7 @@ class PrototypeIndex:
             "distances": self.distances.tolist(),
             "volumes": self.volumes.tolist(),
             "settings": self.settings.to_dict(),
+            "log_odds": self.log_odds,
         }
         columns: dict[str, Any] = {"material_id": self.names, "sequence": self.sequences}
         for name, values in (("rise", self.rises), ("above_hull", np.clip(self.above_hull, 0, 30))):
@@ -200,7 +206,8 @@ class PrototypeIndex:
             table.column(name).to_numpy() / 1000 if name in table.column_names else None
             for name in ("rise", "above_hull")
         )
-        return cls(names, sequences, distances, volumes, CanonicalSettings(**learned["settings"]), rises, heights)
+        settings, odds = CanonicalSettings(**learned["settings"]), learned.get("log_odds")
+        return cls(names, sequences, distances, volumes, settings, rises, heights, odds)
 
     def compositions(self, unit: dict[int, int], max_atoms: int | None = None) -> list[dict[int, int]]:
         """The multiples of a formula unit whose anonymous contents occur in the index."""
@@ -248,8 +255,8 @@ class PrototypeIndex:
         Returns:
             Candidates, all different, most votes first; `source` is "prototype NAME", or "known NAME"
             for a known crystal of the composition itself; `score` the share of the votes, of a known crystal of a
-            formula its share by energy among those. A known crystal of more than 0.2 eV/atom above the hull has a
-            warning.
+            formula its share by energy among those; `probability` of prototypes for a formula without known crystals
+            that this is its crystal. A known crystal of more than 0.2 eV/atom above the hull has a warning.
         """
         unit = parse_composition(composition)
         wanted = self.compositions(unit, max_atoms) if formula else [unit]
@@ -275,7 +282,8 @@ class PrototypeIndex:
         if len(found) >= n:
             return found
         first = len(found)
-        for row, elements, score in self._ranked(wanted, allowed, formula=formula):
+        nearest, ranked = self._ranked(wanted, allowed, formula=formula)
+        for row, elements, score in ranked:
             item = self._substituted(row, elements, score)
             if item is None or (keeps is not None and not keeps(item)):
                 continue
@@ -291,9 +299,16 @@ class PrototypeIndex:
                 break
         found[first:] = sorted(found[first:], key=lambda item: item.score or 0.0, reverse=True)
         del found[n:]
+        if self.log_odds and formula and not own and space_groups is None and max_atoms is None:  # so it was counted
+            found = [dataclasses.replace(item, probability=self._probability(item.score, nearest)) for item in found]
         if known and len(found) < n:
             add_known(far)
         return found
+
+    def _probability(self, share: float, nearest: float) -> float:
+        """That a prototype is the crystal of its formula: by its votes, and the cost of the nearest known crystal."""
+        constant, per_share, per_cost = self.log_odds
+        return 1 / (1 + math.exp(-(constant + per_share * share + per_cost * nearest)))
 
     def known_of(self, unit: dict[int, int]) -> list[DecodedCrystal]:
         """Known crystals of a formula, lowest energy first.
@@ -345,8 +360,8 @@ class PrototypeIndex:
 
     def _ranked(
         self, wanted: Sequence[dict[int, int]], allowed: Callable[[int], bool], *, formula: bool
-    ) -> list[tuple[int, dict[int, int], float]]:
-        """Row, new element of each element, and share of the votes, most first."""
+    ) -> tuple[float, list[tuple[int, dict[int, int], float]]]:
+        """Cost of the nearest, and of each row the new elements and the share of the votes, most first."""
         nearest: list[tuple[float, int, dict[int, int], tuple]] = []
         known = [(contents(composition), self._family(contents(composition)[0]))
                  for composition in wanted if contents(composition)[0] in self._members]  # fmt: skip
@@ -393,7 +408,8 @@ class PrototypeIndex:
                 votes[leader] += float(weights[place])
         order = np.argsort(-np.array(votes), kind="stable")
         total = float(weights.sum())
-        return [(nearest[firsts[k]][1], nearest[firsts[k]][2], votes[k] / total) for k in order.tolist()]
+        ranked = [(nearest[firsts[k]][1], nearest[firsts[k]][2], votes[k] / total) for k in order.tolist()]
+        return nearest[0][0] if nearest else math.inf, ranked
 
     def _symbol(self, row: int) -> str:
         return self.sequences[row].split(f" {SEPARATOR} ")[1]

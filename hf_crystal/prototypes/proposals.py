@@ -83,6 +83,12 @@ def propose(
         space_groups=groups,
         keeps=accepted,
     )
+    if groups is not None and known and not any(item.source.startswith("known") for item in found):
+        others = dict.fromkeys(
+            item.sequence.split(" | ")[1] for item in index.known_of(parse_composition(composition))
+        )
+        if others:
+            notes = (*notes, f"no known crystal of {composition} has this space group; known: {', '.join(others)}")
     found = [dataclasses.replace(item, warnings=(*item.warnings, *notes)) for item in found] if notes else found
     if generate is not None and (len(found) < n or n > 1):
         count = n if len(found) < n else 2

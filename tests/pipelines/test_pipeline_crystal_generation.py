@@ -39,7 +39,7 @@ def test_results_are_the_composition_and_decode_again(pipe):
     assert len(results) == 4
     for result in results:
         fields = ["structure", "cif", "formula", "space_group", "sequence", "log_likelihood"]
-        assert list(result) == [*fields, "score", "source", "warnings"]
+        assert list(result) == [*fields, "score", "probability", "source", "warnings"]
         assert result["structure"].composition == Composition("SrTiO3")
         assert result["warnings"] == []
         read = Structure.from_str(result["cif"], fmt="cif", primitive=True)
@@ -66,6 +66,12 @@ def test_a_formula_gives_known_crystals_then_prototypes_then_those_of_the_model(
     few = default_pipe("NaCl", space_group=225, num_return_sequences=2, seed=0)
     assert [item["source"].split()[0] for item in few] == ["known", "model"]
     assert len(default_pipe("NaCl", space_group=225, candidates="prototypes", num_return_sequences=2)) == 1
+    for item in (*found, last):  # whoever wrote them, the likelihood begins after the composition
+        ids = torch.tensor([default_pipe.tokenizer.encode(item["sequence"])])
+        begin = default_pipe.tokenizer.convert_ids_to_tokens(ids[0].tolist()).index("|")
+        with torch.no_grad():
+            each = default_pipe.model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+        assert item["log_likelihood"] == pytest.approx(each[begin:].sum().item(), abs=1e-3)
 
 
 def test_the_model_alone_gives_atoms_of_the_primitive_cell(default_pipe):

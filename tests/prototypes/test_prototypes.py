@@ -181,6 +181,19 @@ def test_embedded_index_of_the_materials_project_has_what_users_ask_for():
         assert [item.sequence.split(" | ")[1] for item in found] == groups.split()
         assert all(item.source.startswith("known mp-") for item in found)
     assert propose("Y3Al5O12")[0].structure.composition.num_atoms == 80
+    assert not {"mp-1096496", "mp-1097495"} & set(embedded_index("mp").names)  # failed relaxations, 13 times too large
+
+
+def test_prototypes_of_an_unknown_formula_say_how_likely_they_are(index):
+    likely, unlikely = (propose(formula, 2) for formula in ("Cs2NaNdI6", "NaZn2Sb3O5"))
+    assert likely[0].probability > 0.8 > 0.4 > unlikely[0].probability > unlikely[1].probability > 0
+    assert propose("NaCl", 5)[-1].probability is None  # known crystals, and prototypes beside them
+    for other in ({"space_group": 225}, {"max_atoms": 10}):  # votes of a part of the known crystals
+        assert propose("Cs2NaNdI6", 1, **other)[0].probability is None
+    assert propose({"Cs": 2, "Na": 1, "Nd": 1, "I": 6})[0].probability is None  # cell contents, no formula
+    assert propose("NaI", 1, index=index)[0].probability is None  # an index of which nobody has counted it
+    found = propose("NaCl", 2, space_group=221, index=index)
+    assert found[0].warnings == ("no known crystal of NaCl has this space group; known: Fm-3m",)
 
 
 def test_filters_and_unknown_contents(index):
