@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,6 +115,12 @@ def evaluate_generation(
     num_samples: Annotated[int, typer.Option(min=0, help="Crystals per composition beside the greedy one.")] = 20,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = 1.0,
     num_free: Annotated[int, typer.Option(min=0, help="Crystals generated from nothing.")] = 1000,
+    collisions: Annotated[
+        Literal["keep", "replace"],
+        typer.Option(
+            help="Crystals whose atoms collide: kept as the one attempt, or others drawn as `generate` does."
+        ),
+    ] = "keep",
     judge: Annotated[str | None, typer.Option(help="Property model that judges conditions.")] = None,
     num_conditioned: Annotated[int, typer.Option(min=1, help="Crystals per value of a condition.")] = 100,
     guidance: Annotated[
@@ -147,6 +154,7 @@ def evaluate_generation(
         num_samples=num_samples,
         temperature=temperature,
         num_free=num_free,
+        collisions=collisions,
         num_conditioned=num_conditioned,
         guidance=tuple(guidance or ()),
         smact=importlib.util.find_spec("smact") is not None if smact is None else smact,
@@ -154,6 +162,8 @@ def evaluate_generation(
         num_workers=num_workers,
         time_limit=time_limit,
     )
+    if not settings.smact:
+        print("hf-crystal: without smact: no filtered match rates, no validity of compositions", file=sys.stderr)
     pipeline = load_generation_pipeline(model)
     judging = None if judge is None else judge_of_pipeline(load_property_pipeline(judge))
     splits = load_crystal_dataset(data, split_column=split_column)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class GenerationSettings:
         num_samples: Crystals per composition at `temperature`, beside the greedy one; 0 for none.
         temperature: Sampling temperature, also of the unconditional samples.
         num_free: Crystals generated from nothing.
+        collisions: What becomes of crystals whose atoms collide, see `generate_crystals_for_prompts`. With "replace"
+            an answer may be one of several that were drawn: not what others call one attempt.
         num_conditioned: Crystals per value of a condition.
         guidance: Scales of guidance at which the conditions are asked for once more.
         smact: Whether SMACT (which has to be installed) judges compositions; match rates are then given under both
@@ -48,12 +50,18 @@ class GenerationSettings:
     num_samples: int = 20
     temperature: float = 1.0
     num_free: int = 1000
+    collisions: Literal["keep", "replace"] = "keep"
     num_conditioned: int = 100
     guidance: tuple[float, ...] = ()
     smact: bool = False
     seed: int = 0
     num_workers: int = 0
     time_limit: float | None = None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of `sample_prompts`."""
+        return {"temperature": self.temperature, "seed": self.seed, "collisions": self.collisions}
 
     @property
     def pool(self) -> dict[str, Any]:
@@ -110,7 +118,7 @@ def measure_conditions(
     asked = [(name, target) for name in names for target in _targets(name, tokenizer)]
     count = settings.num_conditioned
     prompts: list[dict[str, Any]] = [{"properties": {name: target}} for name, target in asked for _ in range(count)]
-    sampling: dict[str, Any] = {"num_return": 1, "temperature": settings.temperature, "seed": settings.seed}
+    sampling = {"num_return": 1, **settings.sampling}
     nothing: list[dict[str, Any]] = [{}] * count
     plain = sample_prompts(model, tokenizer, nothing + prompts, folder / "conditioned.jsonl", **sampling)
     free, by_scale = plain[:count], {1.0: plain[count:]}

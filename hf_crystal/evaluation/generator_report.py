@@ -122,23 +122,12 @@ def _predicted(
     rows = rows.select_columns(list(CRYSTAL_COLUMNS))
     truths = [dict(row) for row in rows]
     prompts = prompts_of(truths)
-    sampled: dict[str, tuple[float, list[list[Any]]]] = {
-        "greedy": (
-            0.0,
-            sample_prompts(model, tokenizer, prompts, folder / "greedy.jsonl", num_return=1, temperature=0.0, seed=0),
-        )
-    }
+    greedy = settings.sampling | {"temperature": 0.0, "seed": 0}
+    likeliest = sample_prompts(model, tokenizer, prompts, folder / "greedy.jsonl", num_return=1, **greedy)
+    sampled: dict[str, tuple[float, list[list[Any]]]] = {"greedy": (0.0, likeliest)}
     if settings.num_samples:
         path = folder / "sampled.jsonl"
-        drawn = sample_prompts(
-            model,
-            tokenizer,
-            prompts,
-            path,
-            num_return=settings.num_samples,
-            temperature=settings.temperature,
-            seed=settings.seed,
-        )
+        drawn = sample_prompts(model, tokenizer, prompts, path, num_return=settings.num_samples, **settings.sampling)
         sampled["sampled"] = (settings.temperature, drawn)
     figures: dict[str, Any] = {}
     for name, (temperature, crystals) in sampled.items():
@@ -224,15 +213,7 @@ def _free(
 ) -> dict[str, Any]:
     """Validity, uniqueness, novelty and distributions of crystals that nothing was asked of."""
     prompts: list[dict[str, Any]] = [{}] * settings.num_free
-    drawn = sample_prompts(
-        model,
-        tokenizer,
-        prompts,
-        folder / "free.jsonl",
-        num_return=1,
-        temperature=settings.temperature,
-        seed=settings.seed,
-    )
+    drawn = sample_prompts(model, tokenizer, prompts, folder / "free.jsonl", num_return=1, **settings.sampling)
     crystals = [item[0] for item in drawn]
     truths = [dict(row) for row in rows.select_columns(list(CRYSTAL_COLUMNS))]
     found: dict[str, Any] = {"validity": _validity(crystals, settings)}

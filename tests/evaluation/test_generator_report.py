@@ -168,7 +168,7 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same(result, model, tokenize
 
 def test_nothing_is_sampled_twice(result, tokenizer):
     prompts = [json.loads(line)["prompt"] for line in (result[0] / "sampled.jsonl").read_text().splitlines()[1:]]
-    arguments = {"num_return": 2, "temperature": 1.0, "seed": 0}
+    arguments = {"num_return": 2, **SETTINGS.sampling}
     made = sample_prompts(None, tokenizer, prompts, result[0] / "sampled.jsonl", **arguments)
     assert all(crystal.structure is not None for item in made for crystal in item)
 
