@@ -22,6 +22,12 @@ GENERATOR_EXAMPLE = (
     "--output-dir runs/mat2seq --max-hours 0.3"
 )
 
+_OF_RECIPES = {  # options of a fine-tuning without a recipe, and where a recipe has them
+    **dict.fromkeys(["target", "unit", "column"], "data.targets"),
+    "epochs": "training.num_train_epochs",
+    "seed": "training.seed",
+}
+
 Config = Annotated[Path, typer.Option(help="YAML recipe.")]
 OutputDir = Annotated[Path, typer.Option(help="Folder of the run.")]
 Data = Annotated[str | None, typer.Option(help="Table of crystals; overrides the recipe.")]
@@ -45,7 +51,11 @@ def train_property(
     data: Annotated[str | None, typer.Option(help="Table of crystals and labels; overrides the recipe.")] = None,
     pretrained: Annotated[
         str | None,
-        typer.Option("--from", "--pretrained", help="Embedded checkpoint, folder or repository to fine-tune from."),
+        typer.Option(
+            "--from",
+            "--pretrained",
+            help=f"Embedded checkpoint, folder or repository to fine-tune from; without a recipe {DEFAULT_MODEL}.",
+        ),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Property to learn, a column of the table.")] = None,
     unit: Annotated[str | None, typer.Option(help="Unit of the labels and of the predictions.")] = None,
@@ -100,8 +110,12 @@ def train_property(
         raise typer.BadParameter("a recipe needs a folder for its run", param_hint="--output-dir")
     of_tables = {"target": target, "unit": unit, "column": column, "folds": folds, "folds-column": folds_column}
     of_tables |= {"epochs": epochs, "seed": seed}
-    if twice := [name for name, value in of_tables.items() if value is not None]:
-        raise typer.BadParameter("the recipe has this; --set changes it there", param_hint=f"--{twice[0]}")
+    for name in (name for name, value in of_tables.items() if value is not None):
+        key = _OF_RECIPES.get(name)
+        reason = (
+            f"the recipe has this: {key}, which --set changes" if key else "for --data and --target without a recipe"
+        )
+        raise typer.BadParameter(reason, param_hint=f"--{name}")
     overrides = _overrides(config, settings, {"data.path": data, "model.pretrained": pretrained})
     from ..training import load_recipe
     from ..training.property_run import train_property as run_training
@@ -156,8 +170,8 @@ def _fine_tune(**arguments: Any) -> None:
         low, high = found["gain_over_composition_interval"]
         verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart by these crystals"
         print(
-            f"formula only has an MAE higher by {found['composition_mae'] - found['mae']:.4g} {tuning.unit} (95 % "
-            f"{low:.4g} to {high:.4g}, same crystals): the model is {verdict}"
+            f"MAE of the formula only less that of the model: {found['composition_mae'] - found['mae']:.4g} "
+            f"{tuning.unit} (95 % {low:.4g} to {high:.4g}, same crystals): the model is {verdict}"
         )
     announce_written(f"{tuning.model_folder} (model and card), {tuning.output_dir}/result.json, predictions.csv")
     print(f"hf-crystal: next: hf-crystal predict my.cif --model {tuning.model_folder}", file=sys.stderr)

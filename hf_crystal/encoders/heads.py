@@ -137,7 +137,8 @@ class CrystalErrorHead(nn.Module):
         self.bounds = config.error_scale_bounds
         if self.bounds is not None and [len(pair) for pair in self.bounds] != [2] * num_targets:
             raise ValueError(
-                f"error_scale_bounds={self.bounds} must hold two numbers for each of {config.target_names}."
+                f"error_scale_bounds={self.bounds} must hold two numbers for each of {config.target_names}; other "
+                "targets than those of the checkpoint need error_head_size=0, error_scale_bounds=None."
             )
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from hf_crystal.crystals.elements import reduced_formula
 from hf_crystal.data.columns import composition_numbers, name_columns
 from hf_crystal.evaluation.intervals import mean_interval
 from hf_crystal.evaluation.regression import regression_metrics
@@ -88,8 +89,8 @@ class FineTuning:
         training = len(rows) - len(rows) // len(names)
         epochs = self.epochs or epochs_for(training)
         say(
-            f"{len(rows)} crystals, {len(names)} parts: {epochs} epochs without each (about {training} crystals), "
-            f"then with all (about one of twenty watches the loss); losses are in {self.output_dir}"
+            f"from {self.pretrained}: {len(rows)} crystals, {len(names)} parts: {epochs} epochs without each (about "
+            f"{training} crystals), then with all (one of twenty watches the loss); losses are in {self.output_dir}"
         )
         if importlib.util.find_spec("sklearn") is None:
             say("scikit-learn is not installed, so what the formula alone tells is not measured")
@@ -104,7 +105,7 @@ class FineTuning:
             baseline = np.abs(of_formula - labels)[inside].mean()
             shares.append({"part": part, "n": int(inside.sum()), "mae": error, "composition_mae": baseline})
             say(
-                f"part {part}, {place} of {len(names)}: MAE {error:.4g} {self.unit}, formula only "
+                f"part {part} ({place} of {len(names)}): MAE {error:.4g} {self.unit}, formula only "
                 f"{_words(baseline)}; {inside.sum()} crystals"
             )
         record = self._train(table, _ALL_ROWS, self.output_dir / _ALL_ROWS)
@@ -148,17 +149,22 @@ class FineTuning:
         if not known.all():
             logger.warning(f"{(~known).sum()} rows have no label {self._column} and were left out")
         rows = rows.select(np.flatnonzero(known))
+        if len(rows) < _FEWEST_ROWS:
+            raise ValueError(
+                f"{self.data} has {len(rows)} crystals with a label {self._column}; {_FEWEST_ROWS} are needed"
+            )
         if self.folds_column is not None:
             parts = [f"{part:g}" if isinstance(part, float) else str(part) for part in rows[self.folds_column]]
             if not 1 < len(set(parts)) <= 50:
                 raise ValueError(f"{self.folds_column} has {len(set(parts))} values; 2 to 50 parts are accepted")
         else:
-            order = np.random.default_rng(self.seed).permutation(len(rows))
-            parts = [str(part) for part in (np.argsort(order) % self.folds + 1)]
-        if len(rows) < _FEWEST_ROWS:
-            raise ValueError(
-                f"{self.data} has {len(rows)} crystals with a label {self._column}; {_FEWEST_ROWS} are needed"
-            )
+            crystal = _crystal_of_each(rows)
+            order = np.random.default_rng(self.seed).permutation(crystal.max() + 1)
+            parts = [str(part) for part in (np.argsort(order) % self.folds + 1)[crystal]]
+            if repeated := len(rows) - len(order):
+                logger.warning(f"{repeated} rows repeat a crystal (formula and volume): equal ones are in one part")
+            if len(order) < self.folds:
+                raise ValueError(f"{self.data} has {len(order)} different crystals; {self.folds} folds need as many")
         return rows, parts
 
     def _write_table(self, rows: Any, parts: list[str], names: list[str]) -> Path:
@@ -260,6 +266,15 @@ class FineTuning:
             writer = csv.writer(stream)
             writer.writerow(("id", "part", self.target, "predicted", "formula_only"))
             writer.writerows(rows)
+
+
+def _crystal_of_each(rows: Any) -> np.ndarray:
+    """Number of the crystal of each row; those of equal formula and volume per atom are taken to be equal."""
+    seen: dict[tuple[str, str], int] = {}
+    volumes = [abs(np.linalg.det(np.reshape(lattice, (3, 3)))) for lattice in rows["lattice"]]
+    numbers = composition_numbers(rows[:])
+    kinds = [(reduced_formula(own), f"{volume / len(own):.3f}") for own, volume in zip(numbers, volumes, strict=True)]
+    return np.array([seen.setdefault(kind, len(seen)) for kind in kinds])
 
 
 def _formula_only(numbers: list[list[int]], labels: np.ndarray, inside: np.ndarray, seed: int) -> np.ndarray:

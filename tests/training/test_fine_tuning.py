@@ -1,6 +1,7 @@
 """`hf-crystal train property --data my.csv --target Tc --unit K`: a table, no recipe, an error to rely on."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import hf_crystal
 from hf_crystal.cli.main import run
 from hf_crystal.crystals.reading import record_to_structure
 from hf_crystal.loading import load_property_pipeline
-from hf_crystal.training.fine_tuning import epochs_for
+from hf_crystal.training.fine_tuning import FineTuning, epochs_for
 
 BASE = "crystalformer-mp20"
 pytest.importorskip("sklearn", reason="the baseline needs scikit-learn (extra metrics)")
@@ -100,6 +101,18 @@ def test_the_same_call_resumes_and_another_is_refused(tuned, capfd):
     assert not list((folder / "run").glob("*.partial*"))
 
 
+def test_equal_crystals_are_in_one_part(tmp_path):
+    cells = [np.array(NACL["lattice"]) * (1 + step / 100) for step in range(12)]
+    texts = [record_to_structure({**NACL, "lattice": cell.tolist()}).to(fmt="cif") for cell in cells]
+    pandas.DataFrame({"cif": texts * 3, "V": range(36)}).to_csv(tmp_path / "thrice.csv", index=False)
+    tuning = FineTuning(str(tmp_path / "thrice.csv"), "V", "K", tmp_path / "run", BASE, folds=4)
+    _, parts = tuning._rows()
+    assert parts[:12] == parts[12:24] == parts[24:]
+    assert sorted(map(parts.count, "1234")) == [9] * 4
+    with pytest.raises(ValueError, match="12 different crystals; 13 folds need as many"):
+        dataclasses.replace(tuning, folds=13)._rows()
+
+
 def test_more_rows_need_fewer_passes():
     assert [epochs_for(rows) for rows in (50, 200, 2000, 5000, 50_000)] == [100, 60, 30, 15, 10]
 
@@ -107,8 +120,8 @@ def test_more_rows_need_fewer_passes():
 @pytest.mark.parametrize(("words", "message"), [
     (["--target", "V"], "--data, --unit: must be given, or a recipe with --config"),
     (["--data", "x.csv", "--target", "V", "--unit", "K", "--folds", "3", "--folds-column", "f"], "give one of"),
-    (["--config", "x.yaml", "--folds", "3"], "--folds: the recipe has this"),
-    (["--config", "x.yaml", "--seed", "3"], "--seed: the recipe has this"),
+    (["--config", "x.yaml", "--folds", "3"], "--folds: for --data and --target without a recipe"),
+    (["--config", "x.yaml", "--seed", "3"], "--seed: the recipe has this: training.seed, which --set changes"),
     (["--data", "{tmp}/few.csv", "--target", "V", "--unit", "K"], "has 3 crystals with a label V; 20 are needed"),
     (["--data", "{tmp}/few.csv", "--target", "Tc", "--unit", "K"], "label column 'Tc' is not in the data"),
 ])  # fmt: skip
