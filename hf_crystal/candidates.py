@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .crystals.elements import parse_composition
+from .crystals.reading import as_record, record_to_structure
 from .mat2seq.canonicalize import CanonicalSettings, canonicalize
 from .mat2seq.space_groups import space_group_symbols
 from .stability import ReferenceHull, Stability, load_reference, predict_stability
@@ -90,18 +91,23 @@ def likely_stable(
     return sorted(judged, key=lambda result: result["e_above_hull"])[:num]
 
 
-def equal_known(result: Mapping[str, Any], index: "PrototypeIndex | None" = None) -> str | None:
-    """The known crystal that a result's `structure` equals by pymatgen's `StructureMatcher`, such as "known mp-149".
+def equal_known(crystal: Any, index: "PrototypeIndex | None" = None) -> str | None:
+    """The known crystal that one equals by pymatgen's `StructureMatcher` (any volume), such as "known mp-149".
 
     Args:
-        result: Of the pipeline "crystal-generation", or what was made of one here.
+        crystal: Of any form that `canonicalize` reads, such as a file; or a result of the pipeline of generation.
         index: The known crystals; by default the embedded index of the Materials Project.
+
+    Returns:
+        Where it comes from, as `source` has it; None where no known crystal equals it.
     """
     from .evaluation import novelty
     from .prototypes.proposals import _default_index
 
-    known = (_default_index() if index is None else index).known_of(parse_composition(result["formula"]))
-    row = novelty([result["structure"]], known, bucket_by="formula").match[0] if known else None
+    record = as_record(crystal["structure"] if isinstance(crystal, Mapping) and "structure" in crystal else crystal)
+    unit = Counter(map(int, record.atomic_numbers))
+    known = (_default_index() if index is None else index).known_of(dict(unit))
+    row = novelty([record_to_structure(record)], known, bucket_by="formula").match[0] if known else None
     return None if row is None else known[row].source
 
 

@@ -11,12 +11,14 @@ and `mpts_52.parquet` (test part, cells above 20 atoms). Geometry and labels of 
 the model's card); the labels of the third are of a newer release, whose mean distance to the training labels on common
 rows is printed first. "Shifted" parts have these labels minus what the releases differ by: an energy for each element,
 summed over the atoms, fitted (ridge regression) on the validation part's crystals with labels of both. Prints a JSON
-object a model: rows, MAE, bias (predicted minus label), eV/atom, also by kind of anion; and where the distance from
+object a model: rows, MAE, bias (predicted minus label), eV/atom, also by kind of anion, and of differences between
+crystals of one formula; and where the distance from
 the hull is known, whether predicted energies find the crystals at most 0 and 0.05 eV/atom above it, with the hull of
 `hf_crystal.load_reference()` (release 2018, which holds the entries themselves).
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ _KINDS = {  # by the first of these that a crystal has
     "sulfides, selenides, tellurides": {16, 34, 52},
     "others": set(range(119)),
 }
+_POLYMORPHS = 6  # of a formula are compared with each other
 _EDGES = (0.0, 0.025, 0.05, 0.1, 0.2)  # eV/atom, of predicted distances from the hull
 
 
@@ -105,8 +108,38 @@ def errors(model: Any, rows: Any, batch_size: int) -> dict[str, Any]:
         "mae": round(float(np.nanmean(np.abs(difference))), 4),
         "bias": round(float(np.nanmean(difference)), 4),
         "by kind": errors_by_kind(difference, rows.atomic_numbers),
+        "polymorphs": polymorph_figures(predicted, rows),
         **stability_figures(answers, rows),
     }
+
+
+def polymorph_figures(predicted: Any, rows: Any) -> dict[str, Any]:
+    """Energy differences of two crystals of one formula: their MAE, and how often the lower one is told right."""
+    import numpy as np
+
+    from hf_crystal.crystals.elements import reduced_formula
+
+    labels = rows.label.to_numpy(dtype=float)
+    places: dict[str, list[int]] = {}
+    for place, numbers in enumerate(rows.atomic_numbers):
+        places.setdefault(reduced_formula(numbers), []).append(place)
+    pairs = [pair for own in places.values() for pair in itertools.combinations(own[:_POLYMORPHS], 2)]
+    if not pairs:
+        return {"pairs": 0}
+    first, second = np.array(pairs).T
+    true, told = labels[first] - labels[second], predicted[first] - predicted[second]
+    found: dict[str, Any] = {
+        "pairs": len(pairs),
+        "formulas": sum(len(own) > 1 for own in places.values()),
+        "MAE of the difference": round(float(np.nanmean(np.abs(told - true))), 4),
+        "MAE of these crystals": round(float(np.nanmean(np.abs((predicted - labels)[np.unique(pairs)]))), 4),
+    }
+    edges = [0.0, 0.01, 0.02, 0.05, 0.1, np.inf]
+    for low, high in itertools.pairwise(edges):
+        chosen = (np.abs(told) >= low) & (np.abs(told) < high)
+        right = int((np.sign(told) == np.sign(true))[chosen].sum())
+        found[f"lower one right, told apart by {low:g} to {high:g}"] = [right, int(chosen.sum())]
+    return found
 
 
 def errors_by_kind(difference: Any, atomic_numbers: Any) -> dict[str, Any]:

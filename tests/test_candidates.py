@@ -10,7 +10,14 @@ from pymatgen.core import Lattice, Structure
 
 from hf_crystal import ReferenceHull, canonicalize
 from hf_crystal.ase import relax
-from hf_crystal.candidates import RelaxedHull, group_candidates, likely_stable, relax_candidates, shortlist
+from hf_crystal.candidates import (
+    RelaxedHull,
+    equal_known,
+    group_candidates,
+    likely_stable,
+    relax_candidates,
+    shortlist,
+)
 from hf_crystal.cli.main import run
 from hf_crystal.mat2seq.canonicalize import CanonicalSettings
 from hf_crystal.prototypes import PrototypeIndex
@@ -28,6 +35,7 @@ def result(structure: Structure, source: str = "model") -> dict:
         "sequence": canonical.to_text(),
         "log_likelihood": None,
         "score": None,
+        "probability": None,
         "source": source,
         "warnings": [],
     }
@@ -56,6 +64,13 @@ def test_equal_crystals_are_one_candidate_and_are_counted():
     ]
     assert [item["num_equal"] for item in group_candidates([*found, given[0]])] == [3, 1, 2]
     assert group_candidates([{"error": "no crystal"}]) == []
+
+
+def test_a_crystal_of_any_form_is_known_or_not():
+    rock_salt = salt("Na", "Cl", 5.4)
+    for form in (rock_salt, {"structure": rock_salt}, rock_salt.to(fmt="cif")):
+        assert equal_known(form) == "known mp-22862"
+    assert equal_known(salt("Na", "Xe", 6.0)) is None
 
 
 def test_what_cannot_be_relaxed_stays_with_its_reason():

@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -156,6 +157,19 @@ def isotope_notes(composition: object) -> list[str]:
     return [f"{' and '.join(found)} read as H: the isotopes of hydrogen are not told apart"] if found else []
 
 
+def _in_whole(items: Iterable[tuple[Any, Any]]) -> str:
+    """`, such as Li11P2S9Cl3` for 5.5 Li, P, 4.5 S and 1.5 Cl; nothing where there is no small multiple."""
+    try:
+        amounts = [(getattr(key, "symbol", key), Fraction(amount).limit_denominator(24)) for key, amount in items]
+        whole = math.lcm(*(amount.denominator for _, amount in amounts))
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    if whole > 24 or not all(amount > 0 for _, amount in amounts):
+        return ""
+    counts = [(symbol, int(amount * whole)) for symbol, amount in amounts]
+    return ", such as " + "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in counts)
+
+
 def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
     """Atomic number → count of a formula (`"SrTiO3"`, `"SrTiO₃"`), mapping of symbols or numbers, or `Composition`.
 
@@ -185,7 +199,7 @@ def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 118:
             raise ValueError(f"composition has {symbol!r}; accepted: element symbols or atomic numbers 1 to 118")
         if isinstance(amount, str) or amount != int(amount) or amount < 1:
-            raise ValueError(f"composition has {amount} {symbol}; accepted: whole numbers of atoms")
+            raise ValueError(f"composition has {amount} {symbol}; accepted: whole numbers of atoms{_in_whole(items)}")
         counts[number] = counts.get(number, 0) + int(amount)
     if not counts:
         raise ValueError("composition is empty")

@@ -7,6 +7,7 @@ own objects.
 
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -214,8 +215,9 @@ def _record_from_text(text: str, hint: str | None = None, depth: int = 0) -> Cry
             "without '..', and other documents hold the text of the file"
         )
     # the text itself is not quoted: it may come from a file that the reader of the message must not see
+    hint = "; of VASP's output CONTCAR has the crystal" if re.search(r"\bvasp\.|<modeling>", text[:300]) else ""
     raise CrystalInputError(
-        f"not a crystal structure: {len(text)} characters of no known format; accepted: {ACCEPTED_FORMS}"
+        f"not a crystal structure: {len(text)} characters of no known format; accepted: {ACCEPTED_FORMS}{hint}"
     )
 
 
