@@ -32,7 +32,7 @@ class Recorder(PrototypeIndex):
 
     nearest: float
 
-    def _probability(self, share: float, nearest: float) -> float:
+    def _probability(self, share: float | None, nearest: float) -> float | None:
         self.nearest = nearest
         return super()._probability(share, nearest)
 
@@ -72,7 +72,6 @@ def main() -> None:
     from sklearn.linear_model import LogisticRegression
 
     index = Recorder.load(given.index)
-    index.log_odds = [0.0, 0.0, 0.0]  # so that `_probability` is called
     table = ask(index, given.count, given.seed)
     fits = table.formula < 2 * given.count // 3
     features = table[["share", "cost"]].to_numpy()

@@ -299,14 +299,16 @@ class PrototypeIndex:
                 break
         found[first:] = sorted(found[first:], key=lambda item: item.score or 0.0, reverse=True)
         del found[n:]
-        if self.log_odds and formula and not own and space_groups is None and max_atoms is None:  # so it was counted
+        if formula and not own and space_groups is None and max_atoms is None:  # so it was counted
             found = [dataclasses.replace(item, probability=self._probability(item.score, nearest)) for item in found]
         if known and len(found) < n:
             add_known(far)
         return found
 
-    def _probability(self, share: float, nearest: float) -> float:
+    def _probability(self, share: float | None, nearest: float) -> float | None:
         """That a prototype is the crystal of its formula: by its votes, and the cost of the nearest known crystal."""
+        if self.log_odds is None or share is None:
+            return None
         constant, per_share, per_cost = self.log_odds
         return 1 / (1 + math.exp(-(constant + per_share * share + per_cost * nearest)))
 
