@@ -224,6 +224,7 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
     )
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=_MAX_BODY)  # inside `measure`, which words its answer
     app.add_middleware(_BodyDeadline, seconds=min(_PATIENCE, time_limit))
+    app.add_middleware(_Departures)
     _add_problems(app, endpoints.measures, time_limit)
 
     one, many = "Predict properties of one crystal.", "Predict properties of several crystals."
@@ -272,6 +273,49 @@ class _BodyDeadline:
         await self._app(scope, timely, send)
 
 
+class _Departures:
+    """ASGI middleware: whose client has gone gives up its place in the queue; it is counted with status 499."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        complete, answered = anyio.Event(), False
+        failure: Exception | None = None
+
+        async def reading() -> Any:
+            message = await receive()
+            if not message.get("more_body", False):
+                complete.set()
+            return message
+
+        async def answering(message: Any) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        async def watch(scope: anyio.CancelScope) -> None:
+            await complete.wait()
+            await receive()  # after the body there is only the end of the connection
+            scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(watch, group.cancel_scope)
+            try:
+                await self._app(scope, reading, answering)
+            except Exception as error:  # a group would wrap it
+                failure = error
+            group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if not answered:  # nobody reads it, but it is counted
+            await send({"type": "http.response.start", "status": 499, "headers": []})
+            await send({"type": "http.response.body"})
+
+
 def _add_problems(app: "FastAPI", measures: "_Measures", time_limit: float) -> None:
     """Word what goes wrong, and measure requests."""
     from fastapi import Request
@@ -301,7 +345,8 @@ def _add_problems(app: "FastAPI", measures: "_Measures", time_limit: float) -> N
     @app.middleware("http")
     async def measure(request: Request, call_next: Callable[[Request], Any]) -> Response:
         start = time.perf_counter()
-        response: Response = await call_next(request)
+        with measures.in_progress.track_inprogress():
+            response: Response = await call_next(request)
         if response.status_code == 413:  # of the limit, in plain text
             response = problem(413, f"the request has more than {_MAX_BODY} bytes; no more are read")
         route = request.scope.get("route")
@@ -313,13 +358,14 @@ class _Measures:
     """What is counted, in a registry of its own."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         named: dict[str, Any] = {"registry": self.registry, "namespace": "hf_crystal"}
         self._requests = Counter("requests", "Requests by endpoint and status.", ["endpoint", "status"], **named)
         self._seconds = Histogram("request_seconds", "Time of a request, s.", ["endpoint"], **named)
+        self.in_progress = Gauge("requests_in_progress", "Requests being answered, or waiting for it.", **named)
         self._crystals = Counter("crystals", "Crystals by task and outcome.", ["task", "outcome"], **named)
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:

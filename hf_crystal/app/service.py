@@ -133,7 +133,7 @@ class Service:
 
     Args:
         property_models: names of embedded checkpoints, folders or repositories; the first is the default.
-        generator: name of an embedded generator, folder or repository.
+        generator: name of an embedded generator, folder or repository; the empty name for none.
         device: torch device of all models.
     """
 
@@ -141,7 +141,8 @@ class Service:
         self, property_models: Sequence[str] | None = None, generator: str | None = None, device: str = "cpu"
     ):
         self.property_models = list(property_models or _default_first(embedded_checkpoints(), DEFAULT_MODEL))
-        self.generator = generator or next(iter(_default_first(embedded_generators(), DEFAULT_GENERATOR)), "")
+        default = next(iter(_default_first(embedded_generators(), DEFAULT_GENERATOR)), "")
+        self.generator = default if generator is None else generator
         self._device = device
         # one computation at a time: more threads on a small machine make everybody wait
         self._lock = threading.RLock()

@@ -14,7 +14,7 @@ from ..checkpoints import embedded_checkpoints
 from ..crystals.record import CrystalRecord
 from ..stability import ReferenceHull, add_stability, energy_target, load_reference
 from .reading import MAX_ATOMS, MAX_BYTES, description_of
-from .service import MAX_COMPOSITION, MAX_FILES, MAX_GENERATED, Service, example_files
+from .service import MAX_COMPOSITION, MAX_FILES, MAX_GENERATED, Service
 
 __all__ = [
     "BatchRequest",
@@ -65,6 +65,9 @@ Candidates = Annotated[
     Literal["auto", "prototypes", "model"] | None,
     Field(description="Known prototypes, the language model, or both; as `hf-crystal generate --candidates`."),
 ]
+
+
+_ROCK_SALT = "NaCl\n1\n0 2.82 2.82\n2.82 0 2.82\n2.82 2.82 0\nNa Cl\n1 1\ndirect\n0 0 0\n0.5 0.5 0.5\n"
 
 
 class Refused(ValueError):
@@ -187,7 +190,7 @@ class Tools:
 
     def warm_up(self) -> None:
         """Load the default models and start the processes that read, so that the first request is not a slow one."""
-        crystal = Crystal(text=example_files()["NaCl"].read_text(encoding="utf-8"))
+        crystal = Crystal(text=_ROCK_SALT)
         self.predict(self.read([crystal]))
         self.read([crystal], description_of)
         if self.service.generator:

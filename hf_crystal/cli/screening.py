@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .. import __version__
 from .._partial import partial_path
 from .progress import track
 from .sources import count_crystals, read_crystals
@@ -197,11 +198,13 @@ class Shard:
             "files of the model": _model_digest(model),
             "unseen": unseen,
             "disorder": disorder,
+            "version of hf_crystal": __version__,
         }
         file = self.folder / "_settings.json"
         if file.is_file():
             earlier = json.loads(file.read_text(encoding="utf-8"))
-            earlier.setdefault("files of the model", settings["files of the model"])  # older folders lack it
+            for name in ("files of the model", "version of hf_crystal"):  # older folders lack them
+                earlier.setdefault(name, settings[name])
             changed = [name for name in settings if earlier.get(name) != settings[name]]
             if changed:
                 raise ValueError(

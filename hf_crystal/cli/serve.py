@@ -18,7 +18,9 @@ def serve(
         list[str] | None,
         typer.Option(help="Property model; may be repeated, the first is the default. By default all embedded ones."),
     ] = None,
-    generator: Annotated[str | None, typer.Option(help="Generator; by default the embedded one.")] = None,
+    generator: Annotated[
+        str | None, typer.Option(help="Generator; by default the embedded one. none: only property models.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda:0.")] = "cpu",
     reference: Annotated[
         str | None, typer.Option(help="Known phases, as of predict --reference, where a model is not embedded.")
@@ -44,7 +46,7 @@ def serve(
     keep_silent()
     for name in model or ():
         check_property_model(name)
-    tools = Tools(Service(model, generator, device), reference)
+    tools = Tools(Service(model, "" if generator == "none" else generator, device), reference)
     if mcp:
         from ..app.assistant import build_assistant
 

@@ -50,8 +50,6 @@ def write_crystals(
     files = [None] * len(results) if folder is None else write_structures(folder, results, form)
     more = [name for name in _MORE_COLUMNS if name in results[0]] if output != "table" else []
     columns = [*_COLUMNS, *(name for name in _ADDED if name in results[0]), "file", *more]
-    if output == "table" and all(result["probability"] is None for result in results):
-        columns.remove("probability")
     with open_writer(output, output_file, columns, _TYPES) as writer:
         for file, result in zip(files, results, strict=True):
             size = {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}

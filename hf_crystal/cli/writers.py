@@ -31,9 +31,13 @@ def chosen_format(output: Format | None, path: Path | None, usual: Format = "tab
     """What `--output` says, or the ending of `--output-file`, or `usual`.
 
     Raises:
-        typer.BadParameter: parquet without a file.
+        typer.BadParameter: parquet without a file; a file whose ending names no format, and no `--output`.
     """
-    output = output or format_of_file(path) or usual
+    named = format_of_file(path)
+    if path is not None and output is None and named is None and path.suffix.lower() not in ("", ".txt"):
+        endings = ", ".join(f".{form}" for form in get_args(FileFormat))
+        raise typer.BadParameter(f"{path} ends in none of {endings} (.txt is the table)", param_hint="--output-file")
+    output = output or named or usual
     if output == "parquet" and path is None:
         raise typer.BadParameter("parquet needs --output-file", param_hint="--output")
     return output

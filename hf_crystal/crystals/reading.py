@@ -116,7 +116,7 @@ CrystalLike = Union[
 ]
 
 # a row of a table, or an entry of a database, that holds a crystal
-_NESTED_KEYS = ("atoms", "structure", "cif", "poscar", "crystal", "attributes")
+_NESTED_KEYS = ("atoms", "structure", "cif", "poscar", "crystal", "attributes", "data")
 _NAME_KEYS = ("material_id", "jid", "id", "name", "file")
 
 
@@ -182,8 +182,8 @@ def _parse_nested(value: Any, depth: int) -> CrystalRecord:
     """Read what a document holds inside; text in a document is never the name of a file."""
     if depth >= _MAX_DEPTH:
         raise CrystalInputError(f"crystal nested more than {_MAX_DEPTH} deep in dicts, lists or JSON text")
-    if isinstance(value, Mapping):
-        return _record_from_dict(value, depth + 1)
+    if isinstance(value, Mapping | list):
+        return _record_from_json(value, depth + 1)
     if isinstance(value, str | bytes | bytearray):
         return _record_from_text(value if isinstance(value, str) else decode_text(bytes(value)), depth=depth + 1)
     if isinstance(value, os.PathLike):

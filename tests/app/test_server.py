@@ -251,6 +251,59 @@ def test_who_waits_too_long_is_told_so(service, monkeypatch):
     assert late.json()["detail"] == "no turn within 0.5 s; try again later"
 
 
+def test_who_has_gone_waits_no_longer(service, monkeypatch):
+    app, drawn = server.build_server(Tools(service)), []
+
+    def slow(composition, **_):
+        drawn.append(composition)
+        time.sleep(0.5)
+        return []
+
+    monkeypatch.setattr(service, "draw", slow)
+
+    async def ask(formula: str, patience: float) -> int:
+        body = json.dumps({"composition": formula}).encode()
+        scope = {"type": "http", "method": "POST", "path": "/generate", "query_string": b"", "http_version": "1.1",
+                 "headers": [(b"content-type", b"application/json")], "root_path": "", "scheme": "http"}  # fmt: skip
+        asked, sent = False, []
+
+        async def receive():
+            nonlocal asked
+            if asked:
+                await anyio.sleep(patience)
+                return {"type": "http.disconnect"}
+            asked = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+
+        await app(scope, receive, send)
+        return sent[0]["status"]
+
+    async def crowd() -> list[int]:
+        found = {}
+
+        async def one(formula: str, patience: float) -> None:
+            found[formula] = await ask(formula, patience)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(one, "NaCl", 60.0)
+            await anyio.sleep(0.1)
+            for formula in ("KCl", "KBr", "KI"):
+                group.start_soon(one, formula, 0.1)
+            await anyio.sleep(0.1)
+            group.start_soon(one, "MgO", 60.0)
+        return found
+
+    found = anyio.run(crowd)
+    assert drawn == ["NaCl", "MgO"]
+    assert found == {"NaCl": 422, "KCl": 499, "KBr": 499, "KI": 499, "MgO": 422}  # 422: nothing was found
+    metrics = testclient.TestClient(app).get("/metrics").text
+    assert 'hf_crystal_requests_total{endpoint="/generate",status="499"} 3.0' in metrics
+    assert "hf_crystal_requests_in_progress 1.0" in metrics  # this one
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(service):
     app = server.build_server(Tools(service), time_limit=0.5)
     head = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/predict", "query_string": b""}
