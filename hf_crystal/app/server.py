@@ -84,7 +84,11 @@ class Description(BaseModel):
 
 
 class GeneratedCrystal(BaseModel):
-    """A generated crystal; `num_atoms` and `volume` (Å³) are of its primitive cell."""
+    """A generated crystal; `num_atoms` and `volume` (Å³) are of its primitive cell.
+
+    `score`: share by energy of a known crystal, of the votes of a prototype; `probability`: that a prototype of a
+    formula without known crystals is the one of lowest energy; `log_likelihood`: of what follows the composition.
+    """
 
     formula: str
     space_group: str

@@ -170,7 +170,7 @@ def _fine_tune(**arguments: Any) -> None:
         low, high = found["gain_over_composition_interval"]
         verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart by these crystals"
         print(
-            f"MAE of the formula only less that of the model: {found['composition_mae'] - found['mae']:.4g} "
+            f"MAE of the formula only minus that of the model: {found['composition_mae'] - found['mae']:.4g} "
             f"{tuning.unit} (95 % {low:.4g} to {high:.4g}, same crystals): the model is {verdict}"
         )
     announce_written(f"{tuning.model_folder} (model and card), {tuning.output_dir}/result.json, predictions.csv")
