@@ -123,7 +123,7 @@ def measure(folders: list[Path], data: str) -> dict[str, Any]:
 
 
 def hull(source: str, count: int) -> None:
-    """Print quartiles of the predicted distances of random disordered crystals of at most 90 sites."""
+    """Print quartiles of the predicted distances of random disordered crystals of fewer than 90 sites."""
     import pandas
 
     from hf_crystal.loading import load_property_pipeline

@@ -15,6 +15,8 @@ the lowest of its formula than three of four others are. Energies above the hull
 `hf_crystal.load_reference()`, which has the same energies; crystals without it have none. Distances between elements
 are those of `mp20_train`, most of whose crystals have been made.
 
+The probabilities of prototypes are written into the file afterwards, by `fit_probability.py`.
+
 Data: Materials Project, release 2025.02.12, CC BY 4.0. About 20 CPU minutes.
 """
 

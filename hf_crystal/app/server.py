@@ -87,7 +87,8 @@ class GeneratedCrystal(BaseModel):
     """A generated crystal; `num_atoms` and `volume` (Å³) are of its primitive cell.
 
     `score`: share by energy of a known crystal, of the votes of a prototype; `probability`: that a prototype of a
-    formula without known crystals is the one of lowest energy; `log_likelihood`: of what follows the composition.
+    formula without known crystals is its lowest, if that lies near the hull; `log_likelihood`: of what follows the
+    composition where a formula was asked for, else of the generated part.
     """
 
     formula: str

@@ -65,7 +65,8 @@ class DecodedCrystal:
         source: Where it comes from: "model"; "prototype" and the name of a known crystal with other elements; "known"
             and its name for a known crystal of this formula.
         score: Share of the votes of known crystals, where one of them is the source.
-        probability: That a prototype is what the formula crystallizes in, where no crystal of it is known.
+        probability: That a prototype is the lowest crystal of a formula of which none is known, if it lies near the
+            hull.
     """
 
     structure: Any
