@@ -241,10 +241,13 @@ def _take_names_and_save_code(file: str, name: str) -> None:
     def save_pretrained(self: object, save_directory: str | os.PathLike[str], *args: object, **kwargs: object) -> Any:
         written = stock(self, save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            for file in Path(save_directory).glob("*.safetensors"):  # safetensors lets nobody else read them
-                file.chmod(Path(save_directory, "config.json").stat().st_mode)
+            folder = Path(save_directory)
+            # beside an adapter of PEFT there is no config.json, but the feature extractor's file
+            beside = [path for path in (folder / "config.json", folder / "preprocessor_config.json") if path.is_file()]
+            for weights in folder.glob("*.safetensors") if beside else ():  # safetensors lets nobody else read them
+                weights.chmod(beside[0].stat().st_mode)
             write_code = _load(f"{__package__}.hub.properties", "write_code")
-            write_code(Path(save_directory), getattr(self, "config", None), type(self))
+            write_code(folder, getattr(self, "config", None), type(self))
         return written
 
     save_pretrained.saves_code = True  # type: ignore[attr-defined]

@@ -57,6 +57,13 @@ def test_saved_weights_are_for_the_same_readers_as_their_config(generator, tmp_p
     for folder in tmp_path.iterdir():
         modes = {(folder / name).stat().st_mode for name in ("config.json", "model.safetensors")}
         assert len(modes) == 1
+    adapter = (
+        tmp_path / "adapter/adapter_model.safetensors"
+    )  # PEFT writes no config.json, Trainer the collator's reader
+    adapter.parent.mkdir()
+    adapter.touch()
+    CrystalFeatureExtractor().save_pretrained(adapter.parent)
+    assert adapter.stat().st_mode == (adapter.parent / "preprocessor_config.json").stat().st_mode
 
 
 def test_kinds_of_models_are_not_mixed_up(generator, tmp_path):
