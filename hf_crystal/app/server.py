@@ -299,8 +299,8 @@ class _Departures:
 
         async def answering(message: Any) -> None:
             nonlocal answered
-            answered = True
             await send(message)
+            answered = True  # not before: the end of the connection may come in between
 
         async def watch(scope: anyio.CancelScope) -> None:
             await complete.wait()
