@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from hf_crystal.crystals.elements import CHEMICAL_SYMBOLS, isotope_notes, parse_composition
-from hf_crystal.mat2seq.space_groups import space_group_number
+from hf_crystal.mat2seq.space_groups import space_group_number, space_group_symbols
 from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
 from hf_crystal.mat2seq.validity import atoms_are_apart, atoms_collide, check_min_distance
 
@@ -87,7 +87,8 @@ def propose(
         others = dict.fromkeys(
             item.sequence.split(" | ")[1] for item in index.known_of(parse_composition(composition))
         )
-        if others:
+        asked = {space_group_symbols()[number - 1] for number in groups}
+        if others and asked.isdisjoint(others):  # else they are too large, or atoms too close
             notes = (*notes, f"no known crystal of {composition} has this space group; known: {', '.join(others)}")
     found = [dataclasses.replace(item, warnings=(*item.warnings, *notes)) for item in found] if notes else found
     if generate is not None and (len(found) < n or n > 1):

@@ -194,6 +194,11 @@ def test_prototypes_of_an_unknown_formula_say_how_likely_they_are(index):
     assert propose("NaI", 1, index=index)[0].probability is None  # an index of which nobody has counted it
     found = propose("NaCl", 2, space_group=221, index=index)
     assert found[0].warnings == ("no known crystal of NaCl has this space group; known: Fm-3m",)
+    squeezed = known_crystals()["NaCl"].copy()
+    squeezed.scale_lattice(4.6**3)
+    known = PrototypeIndex.build({**known_crystals(), "NaCl": squeezed}, distances=index.distances)
+    (salt,) = propose("NaCl", 1, space_group=225, min_distance=2.4, index=known)  # the known one has 2.3 Å
+    assert salt.source.startswith("prototype") and salt.warnings == ()
 
 
 def test_filters_and_unknown_contents(index):
