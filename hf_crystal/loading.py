@@ -4,6 +4,9 @@ A name is, in this order: a folder with `config.json`, a checkpoint embedded in 
 """
 
 import contextlib
+import functools
+import hashlib
+import json
 import os
 import pickle
 import re
@@ -35,6 +38,8 @@ __all__ = [
     "load_generator",
     "load_property_model",
     "load_property_pipeline",
+    "measured_errors",
+    "model_digest",
     "resolve_model",
 ]
 
@@ -103,11 +108,38 @@ _DAMAGED = (
 )
 
 
+def model_digest(name: ModelName) -> str:
+    """Changes where the weights or settings of a model change; the commit where it comes from the Hub."""
+    location = resolve_model(name)
+    if not os.path.isdir(location):
+        return str(PreTrainedConfig.get_config_dict(location)[0].get("_commit_hash"))
+    digest = hashlib.sha256()
+    for file in sorted(Path(location).iterdir()):
+        if file.name in ("config.json", "preprocessor_config.json") or file.suffix == ".safetensors":
+            with file.open("rb") as stream:
+                digest.update(f"{file.name}|{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def measured_errors(name: ModelName) -> dict[str, float]:
+    """Target → mean absolute error on the test set, where the model's folder tells it."""
+    path = Path(resolve_model(name)) / "metrics.json"
+    if not path.is_file():
+        return {}
+    targets = json.loads(path.read_text(encoding="utf-8")).get("test", {}).get("targets", [])
+    return {target["name"]: float(target["mae"]) for target in targets if "mae" in target}
+
+
 @contextlib.contextmanager
 def _reading_model(location: str) -> Iterator[None]:
     """Name the model in errors about its files, as `ValueError`."""
     try:
         yield
+    except pickle.UnpicklingError as error:  # torch's message advises to let it run
+        raise ValueError(
+            f"{location}: its weights are a pickle of more than numbers, which may run code; accepted: safetensors"
+        ) from error
     except _DAMAGED as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(f"{location}: the model's files cannot be read ({type(error).__name__}: {first})") from error

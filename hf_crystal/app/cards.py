@@ -110,6 +110,8 @@ def crystal_cards(crystals: Sequence[GeneratedCrystal], colors: ColorScheme = "j
             properties += f"<li>log-likelihood: <b>{crystal.log_likelihood:.1f}</b></li>"
         if crystal.probability is not None:
             properties += f"<li>probability of this structure: <b>{crystal.probability:.0%}</b></li>"
+        if crystal.known_e_above_hull is not None:
+            properties += f"<li>{ABOVE_HULL}, calculated: <b>{crystal.known_e_above_hull:.3f} eV/atom</b></li>"
         marks = _mark(crystal.structure_valid, "distances") + _mark(crystal.composition_valid, "charges")
         cards.append(
             f"<article class='hfc-card'>{view_html(crystal.cif, 260, colors=colors)}"

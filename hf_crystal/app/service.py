@@ -1,8 +1,6 @@
 """What the web page does: predict, generate, look inside. Plain functions of plain values, without Gradio."""
 
 import csv
-import functools
-import json
 import shutil
 import tempfile
 import threading
@@ -20,7 +18,7 @@ from ..candidates import group_candidates
 from ..checkpoints import DEFAULT_GENERATOR, DEFAULT_MODEL, embedded_checkpoints, embedded_generators
 from ..crystals.reading import as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
-from ..loading import load_generation_pipeline, load_property_pipeline, resolve_model
+from ..loading import load_generation_pipeline, load_property_pipeline, measured_errors
 from ..typing import CrystalLike
 from .reading import CrystalReaders
 
@@ -83,7 +81,7 @@ class GeneratedCrystal:
         properties: rows as in `Prediction.rows`.
         warnings: what is doubtful, as the pipeline gives it.
         num_equal: how many of the crystals generated are equal to it, itself included.
-        probability: as the pipeline gives it.
+        probability, known_e_above_hull: as the pipeline gives them.
     """
 
     structure: Any
@@ -99,6 +97,7 @@ class GeneratedCrystal:
     warnings: list[str] = field(default_factory=list)
     num_equal: int = 1
     probability: float | None = None
+    known_e_above_hull: float | None = None
 
     @property
     def file_name(self) -> str:
@@ -370,6 +369,7 @@ class Service:
             warnings=result["warnings"],
             num_equal=result["num_equal"],
             probability=result["probability"],
+            known_e_above_hull=result["known_e_above_hull"],
         )
 
     def are_equal(self, first: CrystalRecord, second: CrystalRecord) -> bool | None:
@@ -443,13 +443,3 @@ class Service:
 
 def _default_first(names: Sequence[str], default: str) -> list[str]:
     return sorted(names, key=lambda name: (name != default, name))
-
-
-@functools.cache
-def measured_errors(model: str) -> dict[str, float]:
-    """Target → mean absolute error on the test set, where the model's folder tells it."""
-    path = Path(resolve_model(model)) / "metrics.json"
-    if not path.is_file():
-        return {}
-    targets = json.loads(path.read_text(encoding="utf-8")).get("test", {}).get("targets", [])
-    return {target["name"]: float(target["mae"]) for target in targets if "mae" in target}

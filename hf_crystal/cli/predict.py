@@ -93,20 +93,30 @@ def predict(
         shard.begin(model, on_error, known_phases, unseen, disorder)
         if shard.is_complete:
             print(f"hf-crystal: complete already: {shard.folder}", file=sys.stderr)
+            _refuse_nothing(shard)
             return
         resumed = shard.part(0).is_file()
         pipe = _pipeline(model, device)
         shard.predict(pipe, tally, _finish(pipe.model, known_phases), **options)
         if resumed:
             print(f"hf-crystal: {tally.read} crystals were left for this call; its warnings follow", file=sys.stderr)
+        _report(tally, complete=False)
+        _refuse_nothing(shard)
+        return
     _report(tally)
 
 
 def _pipeline(model: str, device: str | None) -> Any:
     quiet_transformers()
-    from ..loading import load_property_pipeline
+    from ..loading import load_property_pipeline, measured_errors
 
-    return load_property_pipeline(model, device)
+    pipe = load_property_pipeline(model, device)
+    if not pipe.model.config.error_head_size:  # no value has an error of its own
+        units = dict(zip(pipe.model.config.target_names, pipe.model.config.target_units, strict=True))
+        errors = [f"{target} {error:.3g} {units.get(target, '')}" for target, error in measured_errors(model).items()]
+        if errors:
+            print(f"hf-crystal: mean error when the model was tested: {', '.join(errors)}", file=sys.stderr)
+    return pipe
 
 
 def _reference(model: str, reference: str | None) -> str:
@@ -149,8 +159,20 @@ def _choose_format(output: Any, output_file: Path | None, output_dir: Path | Non
     return chosen_format(output, output_file) if output_dir is None else output or "parquet"
 
 
-def _report(tally: Tally) -> None:
-    """Name on standard error what could not be read and what is doubtful; `ValueError` where nothing was read."""
+def _refuse_nothing(shard: Shard) -> None:
+    """`ValueError` where no crystal of all calls of a shard has values."""
+    total = shard.count()
+    if total and shard.num_failed == total:
+        raise ValueError(f"no crystal could be read: see {shard.folder}/_failed-*.jsonl")
+
+
+def _report(tally: Tally, *, complete: bool = True) -> None:
+    """Name on standard error what could not be read and what is doubtful; `ValueError` where nothing was read.
+
+    Args:
+        tally: what was read in this call.
+        complete: there was nothing before this call.
+    """
     if tally.doubtful:
         print(
             f"hf-crystal: {tally.doubtful} of {tally.read} crystals have warnings, the first: "
@@ -159,7 +181,7 @@ def _report(tally: Tally) -> None:
         )
     if not tally.failed:
         return
-    if tally.failed == tally.read:
+    if complete and tally.failed == tally.read:
         more = f" (and {tally.read - 1} more)" if tally.read > 1 else ""
         raise ValueError(f"no crystal could be read: {tally.first}{more}")
     print(

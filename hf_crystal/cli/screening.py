@@ -6,7 +6,8 @@ The crystals of all sources are counted from 0; shard s of n has those whose num
         _settings.json          what was asked for; another run with other settings is refused
         part-000000.parquet     results of its first `rows_per_file` crystals, in order
         part-000001.parquet     ...
-        _SUCCESS                written last
+        _failed-000001.jsonl    which crystals of that file could not be read, and why; only where there are any
+        _SUCCESS                how many crystals, files, and crystals without values; written last
 
 grows file by file. A file appears under its name only when it is complete, and which crystals it holds depends on its
 number alone: whatever is killed when, no crystal is lost and none comes twice. Readers of tables (`pyarrow`, `pandas`,
@@ -157,6 +158,11 @@ class Shard:
         """Whether all results are there."""
         return (self.folder / "_SUCCESS").is_file()
 
+    @property
+    def num_failed(self) -> int:
+        """Crystals of all files so far that could not be read."""
+        return sum(len(file.read_bytes().splitlines()) for file in self.folder.glob("_failed-*.jsonl"))
+
     def part(self, number: int) -> Path:
         """File number `number` of the results."""
         return self.folder / f"part-{number:06d}.{self.output}"
@@ -188,6 +194,8 @@ class Shard:
                 f"{self.output_dir} holds {other}, and --num-shards {self.num_shards} would add the same crystals "
                 f"again: repeat --num-shards {int(other.rpartition('-')[2])}, or give another --output-dir"
             )
+        from ..loading import model_digest
+
         settings = {
             "model": model,
             "output": self.output,
@@ -195,7 +203,7 @@ class Shard:
             "rows_per_file": self.rows_per_file,
             "sources": _digest(self.sources),
             "stability": stability,
-            "files of the model": _model_digest(model),
+            "files of the model": model_digest(model),
             "unseen": unseen,
             "disorder": disorder,
             "version of hf_crystal": __version__,
@@ -213,7 +221,7 @@ class Shard:
                 )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(file, settings)
+        _write_json(file, settings)
 
     def predict(self, pipe: "CrystalPropertyPipeline", tally: Tally, finish: Finish = None, **options: Any) -> None:
         """Write the files that are missing, then the mark of success; `begin` comes before.
@@ -233,7 +241,15 @@ class Shard:
         done = min(number * self.rows_per_file, total)
         first = self.shard_index + done * self.num_shards
         crystals = islice(read_crystals(self.sources), first, None, self.num_shards)
-        rows = track(predict_rows(pipe, crystals, finish, **options), total, "crystal", done)
+        failed: list[str] = []  # of one file
+
+        def watched() -> Iterator[dict[str, Any]]:
+            for row in predict_rows(pipe, crystals, finish, **options):
+                if "error" in row:
+                    failed.append(json.dumps({name: row[name] for name in ("source", "error")}) + "\n")
+                yield row
+
+        rows = track(watched(), total, "crystal", done)
         columns, types = columns_of(pipe.model, finish is not None, options.get("disorder", "mix"))
         while done < total:
             expected = min(self.rows_per_file, total - done)
@@ -242,10 +258,15 @@ class Shard:
                 tally.write(islice(rows, expected), writer)
                 if tally.read - before != expected:
                     raise ValueError(f"the sources changed while they were read: {total} crystals were counted")
+                if failed:  # before the file has its name: a file that is there is not made again
+                    _write_atomically(self.folder / f"_failed-{number:06d}.jsonl", "".join(failed))
+                    failed.clear()
             done += expected
             number += 1
-        _write_atomically(self.folder / "_SUCCESS", {"crystals": total, "files": number})
-        announce_written(f"{self.folder} ({total} crystals, {number} file{'s' * (number != 1)})")
+        lost = self.num_failed
+        _write_json(self.folder / "_SUCCESS", {"crystals": total, "files": number, "failed": lost})
+        without = f", {lost} without values: see _failed-*.jsonl" if lost else ""
+        announce_written(f"{self.folder} ({total} crystals, {number} file{'s' * (number != 1)}{without})")
 
 
 def _digest(sources: Sequence[str]) -> str:
@@ -256,24 +277,11 @@ def _digest(sources: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _model_digest(model: str) -> str:
-    """Changes where the weights or settings of a model change; the commit where it comes from the Hub."""
-    from transformers import PreTrainedConfig
-
-    from ..loading import resolve_model
-
-    location = resolve_model(model)
-    if not os.path.isdir(location):
-        return str(PreTrainedConfig.get_config_dict(location)[0].get("_commit_hash"))
-    digest = hashlib.sha256()
-    for file in sorted(Path(location).iterdir()):
-        if file.name in ("config.json", "preprocessor_config.json") or file.suffix == ".safetensors":
-            with file.open("rb") as stream:
-                digest.update(f"{file.name}|{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()[:16]
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    _write_atomically(file, json.dumps(content, indent=2) + "\n")
 
 
-def _write_atomically(file: Path, content: dict[str, Any]) -> None:
+def _write_atomically(file: Path, text: str) -> None:
     partial = partial_path(file)
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, file)

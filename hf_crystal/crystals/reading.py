@@ -211,8 +211,8 @@ def _record_from_text(text: str, hint: str | None = None, depth: int = 0) -> Cry
         return parse_cif(text)
     if "\n" not in text and text.strip().lower().endswith(_FILE_ENDINGS):
         raise CrystalInputError(
-            "the name of a file in place of a crystal; a table names files beside or below itself, by relative names "
-            "without '..', and other documents hold the text of the file"
+            "the name of a file in place of a crystal; a CSV names files beside or below itself, by relative names "
+            "without '..', other tables and documents hold the text of the file"
         )
     # the text itself is not quoted: it may come from a file that the reader of the message must not see
     hint = "; of VASP's output CONTCAR has the crystal" if re.search(r"\bvasp\.|<modeling>", text[:300]) else ""

@@ -22,7 +22,7 @@ __all__ = ["CrystalBatch", "CrystalError", "CrystalFeatureExtractor"]
 _MORE_FIELDS = frozenset(
     ("occupancies", SPECIES_COLUMN, "pbc", "positions", "cart_coords", "cartesian_coords", "symbols", "units", "unit")
 )
-MIXED = "its sites are read as mixtures of their elements, weighted by occupancy"
+MIXED = "disordered crystals are read with mixtures of elements on their sites, weighted by occupancy"
 # pair differences that fit in memory at once: 2 million rows of 3 doubles are 48 MB
 _MAX_BATCH_PAIRS = 2_000_000
 
@@ -416,7 +416,7 @@ class CrystalFeatureExtractor(FeatureExtractionMixin):
             "attention_mask": mask.astype(np.int64),
         }
         if any(own is not None for own in mixed):
-            logger.warning_once(f"disordered crystals: {MIXED}.")  # once, not for each of a table
+            logger.warning_once(MIXED)  # once, not for each of a table
             parts = np.split(numbers, np.cumsum(counts)[:-1])
             compositions = [as_composition(part, own) for part, own in zip(parts, mixed, strict=True)]
             batch["occupancies"] = np.zeros((*mask.shape, compositions[0].shape[1]), dtype=dtype)

@@ -1,5 +1,6 @@
 """`hf-crystal predict --output-dir`: shards that go on after they were killed, with no row lost and none twice."""
 
+import json
 import os
 import signal
 import subprocess
@@ -83,7 +84,7 @@ def test_shards_of_files_are_the_whole(predict, model, table, tmp_path, expected
     shards = [rows_of(out / f"shard-{index:05d}-of-00003") for index in range(3)]
     assert_same_rows([shards[index % 3][index // 3] for index in range(NUM_ROWS)], expected)
     # 17 crystals in files of 7, and nothing else in the folder
-    names = sorted(path.name for path in (out / "shard-00000-of-00003").iterdir())
+    names = sorted(path.name for path in (out / "shard-00000-of-00003").iterdir() if "_failed" not in path.name)
     assert names == ["_SUCCESS", "_settings.json", *(f"part-{number:06d}.parquet" for number in range(3))]
     # other readers take the whole folder as one table
     assert pyarrow.parquet.read_table(out).num_rows == NUM_ROWS
@@ -98,10 +99,31 @@ def test_a_finished_shard_is_left_as_it_is(predict, model, table, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("on_error", ["report", "skip"])
+def test_what_has_no_values_is_named_and_counted(predict, model, table, tmp_path, on_error, expected):
+    bad = [row["source"] for row in expected if row["error"]]
+    words = (table, "--model", model, "--output-dir", tmp_path / "out", "--rows-per-file", 7, "--on-error", on_error)
+    code, err = predict(*words)
+    assert code == 0 and f"{len(bad)} without values: see _failed-*.jsonl" in err
+    (folder,) = (tmp_path / "out").iterdir()
+    lines = [json.loads(line) for file in sorted(folder.glob("_failed-*")) for line in file.read_text().splitlines()]
+    assert [line["source"] for line in lines] == bad and all(line["error"] for line in lines)
+    assert json.loads((folder / "_SUCCESS").read_text())["failed"] == len(bad)
+    assert len(rows_of(folder)) == NUM_ROWS - (len(bad) if on_error == "skip" else 0)
+
+
+def test_a_shard_without_any_values_fails_each_time(predict, model, tmp_path):
+    (tmp_path / "bad.csv").write_text("structure\ngarbage\nmore garbage\n")
+    words = (tmp_path / "bad.csv", "--model", model, "--output-dir", tmp_path / "out", "--rows-per-file", 1)
+    for begin in ("hf-crystal: 2 of 2 crystals could not be read", "hf-crystal: complete already"):
+        code, err = predict(*words)
+        assert code == 1 and begin in err and "no crystal could be read: see" in err
+
+
 def test_another_number_of_shards_is_refused(predict, model, table, tmp_path):
     words = (table, "--model", model, "--output-dir", tmp_path)
     code, err = predict(*words)
-    assert code == 0 and f"written: {tmp_path / 'shard-00000-of-00001'} ({NUM_ROWS} crystals, 1 file)\n" in err
+    assert code == 0 and f"written: {tmp_path / 'shard-00000-of-00001'} ({NUM_ROWS} crystals, 1 file, " in err
     code, err = predict(*words, "--num-shards", 3)
     assert code == 1 and "holds shard-00000-of-00001, and --num-shards 3 would add the same crystals again" in err
     assert len(rows_of(tmp_path)) == NUM_ROWS

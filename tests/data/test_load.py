@@ -199,7 +199,7 @@ def test_tables_of_excel_and_names_that_are_not_opened(tmp_path):
     (tmp_path / "semicolons.csv").write_text("file;x\na.cif;-1,5\n", encoding="utf-8-sig")
     assert next(iter_csv(tmp_path / "semicolons.csv", None))["x"] == "-1.5"
     (tmp_path / "absolute.csv").write_text(f"file,x\n{tmp_path / 'a.cif'},1\n")
-    with pytest.raises(CrystalInputError, match="the name of a file in place of a crystal; a table"):
+    with pytest.raises(CrystalInputError, match="the name of a file in place of a crystal; a CSV"):
         hf_crystal.load(tmp_path / "absolute.csv")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ValueError, match=r"empty.csv is empty; a header"):
