@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import to_thread
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from transformers import AutoConfig
 
 from .. import __version__
+from ..loading import resolve_model
 from .reading import MAX_BYTES, description_of
 from .tools import (
     BatchRequest,
@@ -51,7 +53,7 @@ class Problem(BaseModel):
 
 
 class Prediction(BaseModel):
-    """Result of one crystal: besides these its values, under the names of the model's targets."""
+    """Result of one crystal, with the values of its model; `error` in place of them where it has none."""
 
     model_config = ConfigDict(extra="allow")
     source: str
@@ -63,9 +65,34 @@ class Prediction(BaseModel):
 
 
 class Predictions(BaseModel):
-    """Results of a batch, in its order; `error` in place of values where a crystal has none."""
+    """Results of a batch, in its order."""
 
     results: list[Prediction]
+
+
+def _described(tools: Tools) -> tuple[type[Prediction], type[Predictions]]:
+    """The answers with a field for each value that a served model gives, so that clients can be generated."""
+    fields: dict[str, Any] = {"is_metal": (bool | None, Field(None, description="metal_probability above 0.5"))}
+
+    def number(name: str, description: str) -> None:
+        fields[name] = (float | None, Field(None, description=description))
+
+    def value(name: str, unit: str, meaning: str) -> None:
+        number(name, meaning)
+        fields[f"{name}_unit"] = (str | None, Field(None, description=f"unit of {name}: {unit}"))
+        number(f"{name}_standard_error", "of crystals like this one 68 % have a smaller error")
+        for end in ("low", "high"):
+            number(f"{name}_{end}", "end of an interval that holds 90 %")
+
+    number("metal_probability", "that the band gap is 0")
+    for model in tools.models.values():
+        config = AutoConfig.from_pretrained(resolve_model(model))
+        for name, unit in zip(config.target_names, config.target_units, strict=True):
+            value(name, unit, f"{name.replace('_', ' ')}, {unit}" if unit else name)
+    value("e_above_hull", "eV/atom", "with `stability`: distance from the hull of known phases; null: not known")
+    fields["decomposes_to"] = (str | None, Field(None, description="with `stability`: phases of the hull, by atoms"))
+    one = create_model("Prediction", __base__=Prediction, **fields)
+    return one, create_model("Predictions", __base__=Predictions, results=(list[one], ...))  # type: ignore[valid-type]
 
 
 class Description(BaseModel):
@@ -87,8 +114,9 @@ class GeneratedCrystal(BaseModel):
     """A generated crystal; `num_atoms` and `volume` (Å³) are of its primitive cell.
 
     `score`: share by energy of a known crystal, of the votes of a prototype; `probability`: that a prototype of a
-    formula without known crystals is its lowest, if that lies near the hull; `log_likelihood`: of what follows the
-    composition where a formula was asked for, else of the generated part.
+    formula without known crystals is its lowest, if that lies near the hull; `known_e_above_hull`: of a known crystal,
+    calculated, eV/atom; `log_likelihood`: of what follows the composition where a formula was asked for, else of the
+    generated part.
     """
 
     formula: str
@@ -98,6 +126,7 @@ class GeneratedCrystal(BaseModel):
     log_likelihood: float | None
     score: float | None
     probability: float | None
+    known_e_above_hull: float | None
     source: str
     sequence: str
     warnings: list[str]
@@ -111,12 +140,13 @@ class Generated(BaseModel):
 
 
 class Health(BaseModel):
-    """What is served."""
+    """What is served; the digest of a model changes where its weights or settings do."""
 
     status: str
     version: str
     models: list[str]
     generator: str | None
+    digests: dict[str, str]
 
 
 class _Endpoints:
@@ -134,7 +164,7 @@ class _Endpoints:
         """What `Tools.read` gives."""
         return await to_thread.run_sync(self.tools.read, crystals, *arguments, limiter=self._reading)
 
-    async def predict(self, request: PredictRequest) -> Prediction:
+    async def predict(self, request: PredictRequest) -> dict[str, Any]:
         self.tools.finish(request.model, False)
         options = request.model_dump(include={"model", "stability", "unseen"})
         with anyio.fail_after(self.time_limit):
@@ -143,9 +173,9 @@ class _Endpoints:
         self.measures.crystals("predict", [result])
         if "error" in result:
             raise Refused(result["error"])
-        return Prediction(source=request.crystal.name or "crystal 0", **result)
+        return {"source": request.crystal.name or "crystal 0", **result}
 
-    async def predict_batch(self, request: BatchRequest) -> Predictions:
+    async def predict_batch(self, request: BatchRequest) -> dict[str, Any]:
         self.tools.finish(request.model, False)
         options = request.model_dump(include={"model", "stability", "unseen"})
         results: list[dict[str, Any]] = []
@@ -165,7 +195,7 @@ class _Endpoints:
             for place, crystal in enumerate(request.crystals)
         )
         named = zip(names, results, strict=True)
-        return Predictions(results=[Prediction(source=name, **result) for name, result in named])
+        return {"results": [{"source": name, **result} for name, result in named]}
 
     async def generate(self, request: GenerateRequest) -> Generated:
         with anyio.fail_after(self.time_limit):
@@ -183,7 +213,8 @@ class _Endpoints:
         return Description(source=request.crystal.name or "crystal 0", **found)
 
     async def health(self) -> Health:
-        return Health(status="ok", version=__version__, models=list(self.tools.models), generator=self.tools.generator)
+        models, generator = list(self.tools.models), self.tools.generator
+        return Health(status="ok", version=__version__, models=models, generator=generator, digests=self.tools.digests)
 
 
 def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> "FastAPI":
@@ -217,6 +248,7 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
         408: "The body did not come.",
         413: "Too large.",
         422: "Refused, with the reason.",
+        500: "The server failed; it was not the request's fault.",
         503: "Busy: try again.",
     }
     app: FastAPI = FastAPIOffline(
@@ -233,9 +265,11 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
     _add_problems(app, endpoints.measures, time_limit)
 
     one, many = "Predict properties of one crystal.", "Predict properties of several crystals."
-    app.post("/predict", summary=one, response_model_exclude_unset=True)(endpoints.predict)
+    result, results = _described(endpoints.tools)
+    whole: dict[str, Any] = {"response_model_exclude_unset": True}
+    app.post("/predict", summary=one, response_model=result, **whole)(endpoints.predict)
     each = "A crystal that cannot be read gives `error`; the others are predicted."
-    app.post("/predict/batch", summary=many, description=each, response_model_exclude_unset=True)(
+    app.post("/predict/batch", summary=many, description=each, response_model=results, **whole)(
         endpoints.predict_batch
     )
     app.post("/generate", summary="Generate crystals.")(endpoints.generate)

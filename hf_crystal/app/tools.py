@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidato
 
 from ..checkpoints import embedded_checkpoints
 from ..crystals.record import CrystalRecord
+from ..loading import model_digest
 from ..stability import ReferenceHull, add_stability, energy_target, load_reference
 from .reading import MAX_ATOMS, MAX_BYTES, description_of
 from .service import MAX_COMPOSITION, MAX_FILES, MAX_GENERATED, Service
@@ -188,8 +189,17 @@ class Tools:
     def _hull(self) -> ReferenceHull:
         return load_reference() if self._reference is None else load_reference(self._reference)
 
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """What requests call each model → `model_digest` of it."""
+        served = dict(self.models)
+        if self.generator is not None:
+            served[self.generator] = self.service.generator
+        return {shown: model_digest(name) for shown, name in served.items()}
+
     def warm_up(self) -> None:
         """Load the default models and start the processes that read, so that the first request is not a slow one."""
+        self.digests  # noqa: B018  reads the files
         crystal = Crystal(text=_ROCK_SALT)
         self.predict(self.read([crystal]))
         self.read([crystal], description_of)

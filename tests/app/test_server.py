@@ -206,6 +206,9 @@ def test_health_metrics_and_page(client, service):
     described = client.get("/openapi.json").json()["components"]["schemas"]
     fields = described["Crystal"]["properties"]
     assert all("description" in field for field in fields.values())
+    answer = client.post("/predict", json={"crystal": ARRAYS}).json()
+    assert set(answer) <= set(described["Prediction"]["properties"])
+    assert described["Predictions"]["properties"]["results"]["items"]["$ref"].endswith("/Prediction")
 
 
 def test_a_folder_is_known_by_its_name_alone(client, service, monkeypatch):
