@@ -27,7 +27,7 @@ def rows(script, tmp_path):
     crystals.to_parquet(tmp_path / "matbench_phonons.parquet")
     labels = pd.DataFrame({"task": "matbench_phonons", "mbid": names[::-1], "spacegroup": 225})
     labels.to_parquet(tmp_path / "matbench_labels_nostruct.parquet")
-    return script.make_table(tmp_path, tmp_path / "run/table.parquet", 123)
+    return script.make_table(tmp_path, tmp_path / "run/table.parquet", [123])
 
 
 def test_each_crystal_is_tested_in_its_official_fold(script, rows, tmp_path):
@@ -45,7 +45,7 @@ def test_page_has_every_fold_and_their_mean(script):
         {"pretrained": 20.0 + fold, "scratch": 30.0, "formula": 50.0, "n": 253, "seconds": 60.0, "model": "some-model"}
         for fold in range(5)
     ]
-    text = script.page(folds, 1265, 0.5, 123)
+    text = script.page(folds, 1265, 0.5, [123])
     assert "| fold 4 | 253 | 24.0 | 30.0 | 50.0 |" in text
     assert "| mean of the folds | 1,265 | 22.0 | 30.0 | 50.0 |" in text
     assert "300 s of CPU time" in text and "50% have" in text.replace("\n", " ")
