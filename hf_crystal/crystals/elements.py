@@ -99,7 +99,7 @@ def cell_formula(atomic_numbers: Iterable[int]) -> str:
 
 
 def formula_sum(atomic_numbers: Iterable[int]) -> str:
-    """Formula of all atoms as CIF has it in `_chemical_formula_sum`: `Sr1 Ti1 O3`.
+    """Formula of atoms as CIF has it in `_chemical_formula_sum`: `Sr1 Ti1 O3`.
 
     Args:
         atomic_numbers: one integer between 1 and 118 per atom, any order.
@@ -111,12 +111,14 @@ def formula_sum(atomic_numbers: Iterable[int]) -> str:
 
 
 def mixture_formula(occupancies: "np.ndarray") -> str:
-    """Formula of the cell of a disordered crystal, to 4 decimals: `K1.2Na2.8Cl4`.
+    """Formula of the cell of a disordered crystal, to 4 decimals: `K1.2Na2.8Cl4`; reduced where all numbers are whole.
 
     Args:
         occupancies (`np.ndarray` of shape `(N, 118)`): of element Z in column Z - 1.
     """
     amounts = {number: round(float(amount), 4) for number, amount in enumerate(occupancies.sum(axis=0), 1)}
+    if all(amount % 1 == 0 for amount in amounts.values()):
+        return reduced_formula(number for number, amount in amounts.items() for _ in range(int(amount)))
     counts = _counts(number for number, amount in amounts.items() if amount)
     return _write({symbol: f"{amounts[CHEMICAL_SYMBOLS.index(symbol)]:.9g}" for symbol in counts})
 

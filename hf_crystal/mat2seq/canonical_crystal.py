@@ -6,6 +6,7 @@ positions, primitive cell) follows from these, see `expand_crystal`.
 """
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..crystals.elements import CHEMICAL_SYMBOLS, cell_formula, formula_sum
+from ..crystals.elements import CHEMICAL_SYMBOLS, formula_sum, reduced_formula
 from ..crystals.record import CrystalRecord, cell_from_parameters
 from .space_groups import TRANSLATION_GRID, SpaceGroup, WyckoffPosition, space_group
 
@@ -200,9 +201,11 @@ class CanonicalCrystal:
         numbers = [
             site.atomic_number for site in self.sites for _ in range(group.positions[site.position].multiplicity)
         ]
-        fields["_chemical_formula_sum"] = formula_sum(numbers)  # of the conventional cell, so Z is 1
-        fields["_cell_formula_units_Z"] = 1
-        return f"{CifBlock({**fields, **columns}, loops, cell_formula(self.to_record().atomic_numbers.tolist()))}\n"
+        counts = Counter(numbers)
+        units = math.gcd(*counts.values())
+        fields["_chemical_formula_sum"] = formula_sum(Counter({z: n // units for z, n in counts.items()}).elements())
+        fields["_cell_formula_units_Z"] = units
+        return f"{CifBlock({**fields, **columns}, loops, reduced_formula(numbers))}\n"
 
 
 @functools.cache
