@@ -11,7 +11,8 @@ StructureFormat = Literal["cif", "poscar", "extxyz"]
 _SUFFIXES: dict[StructureFormat, str] = {"cif": ".cif", "poscar": ".vasp", "extxyz": ".extxyz"}
 
 
-_COLUMNS = ["formula", "space_group", "num_atoms", "volume", "log_likelihood", "score", "probability", "source"]
+_NUMBERS = ["volume", "log_likelihood", "score", "probability", "known_e_above_hull"]
+_COLUMNS = ["formula", "space_group", "num_atoms", *_NUMBERS, "source"]
 _ADDED = {  # by grouping, relaxation, stability
     "num_equal": "int64",
     "energy": "double",
@@ -24,7 +25,7 @@ _ADDED = {  # by grouping, relaxation, stability
 }
 _FAR = 0.2  # eV/atom: hardly a crystal predicted so far is near the hull (docs/experiments.md)
 _MORE_COLUMNS = ["energy_of", "sequence", "warnings", "cif"]  # of every form but the table
-_TYPES = {**_ADDED, "num_atoms": "int64", **dict.fromkeys(_COLUMNS[3:-1], "double")}
+_TYPES = {**_ADDED, "num_atoms": "int64", **dict.fromkeys(_NUMBERS, "double")}
 
 
 def write_crystals(
@@ -41,6 +42,13 @@ def write_crystals(
     if any(str(result.get("source")).startswith("known") for result in results) and "energy" not in results[0]:
         order = "known crystals are in the order of their PBE energies: where these are close, nature's may be another"
         print(f"hf-crystal: {order}", file=sys.stderr)
+        guessed = [result["source"] for result in results if result["source"].startswith("known")
+                   and result["known_e_above_hull"] is None]  # fmt: skip
+        if guessed:
+            which = f"{guessed[0]}{f' and {len(guessed) - 1} more' * (len(guessed) > 1)}"
+            print(
+                f"hf-crystal: no calculated energy above the hull of {which}: placed by a prediction", file=sys.stderr
+            )
     if about := results[0].get("energy_of"):
         caveat = "" if "energy" in results[0] else ": a hint, no ranking of stability"
         print(f"hf-crystal: e_above_hull is of {about}{caveat}", file=sys.stderr)
@@ -49,7 +57,9 @@ def write_crystals(
             print(f"hf-crystal: {far} of {len(results)}: more than {_FAR:g} eV/atom above the hull", file=sys.stderr)
     files = [None] * len(results) if folder is None else write_structures(folder, results, form)
     more = [name for name in _MORE_COLUMNS if name in results[0]] if output != "table" else []
-    columns = [*_COLUMNS, *(name for name in _ADDED if name in results[0]), "file", *more]
+    is_empty = output == "table" and all(result["known_e_above_hull"] is None for result in results)
+    first = [name for name in _COLUMNS if not is_empty or name != "known_e_above_hull"]
+    columns = [*first, *(name for name in _ADDED if name in results[0]), "file", *more]
     with open_writer(output, output_file, columns, _TYPES) as writer:
         for file, result in zip(files, results, strict=True):
             size = {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}

@@ -67,6 +67,8 @@ class DecodedCrystal:
         score: Share of the votes of known crystals, where one of them is the source.
         probability: That a prototype is the lowest crystal of a formula of which none is known, if it lies near the
             hull.
+        known_e_above_hull: Of a known crystal, how far its calculated energy is above the hull, eV/atom, where that is
+            known.
     """
 
     structure: Any
@@ -78,6 +80,7 @@ class DecodedCrystal:
     source: str = "model"
     score: float | None = None
     probability: float | None = None
+    known_e_above_hull: float | None = None
 
 
 _GRID = CanonicalSettings()  # its defaults are the tokenizer's

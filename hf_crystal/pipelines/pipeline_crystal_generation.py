@@ -79,6 +79,8 @@ class CrystalGenerationPipeline(Pipeline):
       or the share of such a crystal in the votes, or by energy among those known;
     - `probability`: of a prototype, that the lowest crystal of the formula is this one, if it lies near the hull
       (docs/how_to/generate.md); None where crystals of the formula are known, and for the model's;
+    - `known_e_above_hull`: of a known crystal, how far its energy, calculated by DFT, is above the hull of known
+      phases, eV/atom; None where it was not calculated, and for others;
     - with `stability=True`: `e_above_hull` and more, see `hf_crystal.stability.predict_stability`;
     - `warnings`: list of what to know about it, such as a property outside the trained range or an
       element that no training crystal has; mostly empty.
@@ -323,6 +325,7 @@ def result_of(item: Any) -> dict[str, Any]:
         "log_likelihood": item.log_likelihood,
         "score": item.score,
         "probability": item.probability,
+        "known_e_above_hull": item.known_e_above_hull,
         "source": item.source,
         "warnings": list(item.warnings),
     }

@@ -32,6 +32,7 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_INDEX = "mp20_train"  # what the default generator was trained on, and nothing else
 _METADATA = b"hf_crystal.prototypes"
+_HEIGHTS = ("above_hull", "predicted_above_hull")
 _LOOKED_AT = 256  # nearest known crystals whose votes are counted
 _SAME_EDGES, _SAME_ANGLES, _SAME_PLACES = 0.08, 5.0, 0.04  # relative, degrees, fractions: one shape
 _PER_EV = 15.0  # weight of an energy of 1 eV/atom, as a distance
@@ -57,7 +58,9 @@ class PrototypeIndex:
         volumes: Volume per atom of each element, Å³, (119,).
         settings: Grid of the sequences.
         rises: Energy of each crystal above the lowest of its formula, eV/atom; 0 where it is not known.
-        above_hull: Energy of each crystal above the hull of known phases, eV/atom; NaN where it is not known.
+        above_hull: Energy of each crystal above the hull of known phases, calculated, eV/atom; NaN where it is not
+            known.
+        predicted_above_hull: The same as a model predicts it, where it was not calculated.
         log_odds: Of a prototype: constant, per share of the votes, per cost of the nearest known crystal
             (`scripts/fit_probability.py`); None where nobody has counted, then candidates have no `probability`.
     """
@@ -71,6 +74,7 @@ class PrototypeIndex:
         settings: CanonicalSettings | None = None,
         rises: np.ndarray | None = None,
         above_hull: np.ndarray | None = None,
+        predicted_above_hull: np.ndarray | None = None,
         log_odds: Sequence[float] | None = None,
     ):
         self.names = list(names)
@@ -80,6 +84,8 @@ class PrototypeIndex:
         self.settings = settings or CanonicalSettings()
         self.rises = np.zeros(len(self.names)) if rises is None else rises
         self.above_hull = np.full(len(self.names), np.nan) if above_hull is None else above_hull
+        guessed = np.full(len(self.names), np.nan) if predicted_above_hull is None else predicted_above_hull
+        self.predicted_above_hull = guessed
         self.log_odds = log_odds
         self._layout = SequenceLayout(self.settings)
         self._members = families(self.sequences)
@@ -117,6 +123,7 @@ class PrototypeIndex:
         *,
         energies: Mapping[str, float] | None = None,
         above_hull: Mapping[str, float] | None = None,
+        predicted_above_hull: Mapping[str, float] | None = None,
         settings: CanonicalSettings | None = None,
         distances: np.ndarray | None = None,
         progress: Callable[[int], None] | None = None,
@@ -129,7 +136,8 @@ class PrototypeIndex:
                 be read, or that has more atoms than the settings allow, is left out with a line in the log.
             energies: Formation energy of crystals by name, eV/atom, as far as known: a crystal above the lowest of its
                 formula has less weight.
-            above_hull: Energy above the hull by name, eV/atom, as far as known: crystals far above it are doubted.
+            above_hull, predicted_above_hull: Energy above the hull by name, eV/atom, as far as it was calculated or
+                predicted: crystals far above it are doubted.
             settings: Grid and tolerances.
             distances: Distances between elements of another index, in place of fitting them.
             progress: Called with the number of crystals so far.
@@ -158,8 +166,11 @@ class PrototypeIndex:
         volumes = np.array([abs(np.linalg.det(crystal.to_record().cell)) for crystal in crystals])
         fitted = fit_volumes([crystal.composition for crystal in crystals], volumes)
         rises = _rises(crystals, [(energies or {}).get(name, np.nan) for name in names])
-        heights = np.array([(above_hull or {}).get(name, np.nan) for name in names])
-        index = cls(names, sequences, np.zeros((119, 119)), fitted, settings, rises, heights)
+        calculated, predicted = (
+            np.array([(given or {}).get(name, np.nan) for name in names])
+            for given in (above_hull, predicted_above_hull)
+        )
+        index = cls(names, sequences, np.zeros((119, 119)), fitted, settings, rises, calculated, predicted)
         if distances is None:
             distances = fit_distances([index._family(counts) for counts in index._members], **fitting)
         index.distances = distances
@@ -177,7 +188,8 @@ class PrototypeIndex:
             "log_odds": self.log_odds,
         }
         columns: dict[str, Any] = {"material_id": self.names, "sequence": self.sequences}
-        for name, values in (("rise", self.rises), ("above_hull", np.clip(self.above_hull, 0, 30))):
+        heights = {name: np.clip(getattr(self, name), 0, 30) for name in _HEIGHTS}
+        for name, values in {"rise": self.rises, **heights}.items():
             if not np.isnan(values).all():
                 columns[name] = pyarrow.array(np.rint(1000 * values), pyarrow.int16(), from_pandas=True)  # meV/atom
         table = pyarrow.table(columns).replace_schema_metadata({_METADATA: json.dumps(learned)})
@@ -202,12 +214,12 @@ class PrototypeIndex:
         learned = json.loads(metadata)
         distances, volumes = np.array(learned["distances"]), np.array(learned["volumes"])
         names, sequences = (table.column(name).to_pylist() for name in ("material_id", "sequence"))
-        rises, heights = (
+        rises, calculated, predicted = (
             table.column(name).to_numpy() / 1000 if name in table.column_names else None
-            for name in ("rise", "above_hull")
+            for name in ("rise", *_HEIGHTS)
         )
         settings, odds = CanonicalSettings(**learned["settings"]), learned.get("log_odds")
-        return cls(names, sequences, distances, volumes, settings, rises, heights, odds)
+        return cls(names, sequences, distances, volumes, settings, rises, calculated, predicted, odds)
 
     def compositions(self, unit: dict[int, int], max_atoms: int | None = None) -> list[dict[int, int]]:
         """The multiples of a formula unit whose anonymous contents occur in the index."""
@@ -265,7 +277,7 @@ class PrototypeIndex:
         near: list[tuple[int, float]] = []
         far: list[tuple[int, float]] = []
         for row, share in own:
-            (far if self.above_hull[row] > _FAR else near).append((row, share))
+            (far if self._height(row) > _FAR else near).append((row, share))
         refused = [self._item(row, self.known(row), "known", share) for row, share in (far if known else own)]
         found: list[DecodedCrystal] = []
 
@@ -457,12 +469,19 @@ class PrototypeIndex:
     def _item(self, row: int, crystal: CanonicalCrystal, kind: str, score: float) -> DecodedCrystal:
         text, source = crystal.to_text(), f"{kind} {self.names[row]}"
         doubts: tuple[str, ...] = ()
-        if kind == "known" and self.above_hull[row] > _DOUBTED:
-            above = f"{self.above_hull[row]:.2f} eV/atom above the hull of known phases"
-            doubts = (f"{source}: was calculated {above}, such crystals are hardly ever made",)
+        if kind == "known" and (height := self._height(row)) > _DOUBTED:
+            how = "predicted" if np.isnan(self.above_hull[row]) else "calculated"
+            above = f"{height:.2f} eV/atom above the hull of known phases"
+            doubts = (f"{source}: was {how} {above}, such crystals are hardly ever made",)
         return DecodedCrystal(
-            crystal.to_structure(), None, text, canonical=crystal, warnings=doubts, source=source, score=score
-        )
+            crystal.to_structure(), None, text, canonical=crystal, warnings=doubts, source=source, score=score,
+            known_e_above_hull=float(self.above_hull[row]) if kind == "known" and self.above_hull[row] >= 0 else None,
+        )  # fmt: skip
+
+    def _height(self, row: int) -> float:
+        """Energy above the hull as calculated, or else predicted; NaN where neither is known."""
+        calculated = self.above_hull[row]
+        return float(self.predicted_above_hull[row] if np.isnan(calculated) else calculated)
 
     def _closeness(self, record: CrystalRecord) -> float:
         """Smallest distance over the sum of both radii, where it is below 1; radii are those of the volumes."""

@@ -72,7 +72,8 @@ def test_a_known_crystal_far_above_the_hull_is_doubted_and_comes_after_prototype
     known = known_crystals()
     known["KCl in the CsCl structure"] = Structure(Lattice.cubic(3.7), ["K", "Cl"], [[0] * 3, [0.5] * 3])
     heights = {name: 0.0 for name in known if name != "NaBr"} | {"CsBr": 0.3}
-    PrototypeIndex.build(known, epochs=60, above_hull={**heights, "KCl": 0.6}).save(tmp_path / "index.parquet")
+    known_heights = {"above_hull": {**heights, "KCl": 0.6}, "predicted_above_hull": {"NaBr": 0.25}}
+    PrototypeIndex.build(known, epochs=60, **known_heights).save(tmp_path / "index.parquet")
     doubtful = PrototypeIndex.load(tmp_path / "index.parquet")
     assert np.isnan(doubtful.above_hull[doubtful.names.index("NaBr")])
     found = doubtful.candidates("KCl", 5, formula=True)
@@ -81,6 +82,9 @@ def test_a_known_crystal_far_above_the_hull_is_doubted_and_comes_after_prototype
     salt = doubtful.candidates("CsBr", 3, formula=True)
     assert salt[0].source == "known CsBr" and "0.30 eV/atom above the hull" in salt[0].warnings[0]
     assert salt[1].source.startswith("prototype") and salt[1].warnings == ()
+    assert (salt[0].known_e_above_hull, salt[1].known_e_above_hull) == (0.3, None)
+    guessed = doubtful.candidates("NaBr", 1, formula=True)[0]
+    assert guessed.known_e_above_hull is None and "was predicted 0.25 eV/atom above" in guessed.warnings[0]
 
 
 def test_the_cell_gets_the_predicted_volume(index):
