@@ -9,6 +9,7 @@ likely_stable(generate(num_return_sequences=80), 20)       # of many composition
 ```
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -205,9 +206,11 @@ class RelaxedHull:
         if formula not in self.energies:
             from .ase import relax
 
-            item = next(iter(self.index.known_of(parse_composition(formula))), None)
-            if item is None:
+            known = self.index.known_of(parse_composition(formula))
+            if not known:
                 raise ValueError(f"no crystal of the phase {formula} in the index of known crystals")
+            heights = [math.inf if one.known_e_above_hull is None else one.known_e_above_hull for one in known]
+            item = known[heights.index(min(heights))]  # one that was calculated, if any was
             relaxed = relax(item.structure, self.calculator, **self.options)[0]
             if relaxed.energy is None or not relaxed.converged:
                 reason = relaxed.error or f"not converged after {relaxed.num_steps} steps"
@@ -233,7 +236,8 @@ def relax_candidates(
 
     Returns:
         The results with the relaxed `structure`, its `cif`, `space_group` and `sequence` (all to 0.001 Å, the preset
-        "fine"), a `log_likelihood` of None, as no model wrote it, and no `e_above_hull_standard_error`; `energy` and
+        "fine"), a `log_likelihood` of None, as no model wrote it, and no `e_above_hull_standard_error`; of a known
+        crystal `known_e_above_hull` stays, which is that of the entry; `energy` and
         `initial_energy` (eV/atom of the calculator), `converged`, `num_steps` and `volume_change`. A crystal that
         cannot be relaxed stays what it was, with `energy` None and the reason among the `warnings`, where one that has
         not converged is named, too.

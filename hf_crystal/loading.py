@@ -109,13 +109,13 @@ _DAMAGED = (
 
 
 def model_digest(name: ModelName) -> str:
-    """Changes where the weights or settings of a model change; the commit where it comes from the Hub."""
+    """Changes where a file of the model changes, besides its card; the commit where it comes from the Hub."""
     location = resolve_model(name)
     if not os.path.isdir(location):
         return str(PreTrainedConfig.get_config_dict(location)[0].get("_commit_hash"))
     digest = hashlib.sha256()
     for file in sorted(Path(location).iterdir()):
-        if file.name in ("config.json", "preprocessor_config.json") or file.suffix == ".safetensors":
+        if file.suffix in (".json", ".safetensors", ".bin") and file.name != "metrics.json":
             with file.open("rb") as stream:
                 digest.update(f"{file.name}|{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
@@ -138,7 +138,8 @@ def _reading_model(location: str) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:  # torch's message advises to let it run
         raise ValueError(
-            f"{location}: its weights are a pickle of more than numbers, which may run code; accepted: safetensors"
+            f"{location}: its weights are a pickle of more than numbers, which may run code; accepted: safetensors or "
+            "numbers alone"
         ) from error
     except _DAMAGED as error:
         first = (str(error).strip().splitlines() or [""])[0]

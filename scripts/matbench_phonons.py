@@ -101,7 +101,8 @@ def page(folds: list[dict[str, Any]], rows: int, seen: float, seeds: list[int]) 
         ]
     ]
     seconds = sum(fold["seconds"] for fold in folds)
-    names = f"seed{'s' * (len(seeds) > 1)} {' and '.join(map(str, seeds))}"
+    several = "mean of seeds" if len(seeds) > 1 else "seed"
+    names = f"{several} {' and '.join(map(str, seeds))}"
     return _PAGE.format(
         model=folds[0]["model"], seeds=names, rows=f"{rows:,}", seen=seen, lines="\n".join(lines), seconds=seconds
     )

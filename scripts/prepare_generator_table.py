@@ -48,8 +48,8 @@ def training_rows(project: pd.DataFrame, max_atoms: int) -> Iterator[dict[str, A
     """Rows of the index without held formulas."""
     index = embedded_index("mp")
     free = project[~(project.mp20_held_formula | project.mpts52_held_formula)]
-    distances = above_hull(free)
     free = free.set_index("material_id")
+    distances = above_hull(free, free.mb_e_form.astype(float)).fillna(free.e_hull_mp2018)
     for place, name in enumerate(index.names):
         if name not in free.index:
             continue
@@ -61,7 +61,7 @@ def training_rows(project: pd.DataFrame, max_atoms: int) -> Iterator[dict[str, A
         yield {
             "material_id": name,
             **crystal_columns(record.cell, record.frac_coords, record.atomic_numbers),
-            **labels_of(row, distances.get(name, row.e_hull_mp2018)),
+            **labels_of(row, distances[name]),
             "split": "train",
         }
 

@@ -36,6 +36,7 @@ def result(structure: Structure, source: str = "model") -> dict:
         "log_likelihood": None,
         "score": None,
         "probability": None,
+        "known_e_above_hull": None,
         "source": source,
         "warnings": [],
     }

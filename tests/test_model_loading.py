@@ -145,6 +145,14 @@ DAMAGES = {
 }
 
 
+def test_a_pickle_is_refused_in_our_words(tmp_path):
+    folder = save_tiny_model(tmp_path / "stranger")
+    _pickle_with_code(folder)
+    with pytest.raises(ValueError, match="a pickle of more than numbers, which may run code; accepted: safetensors"):
+        load_property_model(folder)
+    assert not (folder / "code-was-run").exists()
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_one_line_that_names_the_model(damage, tmp_path, capfd):
     folder = save_tiny_model(tmp_path / "broken-model")

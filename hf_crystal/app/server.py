@@ -60,6 +60,7 @@ class Prediction(BaseModel):
     model: str | None = None
     formula: str | None = None
     num_atoms: int | None = None
+    disorder: str | None = None
     warnings: list[str] | None = None
     error: str | None = None
 
@@ -140,7 +141,7 @@ class Generated(BaseModel):
 
 
 class Health(BaseModel):
-    """What is served; the digest of a model changes where its weights or settings do."""
+    """What is served; the digest of a model changes where its files do."""
 
     status: str
     version: str

@@ -288,7 +288,7 @@ _FIELDS = {"body"}.union(*(each.model_fields for each in (BatchRequest, Crystal,
 
 
 def faults_of(errors: Sequence[Any], whole: str = "body") -> str:
-    """Places and reasons of invalid fields, without what was sent there.
+    """Places and reasons of fields that do not have the form asked for, without what was sent there.
 
     Args:
         errors: `ValidationError.errors()`.

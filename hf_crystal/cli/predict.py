@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -113,9 +114,10 @@ def _pipeline(model: str, device: str | None) -> Any:
     pipe = load_property_pipeline(model, device)
     if not pipe.model.config.error_head_size:  # no value has an error of its own
         units = dict(zip(pipe.model.config.target_names, pipe.model.config.target_units, strict=True))
-        errors = [f"{target} {error:.3g} {units.get(target, '')}" for target, error in measured_errors(model).items()]
+        tested = measured_errors(model).items()
+        errors = ", ".join(f"{target} {error:.3g} {units.get(target, '')}".strip() for target, error in tested)
         if errors:
-            print(f"hf-crystal: mean error when the model was tested: {', '.join(errors)}", file=sys.stderr)
+            print(f"hf-crystal: mean absolute error when the model was tested: {errors}", file=sys.stderr)
     return pipe
 
 
@@ -161,8 +163,8 @@ def _choose_format(output: Any, output_file: Path | None, output_dir: Path | Non
 
 def _refuse_nothing(shard: Shard) -> None:
     """`ValueError` where no crystal of all calls of a shard has values."""
-    total = shard.count()
-    if total and shard.num_failed == total:
+    counts = json.loads((shard.folder / "_SUCCESS").read_text(encoding="utf-8"))
+    if counts["crystals"] and counts.get("failed") == counts["crystals"]:
         raise ValueError(f"no crystal could be read: see {shard.folder}/_failed-*.jsonl")
 
 

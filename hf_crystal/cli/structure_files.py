@@ -39,16 +39,14 @@ def write_crystals(
     """
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)
-    if any(str(result.get("source")).startswith("known") for result in results) and "energy" not in results[0]:
+    known = [result for result in results if result["source"].startswith("known")]
+    if known and "energy" not in results[0]:
         order = "known crystals are in the order of their PBE energies: where these are close, nature's may be another"
-        print(f"hf-crystal: {order}", file=sys.stderr)
-        guessed = [result["source"] for result in results if result["source"].startswith("known")
-                   and result["known_e_above_hull"] is None]  # fmt: skip
+        guessed = [result["source"] for result in known if result["known_e_above_hull"] is None]
         if guessed:
             which = f"{guessed[0]}{f' and {len(guessed) - 1} more' * (len(guessed) > 1)}"
-            print(
-                f"hf-crystal: no calculated energy above the hull of {which}: placed by a prediction", file=sys.stderr
-            )
+            order += f"; {which} without a calculated distance from the hull mostly by a predicted energy"
+        print(f"hf-crystal: {order}", file=sys.stderr)
     if about := results[0].get("energy_of"):
         caveat = "" if "energy" in results[0] else ": a hint, no ranking of stability"
         print(f"hf-crystal: e_above_hull is of {about}{caveat}", file=sys.stderr)

@@ -472,7 +472,8 @@ class PrototypeIndex:
         if kind == "known" and (height := self._height(row)) > _DOUBTED:
             how = "predicted" if np.isnan(self.above_hull[row]) else "calculated"
             above = f"{height:.2f} eV/atom above the hull of known phases"
-            doubts = (f"{source}: was {how} {above}, such crystals are hardly ever made",)
+            rarely = "" if how == "predicted" else ", such crystals are hardly ever made"
+            doubts = (f"{source}: was {how} {above}{rarely}",)
         return DecodedCrystal(
             crystal.to_structure(), None, text, canonical=crystal, warnings=doubts, source=source, score=score,
             known_e_above_hull=float(self.above_hull[row]) if kind == "known" and self.above_hull[row] >= 0 else None,

@@ -206,8 +206,12 @@ def test_health_metrics_and_page(client, service):
     described = client.get("/openapi.json").json()["components"]["schemas"]
     fields = described["Crystal"]["properties"]
     assert all("description" in field for field in fields.values())
-    answer = client.post("/predict", json={"crystal": ARRAYS}).json()
-    assert set(answer) <= set(described["Prediction"]["properties"])
+    mixed = {**ARRAYS, "species": [{"Na": 0.5, "K": 0.5}, "Cl"]}
+    answers = [client.post("/predict", json={"crystal": crystal}).json() for crystal in (ARRAYS, mixed)]
+    assert "disorder" in answers[1]
+    assert all(set(answer) <= set(described["Prediction"]["properties"]) for answer in answers)
+    assert set(health["digests"]) == set(named)
+    assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in health["digests"].values())
     assert described["Predictions"]["properties"]["results"]["items"]["$ref"].endswith("/Prediction")
 
 

@@ -39,7 +39,7 @@ def test_results_are_the_composition_and_decode_again(pipe):
     assert len(results) == 4
     for result in results:
         fields = ["structure", "cif", "formula", "space_group", "sequence", "log_likelihood"]
-        assert list(result) == [*fields, "score", "probability", "source", "warnings"]
+        assert list(result) == [*fields, "score", "probability", "known_e_above_hull", "source", "warnings"]
         assert result["structure"].composition == Composition("SrTiO3")
         assert result["warnings"] == []
         read = Structure.from_str(result["cif"], fmt="cif", primitive=True)

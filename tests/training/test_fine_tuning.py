@@ -79,6 +79,10 @@ def test_the_model_predicts_and_has_a_card(tuned, capfd):
         warned = [row["warnings"] for row in load_property_pipeline(model)([NACL, kcl, other])]
     assert (warned[0], len(warned[1]), warned[2]) == ([], 1, [])
     assert run(["export", str(model), str(folder / "exported")]) == 0
+    capfd.readouterr()
+    assert run(["predict", str(folder / "my.csv"), "--model", str(model)]) == 0
+    mae = json.loads((model / "metrics.json").read_text())["test"]["targets"][0]["mae"]
+    assert f"mean absolute error when the model was tested: V {mae:.3g} A^3\n" in capfd.readouterr().err
 
 
 @pytest.mark.slow

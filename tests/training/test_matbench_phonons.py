@@ -27,7 +27,7 @@ def rows(script, tmp_path):
     crystals.to_parquet(tmp_path / "matbench_phonons.parquet")
     labels = pd.DataFrame({"task": "matbench_phonons", "mbid": names[::-1], "spacegroup": 225})
     labels.to_parquet(tmp_path / "matbench_labels_nostruct.parquet")
-    return script.make_table(tmp_path, tmp_path / "run/table.parquet", [123])
+    return script.make_table(tmp_path, tmp_path / "run/table.parquet", 123)
 
 
 def test_each_crystal_is_tested_in_its_official_fold(script, rows, tmp_path):
