@@ -85,7 +85,9 @@ def resolve_model(name: ModelName) -> str:
     if (found := folder_of_name(name)) != name:
         return str(found)
     if folder.is_dir():
-        raise ValueError(f"model folder {name} has no config.json")
+        adapter = (folder / "adapter_config.json").is_file()
+        hint = ": it is an adapter of PEFT, merge it into its model (docs/how_to/fine_tune.md)" if adapter else ""
+        raise ValueError(f"model folder {name} has no config.json{hint}")
     if not _REPOSITORY.fullmatch(name):
         embedded = [*embedded_checkpoints(), *embedded_generators()]
         raise ValueError(

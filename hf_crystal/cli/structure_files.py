@@ -50,9 +50,11 @@ def write_crystals(
     if about := results[0].get("energy_of"):
         caveat = "" if "energy" in results[0] else ": a hint, no ranking of stability"
         print(f"hf-crystal: e_above_hull is of {about}{caveat}", file=sys.stderr)
-        far = sum((result["e_above_hull"] or 0.0) > _FAR for result in results)
+        far = [result for result in results if (result["e_above_hull"] or 0.0) > _FAR]
         if far:
-            print(f"hf-crystal: {far} of {len(results)}: more than {_FAR:g} eV/atom above the hull", file=sys.stderr)
+            first = f"the first {far[0]['source']} of {far[0]['space_group']}"
+            above = f"more than {_FAR:g} eV/atom above the hull, {first}"
+            print(f"hf-crystal: {len(far)} of {len(results)}: {above}", file=sys.stderr)
     files = [None] * len(results) if folder is None else write_structures(folder, results, form)
     more = [name for name in _MORE_COLUMNS if name in results[0]] if output != "table" else []
     is_empty = output == "table" and all(result["known_e_above_hull"] is None for result in results)

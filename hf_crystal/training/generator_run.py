@@ -67,7 +67,10 @@ def prepare_generator_task(recipe: GeneratorRecipe, tokens_folder: str | Path) -
     known = {bins.name: bins for bins in (*DEFAULT_PROPERTIES, *OTHER_PROPERTIES)}
     unknown = sorted(set(recipe.data.conditions) - set(known))
     if unknown:
-        raise ValueError(f"data.conditions: {unknown} unknown; accepted: {', '.join(known)}")
+        raise ValueError(
+            f"data.conditions: {unknown} unknown; accepted: {', '.join(known)}; others need bins in "
+            "hf_crystal/mat2seq/vocabulary.py"
+        )
     names = [name for name, bins in known.items() if bins in DEFAULT_PROPERTIES or name in recipe.data.conditions]
     tokenizer = Mat2SeqTokenizer(
         model_max_length=recipe.model.max_position_embeddings, properties=[known[name] for name in names]
