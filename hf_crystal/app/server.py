@@ -166,6 +166,7 @@ class _Endpoints:
         return await to_thread.run_sync(self.tools.read, crystals, *arguments, limiter=self._reading)
 
     async def predict(self, request: PredictRequest) -> dict[str, Any]:
+        """Values of the model, each with its unit, standard error and interval; the default model is the first."""
         self.tools.finish(request.model, False)
         options = request.model_dump(include={"model", "stability", "unseen"})
         with anyio.fail_after(self.time_limit):
@@ -177,6 +178,7 @@ class _Endpoints:
         return {"source": request.crystal.name or "crystal 0", **result}
 
     async def predict_batch(self, request: BatchRequest) -> dict[str, Any]:
+        """A crystal that cannot be read gives `error`; the others are predicted."""
         self.tools.finish(request.model, False)
         options = request.model_dump(include={"model", "stability", "unseen"})
         results: list[dict[str, Any]] = []
@@ -199,12 +201,14 @@ class _Endpoints:
         return {"results": [{"source": name, **result} for name, result in named]}
 
     async def generate(self, request: GenerateRequest) -> Generated:
+        """Known crystals of a formula first, then prototypes and those of the language model; see `source`."""
         with anyio.fail_after(self.time_limit):
             crystals = await self._compute(self.tools.generate, request)
         self.measures.crystals("generate", crystals)
         return Generated(crystals=crystals)
 
     async def describe(self, request: DescribeRequest) -> Description:
+        """Equal crystals have equal sequences; sheets, molecules and disordered crystals have none."""
         with anyio.fail_after(self.time_limit):
             (found,) = await self._read([request.crystal], description_of)
         if isinstance(found, str):
@@ -214,6 +218,7 @@ class _Endpoints:
         return Description(source=request.crystal.name or "crystal 0", **found)
 
     async def health(self) -> Health:
+        """Answers from when the models are loaded, during computations too."""
         models, generator = list(self.tools.models), self.tools.generator
         return Health(status="ok", version=__version__, models=models, generator=generator, digests=self.tools.digests)
 
@@ -269,10 +274,7 @@ def build_server(tools: Tools | None = None, time_limit: float = TIME_LIMIT) -> 
     result, results = _described(endpoints.tools)
     whole: dict[str, Any] = {"response_model_exclude_unset": True}
     app.post("/predict", summary=one, response_model=result, **whole)(endpoints.predict)
-    each = "A crystal that cannot be read gives `error`; the others are predicted."
-    app.post("/predict/batch", summary=many, description=each, response_model=results, **whole)(
-        endpoints.predict_batch
-    )
+    app.post("/predict/batch", summary=many, response_model=results, **whole)(endpoints.predict_batch)
     app.post("/generate", summary="Generate crystals.")(endpoints.generate)
     app.post("/describe", summary="Space group, formula and canonical sequence of one crystal.")(endpoints.describe)
     app.get("/health", summary="Whether the server works, and what it serves.")(endpoints.health)

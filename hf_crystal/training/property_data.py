@@ -1,6 +1,7 @@
 """Rows of a recipe: crystals and labels, split, on disk."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,11 @@ def _read_splits(data: "DataArguments") -> "datasets.DatasetDict":
         if data.path is None:
             raise ValueError("data.path is not set: give the table of crystals (--data)")
         return sources.load_crystal_dataset(data.path, split_column=data.split_column, disorder="mix")
+    if data.path is not None and Path(data.path).suffix in (".parquet", ".csv", ".jsonl"):
+        raise ValueError(
+            f"data.source={data.source} reads the file of that benchmark, not {Path(data.path).name}; for a table of "
+            "crystals: --set data.source=file, with data.targets and data.split_column"
+        )
     return getattr(sources, f"load_{data.source}")(data.property_name, path=data.path)
 
 

@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from hf_crystal.training import TrainingRecipe, load_recipe, recipe_files
+from hf_crystal.training.property_data import load_property_data
 
 RECIPES = sorted((Path(__file__).parents[2] / "scripts" / "recipes").glob("*.yaml"))
 MINIMAL = {
@@ -129,3 +130,10 @@ def test_bias_decay_follows_match_release_unless_set(match_release, explicit, de
         "training": {"bias_weight_decay": explicit},
     }
     assert TrainingRecipe.from_dict(values).training.bias_weight_decay == decay
+
+
+def test_a_table_for_the_recipe_of_a_benchmark_is_refused_with_the_way_out():
+    path = next(path for path in RECIPES if path.stem == "crystalformer-mp-e-form")
+    recipe = load_recipe(path, ["data.path=my_table.parquet"])
+    with pytest.raises(ValueError, match=r"not my_table.parquet; for a table of crystals: --set data.source=file"):
+        load_property_data(recipe.data, 0)
