@@ -58,8 +58,8 @@ def write_crystals(
     files = [None] * len(results) if folder is None else write_structures(folder, results, form)
     more = [name for name in _MORE_COLUMNS if name in results[0]] if output != "table" else []
     is_empty = output == "table" and all(result["known_e_above_hull"] is None for result in results)
-    first = [name for name in _COLUMNS if not is_empty or name != "known_e_above_hull"]
-    columns = [*first, *(name for name in _ADDED if name in results[0]), "file", *more]
+    shown = [name for name in _COLUMNS if not is_empty or name != "known_e_above_hull"]
+    columns = [*shown, *(name for name in _ADDED if name in results[0]), "file", *more]
     with open_writer(output, output_file, columns, _TYPES) as writer:
         for file, result in zip(files, results, strict=True):
             size = {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}
