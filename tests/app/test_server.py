@@ -18,6 +18,7 @@ import anyio
 import httpx
 import psutil
 import pytest
+from pymatgen.core import Lattice, Structure
 from tiny_models import NACL, OVERLAPPING
 
 from hf_crystal.app.reading import MAX_BYTES
@@ -206,7 +207,7 @@ def test_health_metrics_and_page(client, service):
     described = client.get("/openapi.json").json()["components"]["schemas"]
     fields = described["Crystal"]["properties"]
     assert all("description" in field for field in fields.values())
-    mixed = {**ARRAYS, "species": [{"Na": 0.5, "K": 0.5}, "Cl"]}
+    mixed = {"text": Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}, "Cl"], [[0] * 3, [0.5] * 3]).to(fmt="cif")}
     answers = [client.post("/predict", json={"crystal": crystal}).json() for crystal in (ARRAYS, mixed)]
     assert "disorder" in answers[1]
     assert all(set(answer) <= set(described["Prediction"]["properties"]) for answer in answers)
