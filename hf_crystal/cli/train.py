@@ -166,6 +166,8 @@ def _fine_tune(**arguments: Any) -> None:
         f"{tuning.target}: MAE {found['mae']:.4g} {tuning.unit} (95 % {low:.4g} to {high:.4g}) in cross-validation, "
         f"{forest}mean predictor {found['baseline_mae']:.4g}; {found['n']} crystals"
     )
+    of_parts = [share["mae"] for share in record["cross_validation"]]
+    print(f"mean of the MAE of {len(of_parts)} parts: {sum(of_parts) / len(of_parts):.4g} {tuning.unit}")
     if "gain_over_composition_interval" in found:
         low, high = found["gain_over_composition_interval"]
         verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart by these crystals"

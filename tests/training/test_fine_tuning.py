@@ -91,6 +91,8 @@ def test_the_same_call_resumes_and_another_is_refused(tuned, capfd):
     before = (folder / "run/fold-1/run.json").stat().st_mtime_ns
     assert run(words) == 0
     assert (folder / "run/fold-1/run.json").stat().st_mtime_ns == before
+    parts = [part["mae"] for part in json.loads((folder / "run/result.json").read_text())["cross_validation"]]
+    assert f"mean of the MAE of 2 parts: {np.mean(parts):.4g} A^3\n" in capfd.readouterr().out
     assert run([*words, "--epochs", "31"]) == 1
     assert "holds another fine-tuning; give another --output-dir" in capfd.readouterr().err
     place = words.index("--unit") + 1
