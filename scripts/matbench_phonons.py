@@ -134,7 +134,7 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, required=True, help="Markdown file to write")
     parser.add_argument("--table-only", action="store_true", help="write the table and train nothing")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[123], help="random seeds, for the mean (default: 123)"
+        "--seeds", type=int, nargs="+", default=[123, 124], help="random seeds, for the mean (default: 123 124)"
     )
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.KEY=VALUE")
     main(parser.parse_args())
