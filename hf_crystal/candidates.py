@@ -209,8 +209,8 @@ class RelaxedHull:
             known = self.index.known_of(parse_composition(formula))
             if not known:
                 raise ValueError(f"no crystal of the phase {formula} in the index of known crystals")
-            heights = [math.inf if one.known_e_above_hull is None else one.known_e_above_hull for one in known]
-            item = known[heights.index(min(heights))]  # one that was calculated, if any was
+            # one that was calculated, if any was
+            item = min(known, key=lambda one: math.inf if (e := one.known_e_above_hull) is None else e)
             relaxed = relax(item.structure, self.calculator, **self.options)[0]
             if relaxed.energy is None or not relaxed.converged:
                 reason = relaxed.error or f"not converged after {relaxed.num_steps} steps"

@@ -23,7 +23,7 @@ those without (0.074 eV/atom above the lowest).
 
 The probabilities of prototypes are written into the file afterwards, by `fit_probability.py`.
 
-Data: Materials Project, release 2025.02.12, CC BY 4.0. About 20 CPU minutes.
+Data: Materials Project, release 2025.02.12, CC BY 4.0. About 30 CPU minutes.
 """
 
 import argparse
@@ -176,8 +176,9 @@ def main() -> None:
 
 def write(table: pd.DataFrame, found: dict[str, CanonicalCrystal], output: Path) -> None:
     """Write the index of some crystals, with the energies of the rows of their names."""
-    heights = above_hull(table, table.mb_e_form.astype(float)).fillna(table.e_hull_mp2018.astype(float))
+    heights = above_hull(table, table.mb_e_form.astype(float))
     gases = failed(found.items(), heights.to_dict())
+    heights = heights.fillna(table.e_hull_mp2018.astype(float))
     table, kept = table.drop(list(gases)), {name: crystal for name, crystal in found.items() if name not in gases}
     missing = table.index[table.energy.isna() | heights[table.index].isna()]
     guessed = pd.DataFrame(predicted([kept[name] for name in missing]), missing).reindex(table.index)

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +93,7 @@ def predict(
         shard.begin(model, on_error, known_phases, unseen, disorder)
         if shard.is_complete:
             print(f"hf-crystal: complete already: {shard.folder}", file=sys.stderr)
-            _refuse_nothing(shard)
+            shard.check_values()
             return
         resumed = shard.part(0).is_file()
         pipe = _pipeline(model, device)
@@ -102,7 +101,7 @@ def predict(
         if resumed:
             print(f"hf-crystal: {tally.read} crystals were left for this call; its warnings follow", file=sys.stderr)
         _report(tally, complete=False)
-        _refuse_nothing(shard)
+        shard.check_values()
         return
     _report(tally)
 
@@ -159,13 +158,6 @@ def _choose_format(output: Any, output_file: Path | None, output_dir: Path | Non
     if output == "parquet" and output_file is None and output_dir is None:
         raise typer.BadParameter("parquet needs --output-file or --output-dir", param_hint="--output")
     return chosen_format(output, output_file) if output_dir is None else output or "parquet"
-
-
-def _refuse_nothing(shard: Shard) -> None:
-    """`ValueError` where no crystal of all calls of a shard has values."""
-    counts = json.loads((shard.folder / "_SUCCESS").read_text(encoding="utf-8"))
-    if counts["crystals"] and counts.get("failed") == counts["crystals"]:
-        raise ValueError(f"no crystal could be read: see {shard.folder}/_failed-*.jsonl")
 
 
 def _report(tally: Tally, *, complete: bool = True) -> None:

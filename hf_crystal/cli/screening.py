@@ -158,10 +158,15 @@ class Shard:
         """Whether all results are there."""
         return (self.folder / "_SUCCESS").is_file()
 
-    @property
-    def num_failed(self) -> int:
-        """Crystals of all files so far that could not be read."""
-        return sum(len(file.read_bytes().splitlines()) for file in self.folder.glob("_failed-*.jsonl"))
+    def check_values(self) -> None:
+        """Look whether a complete shard has values.
+
+        Raises:
+            ValueError: none of its crystals could be read, in whichever call.
+        """
+        counts = json.loads((self.folder / "_SUCCESS").read_text(encoding="utf-8"))
+        if counts["crystals"] and counts.get("failed") == counts["crystals"]:
+            raise ValueError(f"no crystal could be read: see {self.folder}/_failed-*.jsonl")
 
     def part(self, number: int) -> Path:
         """File number `number` of the results."""
@@ -263,7 +268,7 @@ class Shard:
                     failed.clear()
             done += expected
             number += 1
-        lost = self.num_failed
+        lost = sum(len(file.read_bytes().splitlines()) for file in self.folder.glob("_failed-*.jsonl"))
         _write_json(self.folder / "_SUCCESS", {"crystals": total, "files": number, "failed": lost})
         without = f", {lost} without values: see _failed-*.jsonl" if lost else ""
         announce_written(f"{self.folder} ({total} crystals, {number} file{'s' * (number != 1)}{without})")
