@@ -37,6 +37,8 @@ _ELEMENT_REPEATS = 8
 _OFF_HULL = 0.2  # eV/atom
 _OFF_HULL_REPEATS = 2
 _VOLUME_FACTORS = (0.98, 1.04)
+_STRAIN = 0.005
+_DISPLACEMENT = 0.02  # Å
 
 
 def with_labels(rows: Any) -> Any:
@@ -106,7 +108,25 @@ def with_other_volumes(rows: Any) -> Any:
     return rows.assign(lattice=[lattice * factor for lattice, factor in zip(rows.lattice, factors, strict=True)])
 
 
-def training_table(folder: Path, max_atoms: int) -> tuple[Any, dict[str, int]]:
+def perturbed(rows: Any, seed: int) -> Any:
+    """The rows with normally distributed strains of the cell and displacements of the atoms, labels unchanged.
+
+    At a minimum of the energy both count in second order only; the functionals of the geometries differ by more.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    lattices, positions = [], []
+    for lattice, places in zip(rows.lattice, rows.frac_coords, strict=True):
+        strain = generator.normal(0.0, _STRAIN, (3, 3))
+        cell = np.reshape(lattice, (3, 3)) @ (np.eye(3) + (strain + strain.T) / 2)
+        moves = generator.normal(0.0, _DISPLACEMENT, (len(places) // 3, 3)) @ np.linalg.inv(cell)
+        lattices.append(cell.reshape(-1))
+        positions.append(places + moves.reshape(-1))
+    return rows.assign(lattice=lattices, frac_coords=positions)
+
+
+def training_table(folder: Path, max_atoms: int, copies: int) -> tuple[Any, dict[str, int]]:
     """The table with its `split` and `part` columns, and the counts of what was left out."""
     import pandas as pd
 
@@ -140,6 +160,8 @@ def training_table(folder: Path, max_atoms: int) -> tuple[Any, dict[str, int]]:
     far = trained[far_from_hull(trained)]
     others = with_other_volumes(pd.concat([far] * (_OFF_HULL_REPEATS - 1)))
     table = pd.concat([table, *[elements] * (_ELEMENT_REPEATS - 1), others], ignore_index=True)
+    trained = table[table.split == "train"]
+    table = pd.concat([table, *(perturbed(trained, seed) for seed in range(copies))], ignore_index=True)
     counts = {
         "labeled": len(labeled),
         f"at most {max_atoms} atoms": len(small),
@@ -156,7 +178,7 @@ def training_table(folder: Path, max_atoms: int) -> tuple[Any, dict[str, int]]:
 
 def main(args: argparse.Namespace) -> None:
     """Write the table and print its counts."""
-    table, counts = training_table(args.data, args.max_atoms)
+    table, counts = training_table(args.data, args.max_atoms, args.perturbed_copies)
     table.to_parquet(args.output, compression="zstd", index=False)
     print(json.dumps(counts, indent=2))
 
@@ -166,4 +188,5 @@ if __name__ == "__main__":
     parser.add_argument("data", type=Path, help="folder with materials_project, mp_20 and mpts_52 .parquet")
     parser.add_argument("output", type=Path, help="parquet file to write")
     parser.add_argument("--max-atoms", type=int, default=64, help="largest cell in training (default: 64)")
+    parser.add_argument("--perturbed-copies", type=int, default=0, help="of every training row (default: 0)")
     main(parser.parse_args())
