@@ -151,15 +151,16 @@ class Health(BaseModel):
 
 
 class _Endpoints:
-    """Answers; one computation at a time, the others wait in order until their time is over."""
+    """Answers; one prediction and one generation at a time, others wait in order until their time is over."""
 
     def __init__(self, tools: Tools, time_limit: float) -> None:
         self.tools, self.time_limit, self.measures = tools, time_limit, _Measures()
-        self._computing, self._reading = anyio.CapacityLimiter(1), anyio.CapacityLimiter(_READERS)
+        self._predicting, self._generating = anyio.CapacityLimiter(1), anyio.CapacityLimiter(1)
+        self._reading = anyio.CapacityLimiter(_READERS)
 
-    async def _compute(self, function: Callable[..., Any], *arguments: object) -> Any:
-        """Value of a function that uses the models."""
-        return await to_thread.run_sync(function, *arguments, limiter=self._computing)
+    async def _predict(self, function: Callable[[], Any]) -> Any:
+        """Value of a function that uses the property models."""
+        return await to_thread.run_sync(function, limiter=self._predicting)
 
     async def _read(self, crystals: list[Any], *arguments: Any) -> Any:
         """What `Tools.read` gives."""
@@ -171,7 +172,7 @@ class _Endpoints:
         options = request.model_dump(include={"model", "stability", "unseen"})
         with anyio.fail_after(self.time_limit):
             records = await self._read([request.crystal])
-            (result,) = await self._compute(lambda: self.tools.predict(records, **options))
+            (result,) = await self._predict(lambda: self.tools.predict(records, **options))
         self.measures.crystals("predict", [result])
         if "error" in result:
             raise Refused(result["error"])
@@ -186,7 +187,7 @@ class _Endpoints:
             with anyio.fail_after(self.time_limit):
                 records = await self._read(request.crystals)
                 for piece in pieces(records, _PIECE_ATOMS, _PIECE_SIZE):
-                    results += await self._compute(lambda piece=piece: self.tools.predict(piece, **options))
+                    results += await self._predict(lambda piece=piece: self.tools.predict(piece, **options))
         except TimeoutError:
             if not results:
                 raise
@@ -203,7 +204,7 @@ class _Endpoints:
     async def generate(self, request: GenerateRequest) -> Generated:
         """Known crystals of a formula first, then prototypes and those of the language model; see `source`."""
         with anyio.fail_after(self.time_limit):
-            crystals = await self._compute(self.tools.generate, request)
+            crystals = await to_thread.run_sync(self.tools.generate, request, limiter=self._generating)
         self.measures.crystals("generate", crystals)
         return Generated(crystals=crystals)
 

@@ -143,8 +143,8 @@ class Service:
         default = next(iter(_default_first(embedded_generators(), DEFAULT_GENERATOR)), "")
         self.generator = default if generator is None else generator
         self._device = device
-        # one computation at a time: more threads on a small machine make everybody wait
-        self._lock = threading.RLock()
+        # one computation of each kind at a time: more threads on a small machine make everybody wait
+        self._lock, self._drawing = threading.RLock(), threading.RLock()
         self._loaded: dict[str, Any] = {}
         self.readers = CrystalReaders()
         self._folders: deque[str] = deque()
@@ -166,7 +166,7 @@ class Service:
 
     def generation_pipeline(self) -> Any:
         """The pipeline "crystal-generation", loaded on first use."""
-        with self._lock:
+        with self._drawing:
             if "generator" not in self._loaded:
                 self._loaded["generator"] = load_generation_pipeline(self.generator, self._device)
             return self._loaded["generator"]
@@ -327,7 +327,7 @@ class Service:
         if len(composition) > MAX_COMPOSITION:
             raise ValueError(f"composition has {len(composition)} characters; accepted: at most {MAX_COMPOSITION}")
         pipe = self.generation_pipeline()
-        with self._lock:
+        with self._drawing:
             found: list[dict[str, Any]] = pipe(
                 composition.strip() or None,
                 space_group=None if space_group == "" else space_group,

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -257,6 +258,26 @@ def test_who_waits_too_long_is_told_so(service, monkeypatch):
     late = next(answer for answer in answers if answer.status_code == 503)
     assert late.headers["Retry-After"]
     assert late.json()["detail"] == "no turn within 0.5 s; try again later"
+
+
+def test_predictions_do_not_wait_for_generations(client, service, monkeypatch):
+    asked, predicted = threading.Event(), threading.Event()
+
+    class Slow:
+        tokenizer = None
+
+        def __call__(self, *_, **__):
+            asked.set()
+            assert predicted.wait(60)
+            return []
+
+    monkeypatch.setitem(service._loaded, "generator", Slow())
+    with ThreadPoolExecutor(1) as pool:
+        generation = pool.submit(client.post, "/generate", json={"composition": "NaCl"})
+        assert asked.wait(60)
+        answer = client.post("/predict", json={"crystal": ARRAYS})
+        predicted.set()
+    assert (answer.status_code, generation.result().status_code) == (200, 422)
 
 
 def test_who_has_gone_waits_no_longer(service, monkeypatch):
