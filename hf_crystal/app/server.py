@@ -387,13 +387,16 @@ def _add_problems(app: "FastAPI", measures: "_Measures", time_limit: float) -> N
 
     @app.middleware("http")
     async def measure(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        start = time.perf_counter()
-        with measures.in_progress.track_inprogress():
-            response: Response = await call_next(request)
-        if response.status_code == 413:  # of the limit, in plain text
-            response = problem(413, f"the request has more than {_MAX_BODY} bytes; no more are read")
-        route = request.scope.get("route")
-        measures.request(getattr(route, "path", "other"), response.status_code, time.perf_counter() - start)
+        start, status = time.perf_counter(), 500  # of an error, whose answer is made outside
+        try:
+            with measures.in_progress.track_inprogress():
+                response: Response = await call_next(request)
+            if response.status_code == 413:  # of the limit, in plain text
+                response = problem(413, f"the request has more than {_MAX_BODY} bytes; no more are read")
+            status = response.status_code
+        finally:
+            route = request.scope.get("route")
+            measures.request(getattr(route, "path", "other"), status, time.perf_counter() - start)
         return response
 
 
@@ -407,7 +410,8 @@ class _Measures:
         ProcessCollector(registry=self.registry)
         named: dict[str, Any] = {"registry": self.registry, "namespace": "hf_crystal"}
         self._requests = Counter("requests", "Requests by endpoint and status.", ["endpoint", "status"], **named)
-        self._seconds = Histogram("request_seconds", "Time of a request, s.", ["endpoint"], **named)
+        seconds = {"buckets": (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 90, 120)}
+        self._seconds = Histogram("request_seconds", "Time of a request, s.", ["endpoint"], **seconds, **named)
         self.in_progress = Gauge("requests_in_progress", "Requests being answered, or waiting for it.", **named)
         self._crystals = Counter("crystals", "Crystals by task and outcome.", ["task", "outcome"], **named)
 

@@ -198,10 +198,11 @@ class Tools:
         return {shown: model_digest(name) for shown, name in served.items()}
 
     def warm_up(self) -> None:
-        """Load the default models and start the processes that read, so that the first request is not a slow one."""
+        """Load all models and start the processes that read: no request is a slow one, or finds a broken file."""
         self.digests  # noqa: B018  reads the files
         crystal = Crystal(text=_ROCK_SALT)
-        self.predict(self.read([crystal]))
+        for model in self.models:
+            self.predict(self.read([crystal]), model)
         self.read([crystal], description_of)
         if self.service.generator:
             self.generate(GenerateRequest(composition="NaCl"))
@@ -233,7 +234,7 @@ class Tools:
         if not stability:
             return model, dict
         if self._reference is None and model not in embedded_checkpoints():
-            raise Refused("stability: known phases of this model's energies are not served (option --reference)")
+            raise Refused("stability: known phases of this model's energies are not served (--reference of the server)")
         try:
             target = energy_target(self.service.property_pipeline(model).model.config)
         except ValueError as error:

@@ -85,6 +85,7 @@ app.add_typer(evaluate_app, name="evaluate", epilog=evaluate.EXAMPLE)
 
 
 _LONGEST_LINE = 400
+_TERMINATED = 128 + signal.SIGTERM
 # ClickException: typer carries its own copy of click from 0.2x on and names this class only through its children
 _CommandLineError: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
@@ -104,7 +105,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: words after `hf-crystal`; by default those of the process.
 
     Returns:
-        Exit code: 0 done, 1 the input was bad, 2 the command line was bad, 130 interrupted.
+        Exit code: 0 done, 1 the input was bad, 2 the command line was bad, 130 interrupted, 143 terminated.
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
@@ -114,6 +115,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message(), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
+    except SystemExit as end:
+        if end.code == _TERMINATED:
+            return _fail("terminated", _TERMINATED)
+        raise
     except Exception as error:  # the outermost place: whatever it is, a user gets one line
         if os.environ.get("HF_CRYSTAL_TRACEBACK") == "1":
             raise

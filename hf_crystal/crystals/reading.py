@@ -217,7 +217,7 @@ def _record_from_text(text: str, hint: str | None = None, depth: int = 0) -> Cry
     # the text itself is not quoted: it may come from a file that the reader of the message must not see
     hint = "; of VASP's output CONTCAR has the crystal" if re.search(r"\bvasp\.|<modeling>", text[:300]) else ""
     raise CrystalInputError(
-        f"not a crystal structure: {len(text)} characters of no known format; accepted: {ACCEPTED_FORMS}{hint}"
+        f"not a crystal structure: {len(text.strip())} characters of no known format; accepted: {ACCEPTED_FORMS}{hint}"
     )
 
 

@@ -79,6 +79,7 @@ class JobPool:
         self._size = max(num_workers, 0 if time_limit is None else 1)
         self._pool: ProcessPool | None = None
         self._starting = threading.Lock()
+        self._worked: ProcessPool | None = None  # the last one that had a job done
 
     def __enter__(self) -> "JobPool":
         return self
@@ -90,35 +91,49 @@ class JobPool:
             self._pool = None
 
     def run(self, jobs: Sequence[Any]) -> list[Outcome]:
-        """One outcome per job, in order.
+        """One outcome per job, in order; processes that were killed while they waited are replaced.
 
         Raises:
             RuntimeError: if the processes die before their first job.
         """
         if self._size == 0:
             return [_attempt(self._function, job) for job in jobs]
+        while True:
+            pool = self._running()
+            try:
+                scheduled = [pool.schedule(self._function, (job,), timeout=self._time_limit) for job in jobs]
+                outcomes = [self._outcome(future) for future in scheduled]
+            except RuntimeError as error:  # the whole pool has ended: pebble does not outlive an idle process
+                if self._worked is not pool:
+                    raise RuntimeError(
+                        "the worker processes ended before their first job; a script that uses workers needs "
+                        '`if __name__ == "__main__":` around what it runs'
+                    ) from error
+                with self._starting:
+                    if self._pool is pool:
+                        self.__exit__()
+            else:
+                self._worked = pool if jobs else self._worked
+                return outcomes
+
+    def _running(self) -> ProcessPool:
         with self._starting:
             if self._pool is None:
                 # a fork would copy the threads' locks of torch and tokenizers in whatever state they are
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPool(self._size, initializer=self._prepare, context=context)
-        pool = self._pool
-        scheduled = [pool.schedule(self._function, (job,), timeout=self._time_limit) for job in jobs]
-        return [self._outcome(future) for future in scheduled]
+            return self._pool
 
     def _outcome(self, future: Future) -> Outcome:
         """Wait for one job.
 
         Raises:
-            RuntimeError: if the processes die before their first job.
+            BrokenProcessPool: if the processes have ended.
         """
         try:
             return Outcome(future.result())
         except BrokenProcessPool:
-            raise RuntimeError(
-                "the worker processes ended before their first job; a script that uses workers needs "
-                '`if __name__ == "__main__":` around what it runs'
-            ) from None
+            raise
         except ProcessExpired as expired:
             return Outcome(None, "crash", f"its process ended with exit code {expired.exitcode}")
         except TimeoutError:

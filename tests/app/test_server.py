@@ -235,6 +235,7 @@ def test_a_folder_is_known_by_its_name_alone(client, service, monkeypatch):
     monkeypatch.setattr(service, "results", lambda *_: (_ for _ in ()).throw(OSError(f"{service.property_models[0]}")))
     broken = loud.post("/predict", json={"crystal": ARRAYS})
     assert (broken.status_code, broken.json()["detail"][:26]) == (500, "the server failed (OSError")
+    assert 'hf_crystal_requests_total{endpoint="/predict",status="500"} 1.0' in loud.get("/metrics").text
 
 
 def test_who_waits_too_long_is_told_so(service, monkeypatch):

@@ -297,7 +297,7 @@ def test_another_model_under_the_same_name_is_refused(predict, tmp_path, file):
 
 @pytest.mark.parametrize(("signal_", "code", "said"), [
     (signal.SIGINT, 130, "hf-crystal: error: interrupted"),
-    (signal.SIGTERM, 143, ""),
+    (signal.SIGTERM, 143, "hf-crystal: error: terminated"),
     (signal.SIGKILL, -9, ""),
 ])  # fmt: skip
 def test_an_end_by_force_leaves_no_partial_file(predict, model, tmp_path, signal_, code, said):

@@ -1,6 +1,7 @@
 import os
 import time
 
+import psutil
 import pytest
 from crystals_for_metrics import doubled
 
@@ -15,6 +16,19 @@ def test_failing_hanging_and_dying_jobs_leave_the_others_alone():
         assert outcomes[1].reason == "ValueError: asked to"
         assert outcomes[5].reason == "its process ended with exit code 7"
         assert [outcome.value for outcome in pool.run([5, 6])] == [10, 12]  # the pool lives on
+
+
+def test_processes_killed_while_they_wait_are_replaced():
+    with JobPool(doubled, num_workers=2, time_limit=1.0) as pool:
+        assert pool.run([1]) == [Outcome(2)]
+        first = pool._pool
+        for process in psutil.Process().children():
+            if "spawn_main" in " ".join(process.cmdline()):
+                process.kill()
+        deadline = time.monotonic() + 30
+        while first.active and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert pool.run([2, 3]) == [Outcome(4), Outcome(6)]
 
 
 def slow_start() -> None:
