@@ -29,7 +29,7 @@ try:
     from ase import Atoms
     from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 except ImportError as error:
-    raise ImportError("hf_crystal.ase needs ASE: pip install ase") from error
+    raise ImportError("hf_crystal.ase needs ASE: pip install 'hf_crystal[relax]', which has CHGNet, too") from error
 
 from typing import TYPE_CHECKING
 

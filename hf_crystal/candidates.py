@@ -183,7 +183,8 @@ class RelaxedHull:
 
         Args:
             results: What `relax_candidates` gave with the same calculator and options. One without an energy has no
-                distance. The `warnings` say why the hull is not known, and which known crystal a new one has become.
+                distance. The `warnings` say why the hull is not known, and which known crystal a new one matches by
+                `StructureMatcher`'s tolerances; energies tell whether it is the same.
         """
         name = type(self.calculator).__name__.removesuffix("Calculator")
         found = []
@@ -197,7 +198,7 @@ class RelaxedHull:
                 except ValueError as error:
                     doubts.append(f"distance from the hull is not known: {error}")
                 if not result["source"].startswith("known") and (equal := equal_known(result, self.index)):
-                    doubts.append(f"{result['source']} of {result['space_group']}, relaxed, equals {equal}")
+                    doubts.append(f"{result['source']} of {result['space_group']}, relaxed, matches {equal} loosely")
             found.append({**result, **values, "energy_of": f"the relaxed crystal, by {name}", "warnings": doubts})
         return found
 

@@ -334,13 +334,14 @@ def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> d
 
     Where the energy has a standard error, that is the distance's, too: `e_above_hull_standard_error`, and the ends of
     its interval, less the energy of the hull, are `e_above_hull_low` and `e_above_hull_high`. `decomposes_to` holds
-    the phases of the hull at the crystal's composition, with their fractions of the atoms. Where the reference cannot
+    the phases of the hull at the crystal's composition (that of its orderings, if the energy is theirs), with their
+    fractions of the atoms. Where the reference cannot
     tell, such as for an element that it lacks, both are None and `warnings` has the reason.
     """
     if "error" in result:
         return result
     try:
-        found = hull.stability(result["formula"], result[target])
+        found = hull.stability(result.get("ordering_formula") or result["formula"], result[target])
     except ValueError as error:
         doubts = [*result.get("warnings", ()), str(error)]
         return {**result, "e_above_hull": None, "decomposes_to": None, "warnings": doubts}

@@ -7,7 +7,8 @@ r"""matbench_phonons on its five official folds: fine-tuned from the recipe's mo
 Writes OUTPUT_DIR/table.parquet with one split column per fold (`fold_0` to `fold_4`; a twentieth of the training rows
 watches the loss), trains each fold with `scripts/compare_pretraining.py`, and writes a page. The same command resumes
 after an interruption and repeats no finished run. `--table-only` stops after the table, whose column `inner` is for
-the choice of settings: its test rows are fold 1, its training rows folds 2 to 4, and fold 0 is in neither.
+the choice of settings: its test rows are fold 1, its training rows folds 2 to 4, and fold 0 is in neither. `--curve`
+trains instead with some of these rows and the settings of `hf-crystal train property`, and prints a table.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from textbook_properties import seen_in
 RECIPE = Path(__file__).parent / "recipes" / "crystalformer-phonons.yaml"
 _TARGET = "last_phdos_peak"
 _FOLDS = range(5)
+_CURVE = (50, 200, 700)  # training rows
 _PAGE = """# Phonons: matbench_phonons
 
 Highest peak of the phonon density of states, official five folds of matbench v0.1, {seeds}: fine-tuned
@@ -55,19 +57,21 @@ def make_table(data: Path, path: Path, seed: int) -> Any:
     for fold in _FOLDS:
         rows[f"fold_{fold}"] = np.where(rows.fold == fold, "test", watched)
     rows["inner"] = np.where(rows.fold == 0, "unused", rows.fold_1)
+    places = np.random.default_rng(seed).permutation(np.flatnonzero(rows.inner == "train"))
+    for number in _CURVE:
+        rows[f"rows_{number}"] = rows.inner.where(rows.inner != "train", "unused")
+        rows.loc[rows.index[places[:number]], f"rows_{number}"] = "train"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.to_parquet(path, index=False)
     return rows
 
 
-def formula_only(rows: Any, fold: int, seed: int) -> float:
-    """MAE of the composition baseline on a fold."""
+def formula_only(train: Any, test: Any, seed: int) -> float:
+    """MAE of the composition baseline."""
     import numpy as np
 
     from hf_crystal.evaluation.composition_baseline import forest_predictions
 
-    inside = rows.fold == fold
-    train, test = rows[~inside], rows[inside]
     labels = train[_TARGET].to_numpy()
     predicted = forest_predictions(list(train.atomic_numbers), labels, list(test.atomic_numbers), seed=seed)
     return float(np.abs(predicted - test[_TARGET]).mean())
@@ -83,10 +87,28 @@ def measure(args: argparse.Namespace, rows: Any, table: Path) -> list[dict[str, 
         (target,) = found["targets"]
         figures = {way: target[f"{way}_mae"] for way in WAYS}
         seconds = sum(found["cpu_seconds"]["pretrained"]) / len(args.seeds)
-        figures |= {"formula": formula_only(rows, fold, args.seeds[0]), "n": target["n"], "seconds": seconds}
+        formula = formula_only(rows[rows.fold != fold], rows[rows.fold == fold], args.seeds[0])
+        figures |= {"formula": formula, "n": target["n"], "seconds": seconds}
         folds.append(figures | {"model": found["pretrained"]})
         print(json.dumps(folds[-1]), flush=True)
     return folds
+
+
+def curve(args: argparse.Namespace, rows: Any, table: Path) -> None:
+    """Print errors on fold 1 after training on few rows of folds 2 to 4, as `hf-crystal train property` does it."""
+    from hf_crystal.training.fine_tuning import epochs_for
+
+    print("| training rows | from the model | from scratch | formula only |\n|---:|---:|---:|---:|")
+    for number in _CURVE:
+        epochs, column = epochs_for(number), f"rows_{number}"
+        settings = {"num_train_epochs": epochs, "swa_epochs": max(1, epochs * 3 // 10)}
+        settings |= {"learning_rate": 1e-3, "muon_learning_rate": 0.005}
+        overrides = [f"data.split_column={column}", *(f"training.{name}={value}" for name, value in settings.items())]
+        run = {"recipe": str(RECIPE), "data": str(table), "output_dir": str(args.output_dir / column)}
+        (target,) = compare(argparse.Namespace(**run, seeds=args.seeds, overrides=overrides))["targets"]
+        formula = formula_only(rows[rows[column] == "train"], rows[rows[column] == "test"], args.seeds[0])
+        figures = (target["pretrained_mae"], target["scratch_mae"], formula)
+        print(f"| {number} | {' | '.join(f'{figure:.1f}' for figure in figures)} |", flush=True)
 
 
 def page(folds: list[dict[str, Any]], rows: int, seen: float, seeds: list[int]) -> str:
@@ -114,7 +136,9 @@ def main(args: argparse.Namespace) -> None:
 
     table = args.output_dir / "table.parquet"
     rows = make_table(args.data, table, args.seeds[0])
-    if args.table_only:
+    if args.curve:
+        curve(args, rows, table)
+    if args.curve or args.table_only:
         return
     columns = ["material_id", "atomic_numbers", "spacegroup_symprec0p1"]
     project = pd.read_parquet(args.data / "materials_project.parquet", columns=columns)
@@ -132,6 +156,7 @@ if __name__ == "__main__":
     parser.add_argument("--training-table", type=Path, required=True, help="table that the model was trained on")
     parser.add_argument("--output-dir", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--output", type=Path, required=True, help="Markdown file to write")
+    parser.add_argument("--curve", action="store_true", help="train on 50 to 700 rows instead, and print the errors")
     parser.add_argument("--table-only", action="store_true", help="write the table and train nothing")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[123, 124], help="random seeds, for the mean (default: 123 124)"

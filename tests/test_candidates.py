@@ -114,7 +114,7 @@ def test_a_hull_that_is_not_known_is_a_warning():
     alone = ReferenceHull([{29: 1, 79: 1}], [-1.0])
     (judged,) = RelaxedHull(EMT(), reference=alone, index=index).judge([relaxed])
     assert judged["e_above_hull"] == pytest.approx(0, abs=1e-3)
-    assert judged["warnings"] == ["model of P4/mmm, relaxed, equals known mine"]
+    assert judged["warnings"] == ["model of P4/mmm, relaxed, matches known mine loosely"]
     (judged,) = RelaxedHull(EMT(), reference=alone, index=index, max_steps=1).judge([relaxed])
     assert "the phase CuAu (known mine) was not relaxed: not converged after 1 steps" in judged["warnings"][0]
 
@@ -186,6 +186,8 @@ def test_command_without_a_formula_keeps_the_likely_stable_ones(capsys, tmp_path
     assert distances == sorted(distances)
     assert run(["propose", "--candidates", "prototypes"]) != 0
     assert "need a formula" in capsys.readouterr().err
+    assert run(["propose", "CuAu", "--smact"]) == 2
+    assert "CuAu is one formula" in capsys.readouterr().err
     assert run(["propose", "TiO2", "--chemical-system", "Ti-O"]) == 2
     assert "Ti-O beside the formula TiO2" in capsys.readouterr().err
     (tmp_path / "mine.cif").touch()

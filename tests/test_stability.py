@@ -199,6 +199,8 @@ def test_results_of_the_pipeline_get_two_fields():
     found = add_stability(result, target, hull)
     assert found["e_above_hull"] == pytest.approx(-1.9 - hull.stability("NaCl").hull_energy)
     assert found["decomposes_to"] == "NaCl"
+    mixed = {"formula": "Na0.9Cl", "ordering_formula": "NaCl", "formation_energy_per_atom": -1.9}
+    assert add_stability(mixed, target, hull)["e_above_hull"] == found["e_above_hull"]  # whose energy it is
     assert add_stability({"error": "x"}, target, hull) == {"error": "x"}
     unknown = add_stability({"formula": "PoO2", "formation_energy_per_atom": -1.0, "warnings": ["odd"]}, target, hull)
     assert (unknown["e_above_hull"], unknown["decomposes_to"]) == (None, None)

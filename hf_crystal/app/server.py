@@ -4,6 +4,7 @@ Nothing of a request is kept: no access log, no files, no text in metrics.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
@@ -187,7 +188,7 @@ class _Endpoints:
             with anyio.fail_after(self.time_limit):
                 records = await self._read(request.crystals)
                 for piece in pieces(records, _PIECE_ATOMS, _PIECE_SIZE):
-                    results += await self._predict(lambda piece=piece: self.tools.predict(piece, **options))
+                    results += await self._predict(functools.partial(self.tools.predict, piece, **options))
         except TimeoutError:
             if not results:
                 raise
@@ -204,7 +205,7 @@ class _Endpoints:
     async def generate(self, request: GenerateRequest) -> Generated:
         """Known crystals of a formula first, then prototypes and those of the language model; see `source`."""
         with anyio.fail_after(self.time_limit):
-            crystals = await to_thread.run_sync(self.tools.generate, request, limiter=self._generating)
+            crystals: Any = await to_thread.run_sync(self.tools.generate, request, limiter=self._generating)
         self.measures.crystals("generate", crystals)
         return Generated(crystals=crystals)
 
@@ -410,8 +411,9 @@ class _Measures:
         ProcessCollector(registry=self.registry)
         named: dict[str, Any] = {"registry": self.registry, "namespace": "hf_crystal"}
         self._requests = Counter("requests", "Requests by endpoint and status.", ["endpoint", "status"], **named)
-        seconds = {"buckets": (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 90, 120)}
-        self._seconds = Histogram("request_seconds", "Time of a request, s.", ["endpoint"], **seconds, **named)
+        bounds = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 90, 120)
+        words = "Time of a request, s."
+        self._seconds = Histogram("request_seconds", words, ["endpoint"], buckets=bounds, **named)
         self.in_progress = Gauge("requests_in_progress", "Requests being answered, or waiting for it.", **named)
         self._crystals = Counter("crystals", "Crystals by task and outcome.", ["task", "outcome"], **named)
 

@@ -234,7 +234,7 @@ class Tools:
         if not stability:
             return model, dict
         if self._reference is None and model not in embedded_checkpoints():
-            raise Refused("stability: known phases of this model's energies are not served (--reference of the server)")
+            raise Refused("stability: known phases of this model's energies are not served (option --reference)")
         try:
             target = energy_target(self.service.property_pipeline(model).model.config)
         except ValueError as error:

@@ -16,6 +16,7 @@ from .options import (
     Novel,
     OutputFile,
     Seed,
+    Smact,
     SpaceGroups,
     numbers_or_symbols,
 )
@@ -49,7 +50,6 @@ MaxAtoms = Annotated[
     int | None, typer.Option(help="Largest primitive cell; of the model 20 where no composition is given.")
 ]
 MinDistance = Annotated[float | None, typer.Option(help="Leave out crystals with atoms closer than this, Å.")]
-Smact = Annotated[bool, typer.Option("--smact", help="Leave out what SMACT finds not charge-neutral.")]
 UnseenElements = Annotated[
     Unseen, typer.Option(help="Elements, or two elements together, that no training crystal has: warn or refuse.")
 ]

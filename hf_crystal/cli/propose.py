@@ -17,6 +17,7 @@ from .options import (
     Novel,
     OutputFile,
     Seed,
+    Smact,
     SpaceGroups,
     numbers_or_symbols,
 )
@@ -40,6 +41,7 @@ def propose(
     ] = 8,
     space_group: SpaceGroups = None,
     novel: Novel = False,
+    smact: Smact = False,
     candidates: Annotated[
         Literal["auto", "prototypes", "model"], typer.Option(help="Where crystals come from, see generate.")
     ] = "auto",
@@ -69,6 +71,8 @@ def propose(
         raise typer.BadParameter("prototypes need a formula", param_hint="--candidates")
     if composition is not None and chemical_system is not None:
         raise typer.BadParameter(f"{chemical_system} beside the formula {composition}", param_hint="--chemical-system")
+    if composition is not None and smact:  # of one formula all crystals are neutral, or none
+        raise typer.BadParameter(f"{composition} is one formula", param_hint="--smact")
     chosen = chosen_format(output, output_file)
     if output_dir is not None and (others := crystal_files(output_dir)):
         raise folder_in_use(output_dir, others, again=False)
@@ -90,6 +94,7 @@ def propose(
             seed=seed,
             progress=tell,
             **({"known": False} if novel and composition else {}),
+            **({"smact": True} if smact else {}),
         )
     if not composition:
         drawn_crystals, results = results, likely_stable(results, num, known=not novel)

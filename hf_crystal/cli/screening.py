@@ -48,7 +48,7 @@ def columns_of(
     spreads = [f"{name}_spread" for name in targets] if disorder == "orderings" else []
     errors = ("standard_error", "low", "high") if model.config.error_head_size else ()
     values = [column for name in targets for column in (name, *(f"{name}_{field}" for field in ("unit", *errors)))]
-    values += spreads
+    values += [*spreads, *(["ordering_formula"] if spreads else [])]
     distances = ["e_above_hull", *(f"e_above_hull_{field}" for field in ("unit", *errors))]
     types = {
         "num_atoms": "int64",

@@ -164,7 +164,8 @@ def _fine_tune(**arguments: Any) -> None:
     forest = f"formula only {found['composition_mae']:.4g}, " if "composition_mae" in found else ""
     print(
         f"{tuning.target}: MAE {found['mae']:.4g} {tuning.unit} (95 % {low:.4g} to {high:.4g}) in cross-validation, "
-        f"{forest}mean predictor {found['baseline_mae']:.4g}; {found['n']} crystals"
+        f"{forest}mean predictor {found['baseline_mae']:.4g}; {found['n']} crystals, half of them within "
+        f"{found['median_error']:.4g}"
     )
     of_parts = [share["mae"] for share in record["cross_validation"]]
     print(f"mean of the MAE of {len(of_parts)} parts: {sum(of_parts) / len(of_parts):.4g} {tuning.unit}")

@@ -266,6 +266,8 @@ def iter_csv(path: Path, structure_column: str | None) -> Iterator[dict[str, Any
                 name = Path(crystal.strip())
                 # a table names files beside or below itself and no others
                 crystal = crystal if name.is_absolute() or ".." in name.parts else path.parent / name
+                if columns[0].strip().lower() in FILE_COLUMNS:
+                    row[columns[0]] = str(name)  # the row's own name
             yield {**row, STRUCTURE_COLUMN: crystal or ""}
 
 

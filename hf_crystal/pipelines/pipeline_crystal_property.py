@@ -33,6 +33,7 @@ _RESERVED_FIELDS = (
     "num_atoms",
     "embedding",
     "disorder",
+    "ordering_formula",
     "warnings",
     "error",
     "metal_probability",
@@ -82,7 +83,12 @@ def _read_crystals(
                 way = f"mean over {len(found)} orderings" if len(found) > 1 else "the one distinct ordering"
                 doubt = f"disordered ({formula}): {way} {found[0].reduced_formula} of {len(found[0])} atoms"
                 notes = [*item.get("warnings", ()), doubt]
-                items[place] = {"orderings": extractor.extract_all(found), "warnings": notes, "formula": formula}
+                items[place] = {
+                    "orderings": extractor.extract_all(found),
+                    "warnings": notes,
+                    "formula": formula,
+                    "ordering_formula": found[0].reduced_formula,
+                }
             else:
                 items[place] = {**item, "warnings": [*item.get("warnings", ()), *mixture_doubts(config)]}
         except CrystalInputError as error:
@@ -148,6 +154,7 @@ def _mean_of(outputs: list[dict[str, Any]], item: dict[str, Any]) -> dict[str, A
     return {
         "atomic_numbers": good[0]["atomic_numbers"],
         "formula": item["formula"],
+        "ordering_formula": item["ordering_formula"],
         "disorder": "orderings",
         **{name: torch.stack([output[name] for output in good]).mean(0) for name in _OUTPUTS if name in good[0]},
         "spread": values.std(0, correction=0),
@@ -175,7 +182,7 @@ class CrystalPropertyPipeline(Pipeline):
       `metal_probability`; above 0.5 `is_metal` is true and the gap is 0, the value of least expected error;
       of orderings all of these are means;
     - `disorder`, of a disordered crystal only: which way was taken, `"mix"` or `"orderings"`, with the standard
-      deviation over orderings under `<target>_spread`;
+      deviation over orderings under `<target>_spread`, and whose energy it is, `ordering_formula`;
     - `embedding`: the pooled vector of the encoder, with `return_embedding=True`;
     - `warnings`: list of what is doubtful, mostly empty: an element, or two elements in one crystal, that no training
       crystal has; atoms closer than half the sum of their covalent radii, an odd volume per atom, an atom without
@@ -300,8 +307,7 @@ class CrystalPropertyPipeline(Pipeline):
         if "metal_probability" in model_outputs:
             result["metal_probability"] = float(model_outputs["metal_probability"])
             result["is_metal"] = result["metal_probability"] > 0.5
-        if "disorder" in model_outputs:
-            result["disorder"] = model_outputs["disorder"]
+        result |= {name: model_outputs[name] for name in ("disorder", "ordering_formula") if name in model_outputs}
         result["warnings"] = list(model_outputs.get("warnings", ()))
         if len(set(numbers)) == 1 and any(
             name.startswith("formation_energy") and result.get(f"{name}_low", 0) > 0 for name, _ in self._targets

@@ -258,7 +258,8 @@ class PrototypeIndex:
             composition: Atoms of the primitive cell.
             n: Largest number of candidates.
             formula: Take the composition as a formula instead.
-            known: False leaves out known crystals of the composition, and prototypes that are one of them again.
+            known: False leaves out known crystals of the composition, of any space group, and what pymatgen's
+                `StructureMatcher` takes for one of them.
             max_atoms: Largest cell of a formula.
             space_groups: Numbers of the space groups that are accepted.
             exclude: Names of known crystals that are not used.
@@ -273,12 +274,14 @@ class PrototypeIndex:
         unit = parse_composition(composition)
         wanted = self.compositions(unit, max_atoms) if formula else [unit]
         allowed = self._allowed(space_groups, frozenset(exclude))
-        own = self._own(wanted, allowed) if formula or not known else []
+        own = self._own(wanted, allowed) if formula else []
         near: list[tuple[int, float]] = []
         far: list[tuple[int, float]] = []
         for row, share in own:
             (far if self._height(row) > _FAR else near).append((row, share))
-        refused = [self._item(row, self.known(row), "known", share) for row, share in (far if known else own)]
+        rows = far if known else self._own(self.compositions(unit), self._allowed(None, frozenset(exclude)))
+        refused = [self._item(row, self.known(row), "known", share) for row, share in rows]
+        is_refused = self._same_crystal if known else _matches
         found: list[DecodedCrystal] = []
 
         def add_known(rows: list[tuple[int, float]]) -> None:
@@ -299,7 +302,7 @@ class PrototypeIndex:
             item = self._substituted(row, elements, score)
             if item is None or (keeps is not None and not keeps(item)):
                 continue
-            if any(self._same_crystal(item, other) for other in (*refused, *found[:first])):
+            if any(is_refused(item, other) for other in (*refused, *found[:first])):
                 continue
             # exchanged elements may give the same crystal: the votes of both count for it
             same = next((k for k in range(first, len(found)) if self._same_crystal(item, found[k])), None)
@@ -334,9 +337,8 @@ class PrototypeIndex:
         return [self._item(row, self.known(row), "known", share) for row, share in own]
 
     def is_known(self, item: DecodedCrystal) -> bool:
-        """Whether a crystal is one of the index, but for its volume and small differences of its shape."""
-        own = self._own([item.canonical.composition], self._allowed(None, frozenset()))  # type: ignore[union-attr]
-        return any(self._same_crystal(item, self._item(row, self.known(row), "known", share)) for row, share in own)
+        """Whether pymatgen's `StructureMatcher` takes a crystal for one of the index (any volume)."""
+        return any(_matches(item, known) for known in self.known_of(item.canonical.composition))  # type: ignore[union-attr]
 
     def _same_crystal(self, first: DecodedCrystal, second: DecodedCrystal) -> bool:
         """Whether two candidates are of one label and shape."""
@@ -492,6 +494,18 @@ class PrototypeIndex:
         structure = Structure(Lattice(record.cell), record.atomic_numbers.tolist(), record.frac_coords)
         first, second, _, distances = structure.get_neighbor_list(2 * float(radii.max()))
         return float((distances / (radii[first] + radii[second])).min(initial=1.0))
+
+
+def _matches(first: DecodedCrystal, second: DecodedCrystal) -> bool:
+    """Whether pymatgen takes two crystals for one, at its default tolerances and any volume."""
+    return bool(_matcher().fit(first.structure, second.structure))
+
+
+@functools.cache
+def _matcher() -> Any:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    return StructureMatcher()
 
 
 def _shared_vote(elements: np.ndarray, rises: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from hf_crystal.crystals.elements import reduced_formula
-from hf_crystal.data.columns import composition_numbers, name_columns
+from hf_crystal.data.columns import FILE_COLUMNS, composition_numbers, name_columns
 from hf_crystal.evaluation.intervals import mean_interval
 from hf_crystal.evaluation.regression import regression_metrics
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RUN_NAME
@@ -120,9 +120,11 @@ class FineTuning:
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
         for file in (self.output_dir / "result.json", self.output_dir / _ALL_ROWS / MODEL_FOLDER / "metrics.json"):
             file.write_text(text, encoding="utf-8")
-        named = name_columns(tuple(rows.column_names))  # the first gives `predict` its sources
+        have = tuple(rows.column_names)
+        named = [*name_columns(have), *(name for name in have if name.strip().lower() in FILE_COLUMNS)]
         ids = rows[named[0]] if named else list(map(str, range(len(rows))))
-        self._write_predictions(zip(ids, parts, labels, predicted, of_formula, strict=True))
+        formulas = [reduced_formula(own) for own in numbers]
+        self._write_predictions(zip(ids, formulas, parts, labels, predicted, of_formula, strict=True))
         return record
 
     @property
@@ -249,6 +251,7 @@ class FineTuning:
     def _errors(self, predicted: np.ndarray, of_formula: np.ndarray, means: np.ndarray, labels: np.ndarray) -> Any:
         names: dict[str, Any] = {"target_names": [self.target], "target_units": [self.unit]}
         found = regression_metrics(predicted, labels, **names).to_dict()
+        found["targets"][0]["median_error"] = float(np.median(np.abs(predicted - labels)))
         found["targets"][0]["baseline_mae"] = float(np.abs(means - labels).mean())
         if np.isfinite(of_formula).all():
             formula = regression_metrics(of_formula, labels, **names).to_dict()["targets"][0]
@@ -264,7 +267,7 @@ class FineTuning:
 
         with (self.output_dir / "predictions.csv").open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream)
-            writer.writerow(("id", "part", self.target, "predicted", "formula_only"))
+            writer.writerow(("id", "formula", "part", self.target, "predicted", "formula_only"))
             writer.writerows(rows)
 
 

@@ -21,6 +21,14 @@ def test_separator_and_encoding_are_found(tmp_path, separator, encoding):
     assert isinstance(crystals[1], Path) and isinstance(crystals[2], str)
 
 
+def test_the_name_of_a_file_stays_in_its_row(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("sample,file,gap\nfirst,a.cif,0.5\n")
+    assert list(iter_csv(path, None)) == [
+        {"sample": "first", "file": "a.cif", "gap": "0.5", STRUCTURE_COLUMN: tmp_path / "a.cif"}
+    ]
+
+
 def test_pipes_escaped_line_breaks_and_doubled_columns(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("id|cif\na|data_x\\r\\n_cell_length_a 4\\r\\nloop_\\r\\n\n")  # as databases write text

@@ -64,6 +64,7 @@ def test_orderings_give_mean_and_spread(pipe):
     assert result["formation_energy_spread"] == pytest.approx(np.std(values), abs=1e-5)
     assert result["disorder"] == "orderings" and result["formula"] == "Fe0.5Co0.3"
     assert "mean over 3 orderings Fe5Co3 of 8 atoms" in " ".join(result["warnings"])
+    assert result["ordering_formula"] == "Fe5Co3"
 
 
 def test_one_distinct_ordering_is_said_and_no_mixture_is_spoken_of(pipe, caplog):
