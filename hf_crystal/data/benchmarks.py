@@ -133,25 +133,39 @@ def _check_official(spec: BenchmarkSpec, parts: tuple[list[int], ...], ids: list
             )
 
 
-def _parts_from_file(split_file: Path, ids: list[str]) -> tuple[list[int], ...]:
-    """Splits listed by id: JSON with train, val and test as lists of ids or objects keyed by id."""
+def listed_ids(split_file: Path) -> dict[str, list[str]]:
+    """Ids of train, validation and test: JSON with train, val and test as lists of ids or objects keyed by id.
+
+    Raises:
+        BenchmarkError: the file cannot be read, or a split is missing.
+    """
     try:
         listed = json.loads(split_file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise BenchmarkError(f"split_file {split_file} cannot be read: {error}") from error
-    index = {name: place for place, name in enumerate(ids)}
-    parts = []
-    for keys in (("train", "id_train"), ("val", "validation", "id_val"), ("test", "id_test")):
+    found = {}
+    for split, keys in zip(
+        _SPLITS, (("train", "id_train"), ("val", "validation", "id_val"), ("test", "id_test")), strict=True
+    ):
         key = next((key for key in keys if key in listed), None)
         if key is None:
             raise BenchmarkError(f"split_file {split_file.name} has {sorted(listed)}; {keys[0]} is missing")
-        unknown = [name for name in map(str, listed[key]) if name not in index]
+        found[split] = list(map(str, listed[key]))
+    return found
+
+
+def _parts_from_file(split_file: Path, ids: list[str]) -> tuple[list[int], ...]:
+    """Places of the ids of each split."""
+    index = {name: place for place, name in enumerate(ids)}
+    parts = []
+    for split, names in listed_ids(split_file).items():
+        unknown = [name for name in names if name not in index]
         if unknown:
             raise BenchmarkError(
-                f"split_file {split_file.name}: {len(unknown)} ids of {key} have no labeled entry in the data, "
+                f"split_file {split_file.name}: {len(unknown)} ids of {split} have no labeled entry in the data, "
                 f"first {unknown[0]!r}"
             )
-        parts.append([index[str(name)] for name in listed[key]])
+        parts.append([index[name] for name in names])
     return tuple(parts)
 
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import json
+import logging
 import pickle
 import random
 import threading
@@ -11,6 +12,7 @@ import zipfile
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hf_crystal.data import BenchmarkError, load_jarvis, load_materials_project, load_oqmd, official_split
@@ -53,6 +55,40 @@ def jarvis_file(tmp_path):
     path = tmp_path / "jdft.json"
     path.write_text(json.dumps(jarvis_entries()))
     return path
+
+
+def test_a_table_of_a_later_release_is_taken_by_id_and_what_it_lacks_is_told(tmp_path, caplog):
+    table = pd.DataFrame(
+        {
+            "material_id": [f"mp-{n}" for n in range(6)],
+            "lattice": [(3.35 * np.eye(3)).ravel()] * 6,
+            "frac_coords": [np.zeros(3)] * 6,
+            "atomic_numbers": [np.array([84])] * 6,
+            "e_form_megnet2018": [*np.arange(5.0), np.nan],
+            "band_gap_megnet2018": [0.5] * 6,
+            "split_megnet": ["train", "val", "test", None, "train", "test"],
+        }
+    )
+    path = tmp_path / "later.parquet"
+    table.to_parquet(path)
+    logging.getLogger("transformers").addHandler(caplog.handler)  # it does not propagate
+    try:
+        found = load_materials_project("e_form", path=path, cache_dir=tmp_path)
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert {split: rows["material_id"][:] for split, rows in found.items()} == {
+        "train": ["mp-0", "mp-4"], "validation": ["mp-1"], "test": ["mp-2"]}  # fmt: skip
+    assert found["test"][0]["e_form"] == 2 and found["test"][0]["bandgap"] == 0.5
+    assert "train 2 of 60,000, validation 1 of 5,000, test 1 of 4,239" in caplog.text
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps({"train": ["mp-3", "mp-9"], "val": ["mp-0"], "test": ["mp-5"]}))
+    found = load_materials_project("e_form", path=path, cache_dir=tmp_path, split_file=ids)
+    assert {split: rows["material_id"][:] for split, rows in found.items()} == {
+        "train": ["mp-3"], "validation": ["mp-0"], "test": []}  # fmt: skip
+    assert [row["name"] for row in found.skipped] == ["mp-9", "mp-5"]
+    table.drop(columns="split_megnet").to_parquet(path)
+    with pytest.raises(BenchmarkError, match=r"later.parquet has no column split_megnet"):
+        load_materials_project("e_form", path=path, cache_dir=tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------------- the rule
