@@ -84,7 +84,7 @@ evaluate_app.command("generation", short_help="Quality of a generator.", epilog=
 app.add_typer(evaluate_app, name="evaluate", epilog=evaluate.EXAMPLE)
 
 
-_LONGEST_LINE = 400
+_LONGEST_LINE = 1000
 _TERMINATED = 128 + signal.SIGTERM
 # ClickException: typer carries its own copy of click from 0.2x on and names this class only through its children
 _CommandLineError: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")

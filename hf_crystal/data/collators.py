@@ -82,8 +82,8 @@ class CrystalCollator:
             return np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
         except KeyError as error:
             raise ValueError(
-                f"label column {error.args[0]!r} is missing; the rows have {sorted(rows[0])}. With Trainer, set "
-                "remove_unused_columns=False"
+                f"label column {error.args[0]!r} is missing; the rows have {sorted(rows[0])}. Trainer "
+                "removes columns unless remove_unused_columns=False"
             ) from error
         except (TypeError, ValueError) as error:
             bad = [(name, row[name]) for row in rows for name in names if not _is_number(row[name])][:1]

@@ -102,7 +102,8 @@ def _from_table(
     if missing := [name for name in needed if name not in rows.column_names]:
         raise BenchmarkError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}")
     labels = np.array([rows[name] for name in columns.values()], dtype=np.float64)
-    names = np.where(np.isfinite(labels).all(axis=0), np.array(rows["material_id"], dtype=object), None)
+    known = np.isfinite(labels.sum(axis=0))
+    names = [name if has else None for name, has in zip(rows["material_id"], known, strict=True)]
     split_of = dict(zip(names, rows[_TABLE_SPLIT], strict=True)) if split_file is None else {}
     lacking: list[dict[str, Any]] = []
     if split_file is not None:

@@ -126,6 +126,8 @@ class CrystalformerConfig(PreTrainedConfig):
         return super().from_dict(update_checkpoint(config_dict, UPDATES, f"a {cls.model_type} model"), **kwargs)
 
     def __setattr__(self, name, value):
+        if name == "num_labels" and value != len(self.target_names or ["target"]):
+            raise ValueError(f"num_labels={value}: targets have names, give target_names, not {self.target_names}.")
         super().__setattr__(name, value)
         if name == "target_names" and value is not None:
             # also where from_pretrained(..., target_names=...) sets them on a config that has been read

@@ -668,6 +668,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
     """The encoder with a head for one or several properties, in physical units."""
 
     encoder_class: type[CrystalformerModel] = CrystalformerModel
+    _scaling_is_judged = False
 
     def __init__(self, config: CrystalformerConfig):
         super().__init__(config)
@@ -756,6 +757,19 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         self.error_head, self.config.error_head_size, self.config.error_scale_bounds = None, 0, None
         self.config.error_head_states = False
 
+    def _begin_training(self) -> None:
+        """Drops the error head, and warns once of a head whose scaling was never set."""
+        if self.error_head is not None:
+            logger.warning_once("Training drops the error head, whose errors are those of the weights before it.")
+            self.drop_error_head()
+        if not self._scaling_is_judged:
+            self._scaling_is_judged = True
+            if bool((self.head.target_mean == 0).all() & (self.head.target_std == 1).all()):
+                logger.warning(
+                    "Training a head without a scale: model.set_target_scaling(mean, std) of the training labels "
+                    "makes them 0 in the mean and 1 in size."
+                )
+
     def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: torch.Tensor) -> None:
         """See [`CrystalformerModel.calibrate`]."""
         self.encoder.calibrate(batch, **inputs)
@@ -800,13 +814,16 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
             atomic_numbers, positions, cell, attention_mask, output_hidden_states, output_attentions, occupancies, pbc:
                 as in [`CrystalformerModel.forward`].
             labels (`torch.FloatTensor` of shape `(B, targets)` or `(B,)` for one target, *optional*): physical
-                units, NaN where unknown; the loss is the mean over known labels.
+                units, NaN where unknown; the loss is the mean over known labels. In training with labels the error
+                head is dropped: its errors are those of the weights before.
             **kwargs: ignored.
 
         Raises:
             ValueError: as the encoder, and for labels of a wrong shape.
         """
         del kwargs
+        if labels is not None and self.training and torch.is_grad_enabled():
+            self._begin_training()
         encoded = self.encoder(
             atomic_numbers=atomic_numbers,
             positions=positions,

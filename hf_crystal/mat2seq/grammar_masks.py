@@ -105,7 +105,11 @@ class GrammarNode:
             if self.done:
                 return self
             if self.forbidden[token_id]:
-                raise ValueError(f"token {token_id} is not allowed in the phase {self.state.phase!r}")
+                token = self._tree.masks.token_of[token_id]
+                raise ValueError(
+                    f"token {token_id} ({token}) is not allowed in the phase {self.state.phase!r}: prompts are padded "
+                    "on the left, and have elements and sites in the order of a sequence (prepare_prompt, encode)"
+                )
             following = self._tree.after(self.state, self._number, token_id)
             self._following[token_id] = following
         return following

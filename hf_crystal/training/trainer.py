@@ -244,6 +244,8 @@ class CrystalTrainer(Trainer):
                 raise ValueError(f"no complete checkpoint to resume from in {self.args.output_dir!r}")
         elif resume_from_checkpoint:
             checkpoint = Path(str(resume_from_checkpoint))
+        if getattr(self.model, "error_head", None) is not None:
+            self.model.drop_error_head()  # before copies are made of the model, or parts of it spread
         self.swa.resume_from = checkpoint
         self.clock.resume_from = checkpoint
         # the tails of the radial Gaussians are denormal numbers, on which Intel processors are 40 times slower: a step

@@ -163,6 +163,20 @@ def test_the_interval_of_a_doubtful_metal_holds_zero_and_the_gap():
         torch.testing.assert_close(other.interval_widths[:, 0], found[-3.0].interval_widths[:, 0])
 
 
+def test_training_with_labels_drops_the_error_head(tmp_path):
+    model = tiny_model(**WITH_ERROR_HEAD, error_head_states=True)
+    labels = torch.zeros(len(BATCH["atomic_numbers"]), 2)
+    assert model(**BATCH, labels=labels).standard_errors is not None
+    model.train()
+    with torch.no_grad():
+        assert model(**BATCH, labels=labels).standard_errors is not None
+    assert model(**BATCH, labels=labels).standard_errors is None
+    model.save_pretrained(tmp_path)
+    assert outputs(AUTO.from_pretrained(tmp_path)).standard_errors is None
+    with pytest.raises(ValueError, match="num_labels=1: targets have names"):
+        AUTO.from_pretrained(tmp_path, num_labels=1)
+
+
 def test_the_error_head_passes_no_gradient_to_the_encoder():
     model = tiny_model(**WITH_ERROR_HEAD)
     model(**BATCH).standard_errors.sum().backward()
