@@ -428,6 +428,7 @@ def main(args: argparse.Namespace) -> None:
         folds = np.array([int(hashlib.sha256(kind.encode()).hexdigest()[:8], 16) % 10 for kind in rows.kind])
         model.config.gap_target = args.gap_target if args.gap_target in targets else None
         model.config.error_head_size, model.config.error_head_states = args.hidden_size, True
+        model.config.error_head_outdated = False
         torch.manual_seed(0)
         fit_head(model, pooled, predicted, labels, folds, args.epochs, rows.num_atoms.to_numpy() > _LARGE)
         model.save_pretrained(args.checkpoint)

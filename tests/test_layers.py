@@ -69,7 +69,7 @@ ALLOWED_PACKAGES = {
     "checkpoints": set(),
     "data": {"crystals", "encoders", "_lazy_names", "typing"},
     "evaluation": {"crystals", "encoders", "mat2seq", "data", "loading", "_lazy_names", "typing"},
-    "prototypes": {"crystals", "mat2seq"},
+    "prototypes": {"crystals", "evaluation", "mat2seq"},
     "training": {"crystals", "data", "encoders", "evaluation", "loading", "mat2seq", "_lazy_names", "typing"},
     "conversion": {"encoders", "typing"},
     "models": {"crystals", "mat2seq"},

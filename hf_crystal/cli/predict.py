@@ -111,7 +111,7 @@ def _pipeline(model: str, device: str | None) -> Any:
     from ..loading import load_property_pipeline, measured_errors
 
     pipe = load_property_pipeline(model, device)
-    if not pipe.model.config.error_head_size:  # no value has an error of its own
+    if not pipe.model.config.has_errors:  # no value has an error of its own
         units = dict(zip(pipe.model.config.target_names, pipe.model.config.target_units, strict=True))
         tested = measured_errors(model).items()
         errors = ", ".join(f"{target} {error:.3g} {units.get(target, '')}".strip() for target, error in tested)

@@ -72,7 +72,7 @@ def propose(
     if composition is not None and chemical_system is not None:
         raise typer.BadParameter(f"{chemical_system} beside the formula {composition}", param_hint="--chemical-system")
     if composition is not None and smact:  # of one formula all crystals are neutral, or none
-        raise typer.BadParameter(f"{composition} is one formula", param_hint="--smact")
+        raise typer.BadParameter(f"chooses among formulas, and {composition} is given", param_hint="--smact")
     chosen = chosen_format(output, output_file)
     if output_dir is not None and (others := crystal_files(output_dir)):
         raise folder_in_use(output_dir, others, again=False)

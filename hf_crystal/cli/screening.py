@@ -46,7 +46,7 @@ def columns_of(
     """Names of the output fields, and the Arrow types of those that are not text."""
     targets = model.config.target_names
     spreads = [f"{name}_spread" for name in targets] if disorder == "orderings" else []
-    errors = ("standard_error", "low", "high") if model.config.error_head_size else ()
+    errors = ("standard_error", "low", "high") if model.config.has_errors else ()
     values = [column for name in targets for column in (name, *(f"{name}_{field}" for field in ("unit", *errors)))]
     values += [*spreads, *(["ordering_formula"] if spreads else [])]
     distances = ["e_above_hull", *(f"e_above_hull_{field}" for field in ("unit", *errors))]

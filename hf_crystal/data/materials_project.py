@@ -59,7 +59,8 @@ def load_materials_project(
             downloaded from figshare otherwise. The official split is defined on the order of the JARVIS file; with
             MEGNet's file the check of the ids decides whether the order is the same. Or a parquet table of a later
             release with `material_id`, the labels and `split_megnet` (or `split_file`): crystals are taken by id, and
-            those that it lacks are told, with a `split_file` by id in `.skipped`.
+            how many it lacks is told; with a `split_file` their ids are in `.skipped`. `sha256` and `official` have no
+            place there.
         spec: another definition of the benchmark in place of the known one.
         **options: `sha256`, `official`, `split_file`, `cache_dir`: see `hf_crystal.data.benchmarks.load_benchmark`.
 

@@ -66,6 +66,8 @@ class CrystalformerConfig(PreTrainedConfig):
             the probability that the crystal is a metal. 0: no such head.
         error_head_states (`bool`): the error head reads which elements are there, and the means of the atoms' states
             before every block, beside the crystal's embedding.
+        error_head_outdated (`bool`): training has changed the weights since the error head was fitted to them; it is
+            kept, and gives nothing.
         error_scale_bounds (`list[list[float]]`, *optional*): smallest and largest logarithm of a scale of errors, per
             target, on scaled targets: those of the crystals of the fit. A crystal unlike them gets no other.
         loss_function (`str`): `"l1"`, `"mse"` or `"smooth_l1"`, on scaled targets.
@@ -113,6 +115,7 @@ class CrystalformerConfig(PreTrainedConfig):
     gap_target: str | None = None
     error_head_size: int = 0
     error_head_states: bool = False
+    error_head_outdated: bool = False
     error_scale_bounds: list[list[float]] | None = None
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
     trained_elements: dict[str, int] | None = None
@@ -127,7 +130,7 @@ class CrystalformerConfig(PreTrainedConfig):
 
     def __setattr__(self, name, value):
         if name == "num_labels" and value != len(self.target_names or ["target"]):
-            raise ValueError(f"num_labels={value}: targets have names, give target_names, not {self.target_names}.")
+            raise ValueError(f"num_labels={value}: the model predicts {self.target_names}; set target_names instead.")
         super().__setattr__(name, value)
         if name == "target_names" and value is not None:
             # also where from_pretrained(..., target_names=...) sets them on a config that has been read
@@ -216,6 +219,11 @@ class CrystalformerConfig(PreTrainedConfig):
         return (
             {} if self.domain == "reciprocal" else {law: tail_share(law, float(self.cutoff_sigmas)) for law, _ in laws}
         )
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether predictions have standard errors."""
+        return self.error_head_size > 0 and not self.error_head_outdated
 
     @property
     def gap_index(self) -> int | None:

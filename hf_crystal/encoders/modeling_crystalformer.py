@@ -746,7 +746,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
     @property
     def _reads_states(self) -> bool:
         """Whether there is an error head that reads the summary of the encoder."""
-        return self.error_head is not None and self.config.error_head_states
+        return self.config.has_errors and self.config.error_head_states
 
     def error_inputs(self, pooled: torch.Tensor) -> torch.Tensor:
         """Inputs of the error head: embeddings `(B, C)`, or summaries, and the hidden layer of the property head."""
@@ -755,19 +755,19 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
     def drop_error_head(self) -> None:
         """Removes the error head: after any training of the encoder its errors are those of another model."""
         self.error_head, self.config.error_head_size, self.config.error_scale_bounds = None, 0, None
-        self.config.error_head_states = False
+        self.config.error_head_states = self.config.error_head_outdated = False
 
     def _begin_training(self) -> None:
-        """Drops the error head, and warns once of a head whose scaling was never set."""
-        if self.error_head is not None:
-            logger.warning_once("Training drops the error head, whose errors are those of the weights before it.")
-            self.drop_error_head()
+        """Marks the error head as outdated, and warns once of a head whose scaling was never set."""
+        if self.config.has_errors:  # only marked: optimizers, replicas and adapters hold its weights
+            logger.warning_once("Training changes what standard errors were fitted to: the model gives none from now.")
+            self.config.error_head_outdated = True
         if not self._scaling_is_judged:
             self._scaling_is_judged = True
             if bool((self.head.target_mean == 0).all() & (self.head.target_std == 1).all()):
-                logger.warning(
+                logger.warning_once(
                     "Training a head without a scale: model.set_target_scaling(mean, std) of the training labels "
-                    "makes them 0 in the mean and 1 in size."
+                    "gives them mean 0 and standard deviation 1."
                 )
 
     def calibrate(self, batch: Mapping[str, Any] | None = None, **inputs: torch.Tensor) -> None:
@@ -781,6 +781,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         Raises:
             ValueError: a wrong number of values, or a standard deviation that is not positive and finite.
         """
+        self._scaling_is_judged = True
         for name, values in (("target_mean", mean), ("target_std", std)):
             buffer = getattr(self.head, name)
             tensor = torch.as_tensor(values, dtype=torch.float64).reshape(-1)
@@ -814,8 +815,8 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
             atomic_numbers, positions, cell, attention_mask, output_hidden_states, output_attentions, occupancies, pbc:
                 as in [`CrystalformerModel.forward`].
             labels (`torch.FloatTensor` of shape `(B, targets)` or `(B,)` for one target, *optional*): physical
-                units, NaN where unknown; the loss is the mean over known labels. In training with labels the error
-                head is dropped: its errors are those of the weights before.
+                units, NaN where unknown; the loss is the mean over known labels. After training with labels
+                there are no standard errors: the error head is of the weights before.
             **kwargs: ignored.
 
         Raises:
@@ -850,7 +851,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         """Outputs in physical units; in training a gap may be negative, for it would have no gradient at 0."""
         values, gap = self.head.to_physical(scaled), self.config.gap_index
         found: dict[str, torch.Tensor] = {}
-        if self.error_head is not None:
+        if self.error_head is not None and self.config.has_errors:
             logarithms, metal = self.error_head(self.error_inputs(pooled))
             found["standard_errors"] = logarithms.exp() * self.head.target_std
             found["interval_widths"] = found["standard_errors"] * self.error_head.interval_factor

@@ -79,7 +79,6 @@ class JobPool:
         self._size = max(num_workers, 0 if time_limit is None else 1)
         self._pool: ProcessPool | None = None
         self._starting = threading.Lock()
-        self._worked: ProcessPool | None = None  # the last one that had a job done
 
     def __enter__(self) -> "JobPool":
         return self
@@ -94,27 +93,24 @@ class JobPool:
         """One outcome per job, in order; processes that were killed while they waited are replaced.
 
         Raises:
-            RuntimeError: if the processes die before their first job.
+            RuntimeError: if the processes die again when they were replaced.
         """
         if self._size == 0:
             return [_attempt(self._function, job) for job in jobs]
-        while True:
+        for _ in range(2):
             pool = self._running()
             try:
                 scheduled = [pool.schedule(self._function, (job,), timeout=self._time_limit) for job in jobs]
-                outcomes = [self._outcome(future) for future in scheduled]
+                return [self._outcome(future) for future in scheduled]
             except RuntimeError as error:  # the whole pool has ended: pebble does not outlive an idle process
-                if self._worked is not pool:
-                    raise RuntimeError(
-                        "the worker processes ended before their first job; a script that uses workers needs "
-                        '`if __name__ == "__main__":` around what it runs'
-                    ) from error
+                failure = error
                 with self._starting:
                     if self._pool is pool:
                         self.__exit__()
-            else:
-                self._worked = pool if jobs else self._worked
-                return outcomes
+        raise RuntimeError(
+            "the worker processes ended twice before a job was done; a script that uses workers needs "
+            '`if __name__ == "__main__":` around what it runs'
+        ) from failure
 
     def _running(self) -> ProcessPool:
         with self._starting:

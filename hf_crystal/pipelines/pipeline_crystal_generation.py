@@ -97,7 +97,7 @@ class CrystalGenerationPipeline(Pipeline):
             where more than a formula and a space group is asked for; "model": of the model, and a formula, too, counts
             the atoms of the primitive cell. By default "auto" for the embedded default checkpoint where no option of
             sampling is given, else "model". Where this file has been exported without its package, only "model".
-        known (`bool`, defaults to `True`): False leaves out known crystals of the formula.
+        known (`bool`, defaults to `True`): False leaves out what `StructureMatcher` takes for a known crystal of it.
         space_group, chemical_system, formula_units, properties, cell, sites, prompt: See `CrystalPrompt`; fields of
             the prompt may also come as one dictionary in place of the composition.
         num_return_sequences (`int`, defaults to 1): Crystals per prompt.

@@ -281,7 +281,6 @@ class PrototypeIndex:
             (far if self._height(row) > _FAR else near).append((row, share))
         rows = far if known else self._own(self.compositions(unit), self._allowed(None, frozenset(exclude)))
         refused = [self._item(row, self.known(row), "known", share) for row, share in rows]
-        is_refused = self._same_crystal if known else _matches
         found: list[DecodedCrystal] = []
 
         def add_known(rows: list[tuple[int, float]]) -> None:
@@ -302,7 +301,9 @@ class PrototypeIndex:
             item = self._substituted(row, elements, score)
             if item is None or (keeps is not None and not keeps(item)):
                 continue
-            if any(is_refused(item, other) for other in (*refused, *found[:first])):
+            if any(self._same_crystal(item, other) for other in (*refused, *found[:first])):
+                continue
+            if not known and _is_one_of(item, refused):
                 continue
             # exchanged elements may give the same crystal: the votes of both count for it
             same = next((k for k in range(first, len(found)) if self._same_crystal(item, found[k])), None)
@@ -338,7 +339,7 @@ class PrototypeIndex:
 
     def is_known(self, item: DecodedCrystal) -> bool:
         """Whether pymatgen's `StructureMatcher` takes a crystal for one of the index (any volume)."""
-        return any(_matches(item, known) for known in self.known_of(item.canonical.composition))  # type: ignore[union-attr]
+        return _is_one_of(item, self.known_of(item.canonical.composition))  # type: ignore[union-attr]
 
     def _same_crystal(self, first: DecodedCrystal, second: DecodedCrystal) -> bool:
         """Whether two candidates are of one label and shape."""
@@ -496,16 +497,12 @@ class PrototypeIndex:
         return float((distances / (radii[first] + radii[second])).min(initial=1.0))
 
 
-def _matches(first: DecodedCrystal, second: DecodedCrystal) -> bool:
-    """Whether pymatgen takes two crystals for one, at its default tolerances and any volume."""
-    return bool(_matcher().fit(first.structure, second.structure))
+def _is_one_of(item: DecodedCrystal, known: Sequence[DecodedCrystal]) -> bool:
+    """Whether pymatgen takes a crystal for one of these, at its default tolerances and any volume."""
+    from hf_crystal.evaluation import novelty
 
-
-@functools.cache
-def _matcher() -> Any:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    return StructureMatcher()
+    structures = [other.structure for other in known]
+    return bool(known) and novelty([item.structure], structures, bucket_by="formula").num_novel == 0
 
 
 def _shared_vote(elements: np.ndarray, rises: np.ndarray) -> np.ndarray:

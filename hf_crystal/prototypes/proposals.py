@@ -44,7 +44,7 @@ def propose(
     Args:
         composition: A formula, any number of units in the cell; or a mapping: atoms of the primitive cell.
         n: Largest number of crystals.
-        known: False leaves out known crystals of the composition.
+        known: False leaves out known crystals of the composition, and what `StructureMatcher` takes for one of them.
         space_group: Symbol or number, or several of them.
         max_atoms: Largest primitive cell.
         min_distance: Leave out crystals with atoms nearer than this, Å. Those with two atoms closer than half the sum

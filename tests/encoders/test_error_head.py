@@ -163,7 +163,7 @@ def test_the_interval_of_a_doubtful_metal_holds_zero_and_the_gap():
         torch.testing.assert_close(other.interval_widths[:, 0], found[-3.0].interval_widths[:, 0])
 
 
-def test_training_with_labels_drops_the_error_head(tmp_path):
+def test_after_training_with_labels_there_are_no_errors(tmp_path):
     model = tiny_model(**WITH_ERROR_HEAD, error_head_states=True)
     labels = torch.zeros(len(BATCH["atomic_numbers"]), 2)
     assert model(**BATCH, labels=labels).standard_errors is not None
@@ -171,9 +171,12 @@ def test_training_with_labels_drops_the_error_head(tmp_path):
     with torch.no_grad():
         assert model(**BATCH, labels=labels).standard_errors is not None
     assert model(**BATCH, labels=labels).standard_errors is None
+    names = set(model.state_dict())
     model.save_pretrained(tmp_path)
-    assert outputs(AUTO.from_pretrained(tmp_path)).standard_errors is None
-    with pytest.raises(ValueError, match="num_labels=1: targets have names"):
+    loaded = AUTO.from_pretrained(tmp_path)
+    assert outputs(loaded).standard_errors is None and outputs(loaded).metal_probability is None
+    assert set(loaded.state_dict()) == names  # what optimizers and adapters hold stays
+    with pytest.raises(ValueError, match=r"num_labels=1: the model predicts \['"):
         AUTO.from_pretrained(tmp_path, num_labels=1)
 
 
