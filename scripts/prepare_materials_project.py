@@ -12,6 +12,8 @@ half of its entries). Left out: every id of a validation or test part of the MEG
 part of MPTS-52, and every crystal with the reduced formula and the space group (0.1 Å) of such a row. Crystals of one
 element are there eight times, and those more than 0.2 eV/atom above the hull twice, once with another volume: up
 to 2 % less or 4 % more, as PBE's volumes are larger than r2SCAN's.
+`--perturbed-copies 2` adds two copies of each training row with strains and displacements, as the last part of the
+training of `crystalformer-mp` had them.
 Val: validation parts of the MEGNet split and of MP-20 (`part` says which). Test: the test part of the MEGNet split.
 
 Formation energy and gap are the matbench v0.1 labels, where these are missing those of the MEGNet release (both are
