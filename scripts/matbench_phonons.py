@@ -31,7 +31,7 @@ from `{model}` and from scratch in as many steps (`scripts/matbench_phonons.py`,
 fine-tuning of all folds, one seed). Formula only: a forest on Magpie features. Of the {rows} crystals, {seen:.0%} have
 their formula and space group among the rows of training of `{model}`, which holds no phonons.
 Rates and epochs of fine-tuning were chosen on fold 1, of eight tries (`scripts/recipes/crystalformer-phonons.yaml`);
-`hf-crystal train property` takes twice these rates and half of these epochs by default, which was not run on all folds.
+`hf-crystal train property` takes twice these rates and half of these epochs by default, not run on all folds.
 
 | MAE, cm^-1 | n | from `{model}` | from scratch | formula only |
 |---|---:|---:|---:|---:|
