@@ -118,19 +118,19 @@ def _from_table(
             ]
     split_of.pop(None, None)
     parts = np.array([split_of.get(name) or "" for name in names])
-    found = CrystalDatasetDict(
-        {split: rows.select(np.flatnonzero(np.isin(parts, words)))
-         for split, words in {"train": ["train"], "validation": ["val", "validation"], "test": ["test"]}.items()}
-    )  # fmt: skip
-    found = found.select_columns([*CRYSTAL_COLUMNS, "num_atoms", "material_id", *columns.values()]).rename_columns(
+    columns_kept = [*CRYSTAL_COLUMNS, "num_atoms", "material_id", *columns.values()]
+    chosen = rows.select_columns(columns_kept).rename_columns(
         {column: name for name, column in columns.items() if column != name}
+    )
+    words = {"train": ["train"], "validation": ["val", "validation"], "test": ["test"]}
+    found = CrystalDatasetDict(
+        {split: chosen.select(np.flatnonzero(np.isin(parts, names))) for split, names in words.items()}
     )
     shares = [f"{split} {len(found[split]):,} of {size:,}" for split, size in zip(found, spec.sizes, strict=True)]
     logger.warning(
         f"{path.name} has not all crystals of {spec.name} ({', '.join(shares)}), and its own geometries: errors are "
         "not those of the official split"
     )
-    result = CrystalDatasetDict(found)
-    result._skipped_rows = [*tables.skipped, *lacking]
-    result.num_skipped = len(result._skipped_rows)
-    return result
+    found._skipped_rows = [*tables.skipped, *lacking]
+    found.num_skipped = len(found._skipped_rows)
+    return found
