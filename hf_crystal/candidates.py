@@ -102,14 +102,14 @@ def equal_known(crystal: Any, index: "PrototypeIndex | None" = None) -> str | No
     Returns:
         Where it comes from, as `source` has it; None where no known crystal equals it.
     """
-    from .evaluation import novelty
+    from .prototypes.index import equal_of
     from .prototypes.proposals import _default_index
 
     record = as_record(crystal["structure"] if isinstance(crystal, Mapping) and "structure" in crystal else crystal)
     unit = Counter(map(int, record.atomic_numbers))
     known = (_default_index() if index is None else index).known_of(dict(unit))
-    row = novelty([record_to_structure(record)], known, bucket_by="formula").match[0] if known else None
-    return None if row is None else known[row].source
+    equal = equal_of(record_to_structure(record), known)
+    return None if equal is None else equal.source
 
 
 def group_candidates(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

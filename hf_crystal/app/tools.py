@@ -201,8 +201,9 @@ class Tools:
         """Load all models and start the processes that read: no request is a slow one, or finds a broken file."""
         self.digests  # noqa: B018  reads the files
         crystal = Crystal(text=_ROCK_SALT)
+        records = self.read([crystal])
         for model in self.models:
-            self.predict(self.read([crystal]), model)
+            self.predict(records, model)
         self.read([crystal], description_of)
         if self.service.generator:
             self.generate(GenerateRequest(composition="NaCl"))

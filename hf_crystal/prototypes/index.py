@@ -303,7 +303,7 @@ class PrototypeIndex:
                 continue
             if any(self._same_crystal(item, other) for other in (*refused, *found[:first])):
                 continue
-            if not known and _is_one_of(item, refused):
+            if not known and equal_of(item.structure, refused) is not None:
                 continue
             # exchanged elements may give the same crystal: the votes of both count for it
             same = next((k for k in range(first, len(found)) if self._same_crystal(item, found[k])), None)
@@ -339,7 +339,7 @@ class PrototypeIndex:
 
     def is_known(self, item: DecodedCrystal) -> bool:
         """Whether pymatgen's `StructureMatcher` takes a crystal for one of the index (any volume)."""
-        return _is_one_of(item, self.known_of(item.canonical.composition))  # type: ignore[union-attr]
+        return equal_of(item.structure, self.known_of(item.canonical.composition)) is not None  # type: ignore[union-attr]
 
     def _same_crystal(self, first: DecodedCrystal, second: DecodedCrystal) -> bool:
         """Whether two candidates are of one label and shape."""
@@ -497,12 +497,12 @@ class PrototypeIndex:
         return float((distances / (radii[first] + radii[second])).min(initial=1.0))
 
 
-def _is_one_of(item: DecodedCrystal, known: Sequence[DecodedCrystal]) -> bool:
-    """Whether pymatgen takes a crystal for one of these, at its default tolerances and any volume."""
+def equal_of(structure: Any, known: Sequence[DecodedCrystal]) -> DecodedCrystal | None:
+    """The first of these that pymatgen takes for the crystal, at its default tolerances and any volume."""
     from hf_crystal.evaluation import novelty
 
-    structures = [other.structure for other in known]
-    return bool(known) and novelty([item.structure], structures, bucket_by="formula").num_novel == 0
+    row = novelty([structure], known, bucket_by="formula").match[0] if known else None
+    return None if row is None else known[row]
 
 
 def _shared_vote(elements: np.ndarray, rises: np.ndarray) -> np.ndarray:
