@@ -45,6 +45,7 @@ _NOT_OF_THE_ENCODER = {
     "gap_target",
     "error_head_size",
     "error_head_states",
+    "error_head_strain",
     "error_head_outdated",
     "error_scale_bounds",
     "model_type",

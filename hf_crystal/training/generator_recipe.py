@@ -75,7 +75,8 @@ class GeneratorTrainingArguments(RecipeTrainingArguments):
     """Training of a generator.
 
     The rates rise linearly over `warmup_steps`; a cosine takes them down to a tenth of a percent. `bf16` is on with a
-    GPU. On a CPU it is twice as fast if that has bfloat16 instructions (AVX512-BF16, AMX), slower if not.
+    GPU. On a CPU it is twice as fast if that has bfloat16 instructions (AVX512-BF16, AMX); if not, runs compute in
+    float32 and say so.
 
     Attributes:
         condition_probability: Chance of each known condition to be written in front of a sequence.

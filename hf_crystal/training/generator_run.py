@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.utils import logging
 
 from hf_crystal.crystals.doubts import training_domain
 from hf_crystal.evaluation.run_files import MODEL_FOLDER, RECIPE_NAME, RUN_NAME
@@ -34,6 +35,8 @@ from hf_crystal.training.run_control import (
     open_run,
 )
 from hf_crystal.training.weight_averaging import SWACallback
+
+logger = logging.get_logger(__name__)
 
 TOKENS_FOLDER = "tokens"
 LAST_RATE = 1e-3  # share of the highest learning rate at the end
@@ -170,7 +173,11 @@ def train_generator(
     clock = WallBudgetCallback(max_hours)
     clock.resume_from = checkpoint
     environment = environment_record()  # of the code that runs: the checkout may change meanwhile
-    arguments = dataclasses.replace(recipe.training, output_dir=str(checkpoints), max_hours=max_hours)
+    half = recipe.training.bf16 and computes_bfloat16()
+    environment["precision"] = "bfloat16" if half else "float32"
+    if recipe.training.bf16 and not half:
+        logger.warning("training.bf16: this CPU has no instructions for bfloat16; the run computes in float32")
+    arguments = dataclasses.replace(recipe.training, output_dir=str(checkpoints), max_hours=max_hours, bf16=half)
     task = prepare_generator_task(recipe, tokens_folder or output_dir / TOKENS_FOLDER)
     trainer = _trainer(recipe, task, arguments, clock)
     trainer.train(resume_from_checkpoint=str(clock.resume_from) if clock.resume_from else None)
@@ -189,6 +196,14 @@ def train_generator(
         (output_dir / RUN_NAME).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return record
+
+
+def computes_bfloat16() -> bool:
+    """Whether bfloat16 is not slower than float32 here: on an accelerator, or a CPU with instructions for it."""
+    if torch.accelerator.is_available():
+        return True
+    able = getattr(torch.cpu, "get_capabilities", lambda: {"bf16": True})()  # older torch does not tell
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _whole_model(recipe: GeneratorRecipe, task: GeneratorTask, trainer: Trainer) -> Any:
@@ -286,7 +301,7 @@ def _trainer(
     """A Trainer with our schedule and callbacks."""
     training = recipe.training
     train, validation = task.splits["train"], task.splits["validation"]
-    if training.bf16 and not torch.cuda.is_available():
+    if arguments.bf16 and not torch.cuda.is_available():
         task.model.set_attn_implementation("eager")  # the fused one goes backward five times slower in bfloat16
     rate = functools.partial(
         learning_rate_factor,

@@ -170,6 +170,18 @@ def test_resumed_in_the_middle_of_an_epoch_it_is_the_same_run(recipe, tokens, tm
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_without_instructions_for_bfloat16_a_run_computes_in_float32(recipe, tokens, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    values = recipe.to_dict()
+    curves = []
+    for place, bf16 in enumerate((False, True)):
+        values["training"]["bf16"] = bf16
+        run = train_generator(GeneratorRecipe.from_dict(values), tmp_path / str(place), tokens_folder=tokens[0])
+        curves.append(run["training_curve"])
+    assert curves[0] == curves[1]
+    assert "no instructions for bfloat16" in caplog.text
+
+
 def test_gpt2_shape_trains_and_generates(recipe, tokens, tmp_path):
     values = recipe.to_dict()
     values["model"] = {**TINY["model"], "model_type": "gpt2", "dropout": 0.1}

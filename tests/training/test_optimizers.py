@@ -15,6 +15,7 @@ from hf_crystal.training import (
 )
 from hf_crystal.training.generator_init import build_generator
 from hf_crystal.training.generator_recipe import GeneratorModelArguments, GeneratorTrainingArguments
+from hf_crystal.training.optimizers import Muon, orthogonalized
 
 
 @pytest.fixture
@@ -66,6 +67,29 @@ def test_muon_takes_the_linear_maps_of_the_encoder_and_adamw_the_rest(model):
     assert (muon.param_groups[0]["lr"], muon.param_groups[0]["weight_decay"]) == (0.01, 0.1)
     assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
     assert all(group["lr"] == 1e-3 for group in adamw.param_groups)
+
+
+def test_muon_on_a_cpu_is_that_of_torch_in_full_precision():
+    torch.manual_seed(0)
+    mine = [torch.nn.Parameter(torch.randn(shape)) for shape in ((24, 8), (8, 24), (8, 8))]
+    theirs = [torch.nn.Parameter(matrix.detach().clone()) for matrix in mine]
+    settings = {"lr": 0.1, "weight_decay": 0.05, "momentum": 0.9}
+    ours, torchs = Muon(mine, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for first, second in zip(mine, theirs, strict=True):
+            first.grad = torch.randn_like(first)
+            second.grad = first.grad.clone()
+        ours.step()
+        torchs.step()
+    for first, second in zip(mine, theirs, strict=True):
+        assert (first - second).abs().max() < 0.005  # bfloat16; an entry of an update is up to 0.1
+        torch.testing.assert_close(ours.state[first], torchs.state[second])
+    matrix = torch.randn(6, 4, dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    s = s / s.norm()
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    torch.testing.assert_close(orthogonalized(matrix, (3.4445, -4.775, 2.0315), 5, 1e-7), u * s @ vt)
 
 
 def test_muon_gives_a_generator_decay_of_its_matrices_only():
