@@ -4,11 +4,13 @@ import importlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, tiny_model
 
 import hf_crystal
+from hf_crystal import CrystalFeatureExtractor
 from hf_crystal.crystals.record import CrystalInputError
 from hf_crystal.uncertainty import (
     ErrorModel,
@@ -140,6 +142,24 @@ def test_a_fitted_error_head_knows_the_scale_of_errors_and_metals(script, states
     assert 0.6 < gap["within a standard error, not called metals"] < 0.76
     assert gap["right about metals"] > (0.8 if states else 0.88)  # with 64 inputs instead of 32
     assert gap["mae"] < gap["mae clipped"] <= gap["mae unclipped"]
+
+
+def test_fitted_strains_tell_other_edges(script):
+    """Of one kind of crystal even a random encoder sees its size."""
+    cells = [[a * (i == j) for i in range(3) for j in range(3)] for a in np.linspace(4.0, 4.04, 60)]
+    rows = {
+        "material_id": [f"salt-{place}" for place in range(60)],
+        "lattice": cells,
+        "frac_coords": [[0, 0, 0, 0.5, 0.5, 0.5]] * 60,
+        "atomic_numbers": [[55, 17]] * 60,
+        "split": ["train"] * 40 + ["val"] * 20,
+    }
+    model = tiny_model(gap_target="band_gap", error_head_size=16, error_head_states=True)
+    before = model.error_head.state_dict()
+    found = script.fit_strain(model, CrystalFeatureExtractor(), pd.DataFrame(rows), 40)
+    assert found["root mean square error"]["edges +0%"] < 0.03 and found["validation rows"] == 20
+    assert found["warned"]["edges +10%"] > 0.8 > 0.2 > found["warned"]["edges +0%"]
+    assert all(torch.equal(model.error_head.state_dict()[name], value) for name, value in before.items())
 
 
 def test_conformal_quantiles_count_the_new_crystal():

@@ -201,7 +201,10 @@ def parse_composition(composition: str | Mapping[Any, Any]) -> dict[int, int]:
         if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 118:
             raise ValueError(f"composition has {symbol!r}; accepted: element symbols or atomic numbers 1 to 118")
         if isinstance(amount, str) or amount != int(amount) or amount < 1:
-            raise ValueError(f"composition has {amount} {symbol}; accepted: whole numbers of atoms{_in_whole(items)}")
+            raise ValueError(
+                f"composition has {amount} {symbol}; accepted: whole numbers of atoms{_in_whole(items)} (sites that "
+                "elements share: a CIF with occupancies for predict)"
+            )
         counts[number] = counts.get(number, 0) + int(amount)
     if not counts:
         raise ValueError("composition is empty")

@@ -1,5 +1,7 @@
 """Configuration of Crystalformer."""
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -18,6 +20,12 @@ def update_v1_v2(values: dict[str, Any]) -> dict[str, Any]:
 
 UPDATES = (update_v1_v2,)
 CHECKPOINT_VERSION = len(UPDATES) + 1
+# settings with which the same weights compute something else, those of CrystalFramer among them
+_OF_THE_FUNCTION = (
+    *("domain", "decay", "routing", "radial_cutoff", "radial_width_scale", "real_scale"),
+    *("reciprocal_scale", "real_lower_bound", "reciprocal_lower_bound", "width_slope", "match_release", "pooling"),
+    *("frame_method", "angular_width_scale", "radial_gain", "angular_gain", "image_selection", "cell_range"),
+)
 
 
 @strict
@@ -66,6 +74,8 @@ class CrystalformerConfig(PreTrainedConfig):
             the probability that the crystal is a metal. 0: no such head.
         error_head_states (`bool`): the error head reads which elements are there, and the means of the atoms' states
             before every block, beside the crystal's embedding.
+        error_head_strain (`bool`): the error head also says how much longer the edges of a crystal are than those of
+            training crystals of its kind.
         error_head_outdated (`bool`): training has changed the weights since the error head was fitted to them; it is
             kept, and gives nothing.
         error_scale_bounds (`list[list[float]]`, *optional*): smallest and largest logarithm of a scale of errors, per
@@ -115,6 +125,7 @@ class CrystalformerConfig(PreTrainedConfig):
     gap_target: str | None = None
     error_head_size: int = 0
     error_head_states: bool = False
+    error_head_strain: bool = False
     error_head_outdated: bool = False
     error_scale_bounds: list[list[float]] | None = None
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
@@ -127,6 +138,15 @@ class CrystalformerConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As transformers has it, for settings of any version up to this code's; `ValueError` for a newer one."""
         return super().from_dict(update_checkpoint(config_dict, UPDATES, f"a {cls.model_type} model"), **kwargs)
+
+    def changed_settings(self, saved: Mapping[str, Any]) -> list[str]:
+        """Settings that may let the encoder compute something else than with a saved configuration."""
+        theirs = type(self).from_dict(dict(saved))
+        found = [name for name in _OF_THE_FUNCTION if getattr(self, name, None) != getattr(theirs, name, None)]
+        for name in ("cutoff_sigmas", "adaptive_cutoff_sigmas"):  # sums that reach farther are only more exact
+            own, other = (math.inf if (value := getattr(of, name)) is None else value for of in (self, theirs))
+            found += [name] * (own < other)
+        return [*found, *["model_type"] * (saved.get("model_type", self.model_type) != self.model_type)]
 
     def __setattr__(self, name, value):
         if name == "num_labels" and value != len(self.target_names or ["target"]):

@@ -54,6 +54,8 @@ class CrystalPropertyOutput(ModelOutput):
             prediction, same units: 68 % of held-out errors are smaller. With an error head.
         interval_widths (`torch.FloatTensor` of shape `(B, targets)`, *optional*): half widths of 90 % intervals.
         metal_probability (`torch.FloatTensor` of shape `(B,)`, *optional*): that the gap is 0; with `gap_target`.
+        strain (`torch.FloatTensor` of shape `(B,)`, *optional*): about how much longer the edges are than those of
+            training crystals of this kind, as a logarithm; with `error_head_strain`.
     """
 
     loss: torch.Tensor | None = None
@@ -64,6 +66,7 @@ class CrystalPropertyOutput(ModelOutput):
     standard_errors: torch.Tensor | None = None
     interval_widths: torch.Tensor | None = None
     metal_probability: torch.Tensor | None = None
+    strain: torch.Tensor | None = None
 
 
 class CrystalPropertyHead(nn.Module):
@@ -133,6 +136,8 @@ class CrystalErrorHead(nn.Module):
         self.dense = nn.Linear(width, config.error_head_size)
         self.out_proj = nn.Linear(config.error_head_size, num_targets)
         self.metal_proj = nn.Linear(config.error_head_size, 1)
+        if config.error_head_strain:
+            self.strain_proj = nn.Linear(width, 1)
         self.register_buffer("interval_factor", torch.ones(num_targets), persistent=True)
         self.bounds = config.error_scale_bounds
         if self.bounds is not None and [len(pair) for pair in self.bounds] != [2] * num_targets:
@@ -151,6 +156,10 @@ class CrystalErrorHead(nn.Module):
             smallest, largest = scales.new_tensor(self.bounds).unbind(1)
             scales = scales.clamp(smallest, largest)
         return scales, self.metal_proj(hidden).float()[:, 0]
+
+    def strain(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What `error_inputs` gives to strains `(B,)`, with `error_head_strain`: a linear function is enough."""
+        return self.strain_proj(inputs.detach()).float()[:, 0]
 
 
 def known_loss(name: str, predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

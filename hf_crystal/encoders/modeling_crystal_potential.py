@@ -26,8 +26,9 @@ class CrystalPotentialOutput(CrystalPropertyOutput):
     """Output of a potential; `logits (B, 1)` is the energy in eV/atom, energies of elements included.
 
     Args:
-        loss, logits, hidden_states, attentions, pooler_output, standard_errors, interval_widths, metal_probability: as
-            in [`CrystalPropertyOutput`]; the loss is in eV/atom, eV/Å and eV/Å³ times the weights of the config.
+        loss, logits, hidden_states, attentions, pooler_output, standard_errors, interval_widths, metal_probability,
+            strain: as in [`CrystalPropertyOutput`]; the loss is in eV/atom, eV/Å and eV/Å³ times the weights of the
+            config.
         forces (`torch.FloatTensor` of shape `(B, N, 3)`, *optional*): eV/Å, zero for padding.
         stress (`torch.FloatTensor` of shape `(B, 3, 3)`, *optional*): eV/Å³, positive where the crystal would shrink
             (ASE's sign).

@@ -627,8 +627,8 @@ def _mean_of_atoms(padded: torch.Tensor, geometry: CrystalGeometry) -> torch.Ten
     return (padded * share).sum(dim=1) / share.sum(dim=1)
 
 
-def _saved_targets(location: Any, options: Mapping[str, Any]) -> dict[str, str] | None:
-    """Names and units of the saved head's targets; none where no head is saved."""
+def _saved_settings(location: Any, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Saved configuration of a model with a head; none where no head is saved."""
     if location is None:
         return None
     places = ("cache_dir", "local_files_only", "token", "revision", "subfolder")
@@ -638,10 +638,8 @@ def _saved_targets(location: Any, options: Mapping[str, Any]) -> dict[str, str] 
         )
     except OSError:  # no config.json: transformers takes the one that it is given, or has its own error
         return None
-    names = values.get("target_names")
-    if names is None or not any("ForPropertyPrediction" in name for name in values.get("architectures") or []):
-        return None
-    return dict(zip(names, values.get("target_units") or [""] * len(names), strict=True))
+    has_head = any("ForPropertyPrediction" in name for name in values.get("architectures") or [])
+    return values if has_head and values.get("target_names") is not None else None
 
 
 def _wanted_targets(
@@ -696,9 +694,11 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
             ValueError: a name that is not saved, without `ignore_mismatched_sizes=True`, or another unit than the
                 saved one.
         """
-        saved = _saved_targets(pretrained_model_name_or_path, kwargs)
-        if saved is None:
+        values = _saved_settings(pretrained_model_name_or_path, kwargs)
+        if values is None:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        names = values["target_names"]
+        saved = dict(zip(names, values.get("target_units") or [""] * len(names), strict=True))
         changed = {name: kwargs.pop(name) for name in ("target_names", "target_units") if name in kwargs}
         if isinstance(config, CrystalformerConfig):
             changed = {"target_names": config.target_names, "target_units": config.target_units, **changed}
@@ -716,6 +716,9 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         if list(wanted) != list(saved):
             model._replace_head(saved, wanted)
         model.config.target_units = list(wanted.values())
+        if model.config.has_errors and (other := model.config.changed_settings(values)):
+            logger.warning(f"Settings {other} are not those saved: the model gives no standard errors.")
+            model.config.error_head_outdated = True
         return loaded
 
     def _replace_head(self, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
@@ -755,7 +758,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
     def drop_error_head(self) -> None:
         """Removes the error head: after any training of the encoder its errors are those of another model."""
         self.error_head, self.config.error_head_size, self.config.error_scale_bounds = None, 0, None
-        self.config.error_head_states = self.config.error_head_outdated = False
+        self.config.error_head_states = self.config.error_head_strain = self.config.error_head_outdated = False
 
     def _begin_training(self) -> None:
         """Marks the error head as outdated, and warns once of a head whose scaling was never set."""
@@ -852,7 +855,10 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         values, gap = self.head.to_physical(scaled), self.config.gap_index
         found: dict[str, torch.Tensor] = {}
         if self.error_head is not None and self.config.has_errors:
-            logarithms, metal = self.error_head(self.error_inputs(pooled))
+            inputs = self.error_inputs(pooled)
+            logarithms, metal = self.error_head(inputs)
+            if self.config.error_head_strain:
+                found["strain"] = self.error_head.strain(inputs)
             found["standard_errors"] = logarithms.exp() * self.head.target_std
             found["interval_widths"] = found["standard_errors"] * self.error_head.interval_factor
             if gap is not None:

@@ -42,7 +42,8 @@ _RESERVED_FIELDS = (
 # fields of each target with an error head, after its name
 _ERROR_FIELDS = ("standard_error", "low", "high")
 # outputs of the model, those of an error head optional
-_OUTPUTS = ("logits", "pooler_output", "standard_errors", "interval_widths", "metal_probability")
+_OUTPUTS = ("logits", "pooler_output", "standard_errors", "interval_widths", "metal_probability", "strain")
+_STRAINED, _MOST_STRAINED = 0.06, 0.14  # strain that gets a warning, and that of the fit: docs/experiments.md
 _MIXED = (
     "disordered: sites are read as mixtures of their elements, which models of ordered crystals were not trained on"
 )
@@ -156,7 +157,11 @@ def _mean_of(outputs: list[dict[str, Any]], item: dict[str, Any]) -> dict[str, A
         "formula": item["formula"],
         "ordering_formula": item["ordering_formula"],
         "disorder": "orderings",
-        **{name: torch.stack([output[name] for output in good]).mean(0) for name in _OUTPUTS if name in good[0]},
+        **{
+            name: torch.stack([output[name] for output in good]).mean(0)
+            for name in _OUTPUTS
+            if name in good[0] and name != "strain"
+        },
         "spread": values.std(0, correction=0),
         "warnings": list(doubts),
     }
@@ -185,9 +190,9 @@ class CrystalPropertyPipeline(Pipeline):
       deviation over orderings under `<target>_spread`, and whose energy it is, `ordering_formula`;
     - `embedding`: the pooled vector of the encoder, with `return_embedding=True`;
     - `warnings`: list of what is doubtful, mostly empty: an element, or two elements in one crystal, that no training
-      crystal has; atoms closer than half the sum of their covalent radii, an odd volume per atom, an atom without
-      neighbors; disorder; a slab, wire or molecule; what was doubtful in the file. An element never seen is also a
-      Python warning;
+      crystal has; atoms closer than half the sum of their covalent radii, an odd volume per atom, edges too
+      long or short, an atom without neighbors; disorder; a slab, wire or molecule; what was doubtful in the file.
+      An element never seen is also a Python warning;
     - or only `error`: the reason, for a crystal that cannot be read or has no finite prediction; the others are
       predicted.
 
@@ -313,6 +318,13 @@ class CrystalPropertyPipeline(Pipeline):
             name.startswith("formation_energy") and result.get(f"{name}_low", 0) > 0 for name, _ in self._targets
         ):
             result["warnings"].append(_ELEMENT)
+        strain, told = float(model_outputs.get("strain", 0.0)), any("volume per atom" in w for w in result["warnings"])
+        if abs(strain) > _STRAINED and not told:
+            share = f"about {abs(math.expm1(strain)):.0%}" if abs(strain) < _MOST_STRAINED else "a tenth or more"
+            way = "longer" if strain > 0 else "shorter"
+            result["warnings"].append(
+                f"edges look {share} {way} than those of a crystal at rest: values are for the cell as given"
+            )
         if return_embedding:
             result["embedding"] = model_outputs["pooler_output"].float().tolist()
         return result
@@ -411,7 +423,10 @@ class CrystalPropertyPipeline(Pipeline):
                     "warnings": [*chunk[index].get("warnings", ()), *foreign[row], *doubts[row]],
                     **{name: predictions[name][row] for name in _OUTPUTS if name in predictions},
                 }
-                if "occupancies" in chunk[index]:
+                mixed = "occupancies" in chunk[index]
+                if mixed or foreign[row]:  # of such crystals the model does not know how long edges should be
+                    outputs[index].pop("strain", None)
+                if mixed:
                     outputs[index] |= {"formula": mixture_formula(chunk[index]["occupancies"]), "disorder": "mix"}
         return outputs
 

@@ -83,6 +83,29 @@ def test_the_error_head_reads_elements_and_the_states_before_every_block(monkeyp
     assert model(**BATCH).standard_errors is None
 
 
+def test_other_settings_than_the_saved_ones_have_no_errors(tmp_path, caplog):
+    tiny_model("crystalframer", **WITH_ERROR_HEAD).save_pretrained(tmp_path)
+    for change in ({}, {"cutoff_sigmas": 6.0, "adaptive_cutoff_sigmas": None}, {"gap_target": None}):
+        assert outputs(AUTO.from_pretrained(tmp_path, **change)).standard_errors is not None
+    for change in ({"frame_method": "pca"}, {"decay": "yukawa", "frame_method": "none"}, {"cutoff_sigmas": 2.0}):
+        assert outputs(AUTO.from_pretrained(tmp_path, **change)).standard_errors is None
+        assert f"Settings {[*change]} are not those saved" in caplog.text
+
+
+def test_strains_are_saved_and_go_with_the_error_head(tmp_path):
+    model = tiny_model(**WITH_ERROR_HEAD, error_head_states=True, error_head_strain=True)
+    found = outputs(model)
+    model.save_pretrained(tmp_path)
+    assert found.strain.shape == (3,) and torch.equal(outputs(AUTO.from_pretrained(tmp_path)).strain, found.strain)
+    with torch.no_grad():
+        model.error_head.strain_proj.bias += 1.0
+    torch.testing.assert_close(outputs(model).strain, found.strain + 1.0)
+    model.train()(**BATCH, labels=torch.zeros(3, 2))
+    assert outputs(model.eval()).strain is None  # of the weights before
+    model.drop_error_head()
+    assert not model.config.error_head_strain
+
+
 def test_states_are_weighted_by_occupancy():
     model = tiny_model(**WITH_ERROR_HEAD, error_head_states=True)
     shares = torch.zeros(*BATCH["atomic_numbers"].shape, 118)
