@@ -149,13 +149,23 @@ def _reading_model(location: str) -> Iterator[None]:
 
 
 def _load_weights(auto_class: Any, location: str) -> Any:
-    """The model of a folder or repository; its weights have to be numbers.
+    """The model of a folder or repository; its weights have to be numbers, and those that its config.json asks for.
 
     Raises:
-        ValueError: files that cannot be read, or weights that are NaN or infinite.
+        ValueError: files that cannot be read or do not belong together, or weights that are NaN or infinite.
     """
     with _reading_model(location):
-        loaded = auto_class.from_pretrained(location, dtype="auto")
+        loaded, info = auto_class.from_pretrained(
+            location, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    other = [
+        f"{name} {tuple(saved)} in place of {tuple(asked)}" for name, saved, asked in sorted(info["mismatched_keys"])
+    ]
+    other += [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    surplus = (name for name in sorted(info["unexpected_keys"]) if not name.startswith("error_head."))
+    if wrong := [*other, *(f"{name} has no place" for name in surplus)]:
+        more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
+        raise ValueError(f"{location}: config.json does not belong to the weights ({wrong[0]}{more})")
     for name, weight in loaded.named_parameters():
         if not torch.isfinite(weight).all():
             raise ValueError(f"{location}: weight {name} holds NaN or infinity; train or export the model anew")

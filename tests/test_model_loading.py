@@ -84,6 +84,19 @@ def test_kinds_of_models_are_not_mixed_up(generator, tmp_path):
         load_generator(tmp_path / "bert")
 
 
+def test_weights_of_another_shape_or_none_for_a_layer_are_refused(tmp_path):
+    save_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    for changes, reason in (
+        ({"head_hidden_size": 8}, r"head.dense.bias \(16,\) in place of \(8,\) and 2 more"),
+        ({"num_hidden_layers": config["num_hidden_layers"] + 1}, r"encoder.layers.\d.* is missing and \d+ more"),
+        ({"num_hidden_layers": config["num_hidden_layers"] - 1}, r"encoder.layers.\d.* has no place and \d+ more"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
+        with pytest.raises(ValueError, match=f"{tmp_path}: config.json does not belong to the weights .{reason}"):
+            load_property_model(tmp_path)
+
+
 def test_a_generator_is_a_folder_or_a_model_with_its_tokenizer(generator, tmp_path):
     model, tokenizer = generator
     model.save_pretrained(tmp_path)
