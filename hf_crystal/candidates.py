@@ -9,6 +9,7 @@ likely_stable(generate(num_return_sequences=80), 20)       # of many composition
 ```
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
     from .ase import RelaxOptions
+    from .mat2seq.tokenization_mat2seq import DecodedCrystal
     from .prototypes import PrototypeIndex
 
 __all__ = ["RelaxedHull", "equal_known", "group_candidates", "likely_stable", "relax_candidates", "shortlist"]
@@ -107,9 +109,36 @@ def equal_known(crystal: Any, index: "PrototypeIndex | None" = None) -> str | No
 
     record = as_record(crystal["structure"] if isinstance(crystal, Mapping) and "structure" in crystal else crystal)
     unit = Counter(map(int, record.atomic_numbers))
-    known = (_default_index() if index is None else index).known_of(dict(unit))
+    known = _known_of(_default_index() if index is None else index, tuple(sorted(unit.items())))
     equal = equal_of(record_to_structure(record), known)
     return None if equal is None else equal.source
+
+
+@functools.lru_cache(maxsize=16)
+def _known_of(index: "PrototypeIndex", unit: tuple[tuple[int, int], ...]) -> list["DecodedCrystal"]:
+    """Known crystals of a composition; for SiO2 making them takes half a second."""
+    return index.known_of(dict(unit))
+
+
+def nothing_found(
+    composition: str | None, candidates: str | None = None, limits: str = "", otherwise: str = "this prompt"
+) -> str:
+    """In words, that there is no crystal, and of a formula why, as far as that is known.
+
+    Args:
+        composition: The formula, if one was asked for.
+        candidates: What was asked: "prototypes" or "model" alone, else both.
+        limits: Options that crystals have to pass.
+        otherwise: What was asked for in place of a formula.
+    """
+    from .prototypes.proposals import _default_index
+
+    text = f"no crystal found for {composition or otherwise}" + f" with {limits}" * bool(limits)
+    if not composition:
+        return text
+    if candidates != "model" and not _default_index().compositions(parse_composition(composition)):
+        return f"{text}: no known crystal has these counts of atoms"
+    return f"{text}: no known prototype fits" if candidates == "prototypes" else text
 
 
 def group_candidates(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from hf_crystal.candidates import (
     equal_known,
     group_candidates,
     likely_stable,
+    nothing_found,
     relax_candidates,
     shortlist,
 )
@@ -204,3 +205,11 @@ def test_a_relaxed_crystal_has_no_standard_error_of_the_model():
     assert "e_above_hull_standard_error" in kept[0]
     found = shortlist(kept, calculator=EMT(), max_steps=2)
     assert found[0]["energy"] is not None and "e_above_hull_standard_error" not in found[0]
+
+
+def test_where_nothing_is_found_the_reason_is_that_of_what_was_asked():
+    assert nothing_found("TiO2", "model") == "no crystal found for TiO2"
+    assert nothing_found("TiO2", "prototypes").endswith("no known prototype fits")
+    assert nothing_found("TiO2", limits="--max-atoms 1") == "no crystal found for TiO2 with --max-atoms 1"
+    text = "no crystal found for La7Sr3Mn10O30: no known crystal has these counts of atoms"
+    assert nothing_found("La7Sr3Mn10O30", "prototypes") == nothing_found("La7Sr3Mn10O30") == text

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
+from ..candidates import nothing_found
 from ..checkpoints import embedded_checkpoints
 from ..crystals.record import CrystalRecord
 from ..loading import model_digest
@@ -278,7 +279,7 @@ class Tools:
         except ValueError as error:
             raise Refused(str(error)) from error
         if not results:
-            raise Refused(f"no crystal found for {request.composition or 'this prompt'}")
+            raise Refused(nothing_found(request.composition, request.candidates))
         return [
             {name: value for name, value in result.items() if name != "structure"}
             | {"num_atoms": len(result["structure"]), "volume": float(result["structure"].volume)}

@@ -24,16 +24,7 @@ def export(
 ) -> None:
     """Write a folder that loads where this package is not installed, and check that it does."""
     quiet_transformers()
-    from ..cards import shipped_hub_config
     from ..hub import export_pretrained
-    from ..loading import resolve_model
 
-    embedded = resolve_model(model) != model
-    folder = export_pretrained(
-        model,
-        out,
-        metrics=metrics,
-        hub_config=hub_config or (shipped_hub_config(model) if embedded else None),
-        overwrite=overwrite,
-    )
+    folder = export_pretrained(model, out, metrics=metrics, hub_config=hub_config, overwrite=overwrite)
     print(f"{folder}: loads without hf_crystal, outputs bit-equal")

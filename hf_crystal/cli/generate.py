@@ -1,5 +1,6 @@
 """`hf-crystal generate`: crystals of a composition."""
 
+import sys
 from typing import Annotated, Any, Literal
 
 import typer
@@ -132,13 +133,11 @@ def _check_results(
     results: list[dict[str, Any]], composition: str | None, limits: dict[str, Any], candidates: str | None
 ) -> None:
     """Raise the reason where there is no crystal."""
+    from ..candidates import nothing_found
+
     if not results:
         given = [f"--{name}" + f" {value}" * (value is not True) for name, value in limits.items() if value]
-        raise ValueError(
-            f"no crystal found for {composition or 'this prompt'}"
-            + (f"; what was found does not pass {', '.join(given)}" if given else "")
-            + (": no known prototype fits" if candidates == "prototypes" and not given else "")
-        )
+        raise ValueError(nothing_found(composition, candidates, ", ".join(given)))
     if "error" in results[0]:
         raise ValueError(results[0]["error"])
 
@@ -233,7 +232,13 @@ def generate(
             progress=tell,
         )
     limits = {"max-atoms": max_atoms, "min-distance": min_distance, "smact": smact, "unseen": changed.get("unseen")}
-    _check_results(results, composition, limits, candidates)
+    alone = any(value for name, value in asked.items() if name != "space_group")
+    _check_results(results, composition, limits, candidates or ("model" if alone else None))
+    if len(results) < num:
+        print(
+            f"hf-crystal: {len(results)} of {num} crystals: no more were found that differ and do not collide",
+            file=sys.stderr,
+        )
     if potential is not None:
         results = relax_with(potential, results, stability, keep_symmetry=keep_symmetry, max_steps=max_steps)
     write_crystals(results, chosen, output_file, output_dir, form)

@@ -13,7 +13,13 @@ ChemicalSystem = Annotated[str | None, typer.Option(help="Elements in place of a
 SpaceGroups = Annotated[
     list[str] | None, typer.Option(help="Symbol such as Pm-3m, or number 1 to 230; may be repeated.")
 ]
-Smact = Annotated[bool, typer.Option("--smact", help="Leave out what SMACT finds not charge-neutral.")]
+Smact = Annotated[
+    bool,
+    typer.Option(
+        "--smact",
+        help="Leave out what SMACT (pip install smact) finds not charge-neutral; with a formula, ask the model alone.",
+    ),
+]
 Novel = Annotated[bool, typer.Option("--novel", help="Leave out what StructureMatcher takes for a known crystal.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed; without one each call gives other crystals.")]
 GeneratorName = Annotated[str, typer.Option(help="Embedded generator, folder, or repository of the Hub.")]

@@ -83,7 +83,7 @@ def predict(
         pipe = _pipeline(model, device)
         finish = _finish(pipe.model, known_phases)
         crystals = itertools.islice(read_crystals(sources), shard_index, None, num_shards)
-        rows = track(predict_rows(pipe, crystals, finish, **options), total, "crystal")
+        rows = track(predict_rows(pipe, model, crystals, finish, **options), total, "crystal")
         with open_writer(chosen, output_file, *columns_of(pipe.model, known_phases is not None, disorder)) as writer:
             tally.write(rows, writer)
     else:

@@ -77,7 +77,7 @@ def propose(
     if output_dir is not None and (others := crystal_files(output_dir)):
         raise folder_in_use(output_dir, others, again=False)
     quiet_transformers()
-    from ..candidates import DRAWS, likely_stable, shortlist
+    from ..candidates import DRAWS, likely_stable, nothing_found, shortlist
     from ..loading import load_generation_pipeline
 
     potential = chosen_calculator(relax, calculator)  # before anything is generated
@@ -101,7 +101,8 @@ def propose(
         if len(results) < num:
             print(f"hf-crystal: {len(results)} of {num} crystals: {_left_out(drawn_crystals, novel)}", file=sys.stderr)
     if not results:
-        raise ValueError(f"no crystal found for {composition or chemical_system or 'any composition'}")
+        limits = f"--max-atoms {max_atoms}" if composition and max_atoms else ""
+        raise ValueError(nothing_found(composition, candidates, limits, chemical_system or "any composition"))
     if composition or potential:
         generated = len(results)
         with show_relaxation(len(results)) as tell:

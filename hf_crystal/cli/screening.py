@@ -59,22 +59,27 @@ def columns_of(
     values += ["metal_probability", "is_metal"] if errors and model.config.gap_index is not None else []
     if stability:
         values += [*distances, "decomposes_to"]
-    return ["source", "formula", "num_atoms", *values, "disorder", "warnings", "error"], types
+    return ["source", "formula", "num_atoms", *values, "disorder", "model", "warnings", "error"], types
 
 
 def predict_rows(
-    pipe: "CrystalPropertyPipeline", crystals: Iterable[tuple[str, Any]], finish: Finish = None, **options: Any
+    pipe: "CrystalPropertyPipeline",
+    model: str,
+    crystals: Iterable[tuple[str, Any]],
+    finish: Finish = None,
+    **options: Any,
 ) -> Iterator[dict[str, Any]]:
     """One row per crystal, in order.
 
     Args:
         pipe: a `CrystalPropertyPipeline`.
+        model: what it was loaded by.
         crystals: names and crystals.
         finish: adds fields to each result.
         **options: `batch_size`, `max_batch_atoms`, `num_workers`, `unseen` and `disorder` of the pipeline.
 
     Yields:
-        `source` (the name) and what the pipeline gives.
+        `source` (the name), what the pipeline gives, and `model`.
     """
     names: deque[str] = deque()
 
@@ -85,7 +90,7 @@ def predict_rows(
             yield crystal
 
     for result in pipe(remember(), **options):
-        yield {"source": names.popleft(), **(finish(result) if finish else result)}
+        yield {"source": names.popleft(), **(finish(result) if finish else result), "model": model}
 
 
 class Tally:
@@ -247,9 +252,10 @@ class Shard:
         first = self.shard_index + done * self.num_shards
         crystals = islice(read_crystals(self.sources), first, None, self.num_shards)
         failed: list[str] = []  # of one file
+        model = json.loads((self.folder / "_settings.json").read_text(encoding="utf-8"))["model"]
 
         def watched() -> Iterator[dict[str, Any]]:
-            for row in predict_rows(pipe, crystals, finish, **options):
+            for row in predict_rows(pipe, model, crystals, finish, **options):
                 if "error" in row:
                     failed.append(json.dumps({name: row[name] for name in ("source", "error")}) + "\n")
                 yield row

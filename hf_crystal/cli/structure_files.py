@@ -1,5 +1,6 @@
 """Generated crystals as a list and as files: CIF, POSCAR, extended XYZ."""
 
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -24,8 +25,8 @@ _ADDED = {  # by grouping, relaxation, stability
     "decomposes_to": "string",
 }
 _FAR = 0.2  # eV/atom: hardly a crystal predicted so far is near the hull (docs/experiments.md)
-_MORE_COLUMNS = ["energy_of", "sequence", "warnings", "cif"]  # of every form but the table
-_TYPES = {**_ADDED, "num_atoms": "int64", **dict.fromkeys(_NUMBERS, "double")}
+_MORE_COLUMNS = ["initial_energy", "energy_of", "sequence", "warnings", "cif"]  # of every form but the table
+_TYPES = {**_ADDED, "num_atoms": "int64", "initial_energy": "double", **dict.fromkeys(_NUMBERS, "double")}
 
 
 def write_crystals(
@@ -39,6 +40,8 @@ def write_crystals(
     """
     for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
         print(f"hf-crystal: warning: {warning}", file=sys.stderr)
+    if "energy" not in results[0]:  # relaxed ones are compared by their hull
+        results = _with_known(results)
     known = [result for result in results if result["source"].startswith("known")]
     if known and "energy" not in results[0]:
         order = "known crystals are in the order of their PBE energies: where these are close, nature's may be another"
@@ -70,6 +73,31 @@ def write_crystals(
     if all(result.get("energy", 0.0) is None for result in results):
         reason = next(text for text in results[0]["warnings"] if text.startswith("not relaxed"))
         raise ValueError(f"none of {len(results)} crystals could be relaxed: {reason}")
+
+
+def _with_known(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results in which a known crystal of the language model has a warning; a line on standard error counts them."""
+    from ..candidates import equal_known
+
+    marked, names = [], []
+    for result in results:
+        known = None
+        if result["source"] == "model":
+            with contextlib.suppress(ValueError):  # atoms that collide: nothing known is like that
+                known = equal_known(result)
+        if known:
+            names.append(f"{result['formula']} of {result['space_group']} is {known}")
+            note = f"no new crystal: StructureMatcher takes it for {known}"
+            result = {**result, "warnings": [*result["warnings"], note]}
+        marked.append(result)
+    if names:
+        drawn = sum(result["source"] == "model" for result in results)
+        print(
+            f"hf-crystal: {len(names)} of {drawn} crystals of the language model are known ones by StructureMatcher, "
+            f"the first: {names[0]}",
+            file=sys.stderr,
+        )
+    return marked
 
 
 def write_structures(folder: Path, results: list[dict[str, Any]], form: StructureFormat) -> list[str]:

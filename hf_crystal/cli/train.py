@@ -31,7 +31,9 @@ _OF_RECIPES = {  # options of a fine-tuning without a recipe, and where a recipe
 Config = Annotated[Path, typer.Option(help="YAML recipe.")]
 OutputDir = Annotated[Path, typer.Option(help="Folder of the run.")]
 Data = Annotated[str | None, typer.Option(help="Table of crystals; overrides the recipe.")]
-MaxHours = Annotated[float | None, typer.Option(help="Wall budget of the training.")]
+MaxHours = Annotated[
+    float | None, typer.Option(help="Wall budget of the training; a generator's cosine ends with it.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last complete checkpoint.")]
 Settings = Annotated[
     list[str] | None,

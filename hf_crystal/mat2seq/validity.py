@@ -65,7 +65,7 @@ def load_smact() -> Callable[..., bool]:
         from smact.screening import smact_validity
     except ImportError as error:
         raise ImportError(
-            "charge neutrality needs smact: pip install smact, or leave it out (in Python smact=False, "
+            "charge neutrality needs smact: pip install smact, or leave it out (--smact; in Python smact=False, "
             "composition=None for validity, validity_filter='none' or 'structure' elsewhere)"
         ) from error
     return smact_validity

@@ -10,7 +10,7 @@ from hf_crystal.mat2seq.space_groups import space_group_number, space_group_symb
 from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
 from hf_crystal.mat2seq.validity import atoms_are_apart, atoms_collide, check_min_distance
 
-from .index import PrototypeIndex, embedded_index
+from .index import PrototypeIndex, embedded_index, equal_of
 
 __all__ = ["propose"]
 
@@ -56,7 +56,8 @@ def propose(
         index: Known crystals; by default the embedded ones of the Materials Project.
 
     Returns:
-        Crystals, all different; `source` says where each comes from, see `PrototypeIndex.candidates`.
+        Crystals, all different, those of the model by `StructureMatcher`; `source` says where each comes from, see
+        `PrototypeIndex.candidates`.
 
     Raises:
         ValueError: there is no such formula or space group, or an element is refused.
@@ -101,6 +102,7 @@ def propose(
             drawn = []
         have = {item.sequence for item in found}
         new = [item for item in drawn if item.sequence not in have and accepted(item)]
+        new = [item for item in new if equal_of(item.structure, found) is None]
         new = [item for item in new if known or not index.is_known(item)]
         found = [*found[: n - 1], *new] if new and n > 1 else found + new
     return found[:n]

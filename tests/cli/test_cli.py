@@ -168,7 +168,7 @@ def test_on_error(command, model, table):
     code, out, _ = command(*words, "--on-error", "skip")
     assert (code, [row["source"] for row in json.loads(out)]) == (0, ["mp-0", "mp-2", "mp-3"])
     code, out, _ = command(*words, "--on-error", "report")
-    assert list(json.loads(out)[1]) == ["source", "error"]
+    assert list(json.loads(out)[1]) == ["source", "error", "model"]
     code, _, err = command(*words, "--on-error", "raise")
     assert code == 1
     assert err.startswith("hf-crystal: error: mp-1: overlapping atoms")

@@ -84,6 +84,7 @@ def test_shards_of_files_are_the_whole(predict, model, table, tmp_path, expected
         assert (code, "crystals could not be read" in err) == (0, True)
     shards = [rows_of(out / f"shard-{index:05d}-of-00003") for index in range(3)]
     assert_same_rows([shards[index % 3][index // 3] for index in range(NUM_ROWS)], expected)
+    assert {row["model"] for row in expected} == {str(model)}
     # 17 crystals in files of 7, and nothing else in the folder
     names = sorted(path.name for path in (out / "shard-00000-of-00003").iterdir())
     failed = [name for name in names if re.fullmatch(r"_failed-00000[0-2].jsonl", name)]

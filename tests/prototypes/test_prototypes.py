@@ -136,7 +136,11 @@ def test_proposals_keep_their_distance_and_are_filled_up_by_a_model(index):
     drawn = index.candidates("NaI", 1, space_groups=[221]) + index.candidates("NaI", 1, space_groups=[225])
     found = propose("NaI", 2, space_group="Fm-3m", generate=lambda n: drawn, index=index)
     assert [item.canonical.space_group for item in found] == [225, 221]  # the second of the two is there already
-    other = dataclasses.replace(drawn[0], sequence="Na 1 I 1 | another", source="model")
+    same = dataclasses.replace(drawn[0], sequence="Na 1 I 1 | another", source="model")
+    both = propose("NaI", 2, generate=lambda n: [*drawn, same][-n:], index=index)
+    assert "model" not in [item.source for item in both]  # what StructureMatcher takes for one of the list
+    blende = Structure.from_spacegroup("F-43m", Lattice.cubic(7.0), ["Na", "I"], [[0, 0, 0], [0.25, 0.25, 0.25]])
+    other = dataclasses.replace(same, structure=blende.get_primitive_structure())
     both = propose(
         "NaI", 2, generate=lambda n: [*drawn, other][-n:], index=index
     )  # of several the last is the model's
