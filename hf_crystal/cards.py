@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .card_figures import figure_rows, generation_rows, load_metrics, results_table, target_rows
-from .checkpoints import OWNER
+from .checkpoints import OWNER, checkpoint_folder, embedded_checkpoints
 from .crystals.elements import cell_formula
 from .crystals.record import atomic_number_of
 from .typing import Generator, PropertyModel
@@ -132,10 +132,10 @@ def _eval_results(model: Any, metrics: Mapping[str, Any], description: Mapping[s
                 task_name=task_name,
                 dataset_type=description["dataset_type"],
                 dataset_name=description["dataset"],
-                dataset_split="test",
+                dataset_split=None if "cross_validation" in metrics else "test",
                 metric_type=row["figure"],
                 metric_name=f"{row['label']}{place}" + (f" ({row['unit']})" if row["unit"] else ""),
-                metric_value=row["value"],
+                metric_value=float(f"{row['value']:.4g}"),
             )
         )
     return results
@@ -159,10 +159,13 @@ def _front_matter(
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _of_base_model(metrics: Mapping[str, Any] | None) -> dict[str, str]:
-    """Repository and license of the checkpoint that a training started from, as its record names it."""
+def _of_base_model(model: Any, metrics: Mapping[str, Any] | None) -> dict[str, str]:
+    """Repository and license of the checkpoint that a training started from, as its record or the model names it."""
     recipe = (metrics or {}).get("recipe") or {}
     name = str((recipe.get("model") or {}).get("pretrained") or "").removeprefix(OWNER)
+    if not recipe:  # of an embedded checkpoint in memory, trained further or not
+        loaded = str(getattr(model, "name_or_path", ""))
+        name = next((each for each in embedded_checkpoints() if str(checkpoint_folder(each)) == loaded), "")
     if (shipped := shipped_hub_config(name) if name and "/" not in name else None) is not None:
         base = read_hub_config(shipped)
         return {"base_model": base["repo"], "license": base["license"]}
@@ -281,7 +284,7 @@ def render_model_card(
         ValueError: a slot of the template cannot be filled, or the metrics lack a figure.
     """
     description = read_hub_config(hub_config)
-    base = _of_base_model(metrics)
+    base = _of_base_model(model, metrics)
     if base.get("base_model") == description["repo"]:  # a training that was continued
         base = {}
     if hub_config is not None and description["license"] != DEFAULT_HUB_CONFIG["license"]:

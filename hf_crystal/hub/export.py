@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.utils import logging
 
 from .._partial import partial_path, remove_path
-from ..cards import load_metrics, render_model_card
+from ..cards import load_metrics, render_model_card, shipped_hub_config
 from ..loading import load_generator, load_property_model, resolve_model
 from ..typing import Generator, ModelName, PropertyModel
 from . import generators, properties
@@ -49,7 +49,7 @@ def export_pretrained(
         metrics: evaluation figures for the card, or the path of their JSON file; by default `metrics.json` of the
             model's folder.
         hub_config: title, summary, data set and so on for the card (see `hf_crystal.cards.DEFAULT_HUB_CONFIG`), or
-            the path of a JSON file.
+            the path of a JSON file; by default that of an embedded checkpoint named by `model`.
         overwrite: replace an earlier export.
 
     Returns:
@@ -68,6 +68,8 @@ def export_pretrained(
         )
         raise ValueError(f"{out} exists already; {hint}")
     source = Path(resolve_model(model)) if isinstance(model, (str, os.PathLike)) else None
+    if hub_config is None and isinstance(model, str) and str(source) != model:
+        hub_config = shipped_hub_config(model)
     if source is not None and not source.is_dir():
         raise ValueError(f"model folder not found: {source}")
     given: Any = source or model

@@ -15,6 +15,7 @@ from transformers import pipeline
 from hf_crystal import CrystalFeatureExtractor, CrystalPropertyPipeline, export_pretrained, render_model_card
 from hf_crystal.cards import fill_slots, read_hub_config
 from hf_crystal.hub import files, properties
+from hf_crystal.loading import load_property_model
 
 CRYSTALS = [NACL, SRTIO3, IRON]
 
@@ -141,6 +142,11 @@ def test_hub_accepts_the_header_of_the_card(exported):
 
 def test_card_without_figures_says_so():
     assert "No figures were supplied with this checkpoint." in render_model_card(tiny_model())
+
+
+def test_card_of_an_embedded_model_in_memory_has_its_license():
+    card = render_model_card(load_property_model("crystalformer-elastic")[0])
+    assert "license: cc-by-4.0" in card and "base_model: hf_crystal/crystalformer-elastic" in card
 
 
 def test_a_folder_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
