@@ -6,7 +6,6 @@
 
     python scripts/fit_error_heads.py CHECKPOINT --data DATA_FOLDER --training-table training_table.parquet
     python scripts/fit_error_heads.py CHECKPOINT --data DATA_FOLDER --training-table training_table.parquet --test
-    python scripts/fit_error_heads.py CHECKPOINT --data DATA_FOLDER --training-table training_table.parquet --strain
 
 Held-out crystals: validation rows of the training table and labeled rows of `materials_project.parquet` that are
 neither among the training rows nor in a test part (by id, and by reduced formula and space group). In tenths, whole
@@ -14,9 +13,7 @@ kinds of crystals each: of nine, eight fit a network and a linear function and o
 five heads in turn, whose mean is taken, and per target the share of the linear functions; the last gives the length of
 the intervals. CHECKPOINT is written in place: weights, configuration and, under `uncertainty`, the figures in
 `metrics.json`. `--test` fits nothing: it measures the head of CHECKPOINT on the test parts of `report_domain.py`.
-`--strain` fits only what tells crystals with edges too long or short: a linear function of the same inputs, from
-training crystals with other edges, and counts the warnings on validation rows; a new error head has none. Embeddings
-are kept in `--cache`, by the content of the weights.
+Embeddings are kept in `--cache`, by the content of the weights. `fit_geometry.py` comes next.
 """
 
 import argparse
@@ -33,7 +30,6 @@ _MEMBERS = 5  # heads whose mean is taken
 _SHARES = (0.0, 0.5, 1.0)  # of the linear functions, tried
 _PENALTY = 1000.0  # of the squared weights of a linear function, on standardized inputs
 _LARGE = 20  # atoms; what benchmarks call large
-_STRAINS = (-0.105, -0.05, 0.0, 0.05, 0.095)  # logarithms of edges of which warnings are counted: 10 and 5 %
 _WITHIN = (0.005, 0.995)  # scales beyond those of these shares of the held-out crystals are cut off
 
 
@@ -390,70 +386,6 @@ def _short(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def encode_strained(model: Any, extractor: Any, rows: Any, strains: Any) -> Any:
-    """Inputs of the error head for crystals whose edges are longer by factors, the logarithms of which are given."""
-    import numpy as np
-    import torch
-
-    lattices = [np.asarray(edges, float) * np.exp(strain) for edges, strain in zip(rows.lattice, strains, strict=True)]
-    rows, found = rows.assign(lattice=lattices), {}
-    order = np.argsort(rows.atomic_numbers.map(len).to_numpy(), kind="stable")
-    for some in np.array_split(order, math.ceil(len(order) / 16)):
-        with torch.no_grad():
-            summary = model.encoder(**extractor(crystals_of(rows.iloc[some])), output_summary=True).summary
-            found |= dict(zip(some.tolist(), model.error_inputs(summary), strict=True))
-    return torch.stack([found[place] for place in range(len(rows))])
-
-
-def fit_strain(model: Any, extractor: Any, table: Any, count: int) -> dict[str, Any]:
-    """Fit the strains of an error head that reads states, and count what they would be called on validation rows.
-
-    Args:
-        model, extractor: with a fitted error head.
-        table: training table.
-        count: training crystals, a quarter of them as they are, the others with strains up to ± 0.14.
-    """
-    import numpy as np
-    import torch
-
-    from hf_crystal.encoders.heads import CrystalErrorHead
-    from hf_crystal.pipelines.pipeline_crystal_property import _STRAINED
-
-    small = table[table.atomic_numbers.map(len) <= 64]
-    training = small[small.split == "train"].drop_duplicates("material_id").sample(count, random_state=0)
-    strains = np.random.default_rng(0).uniform(-0.14, 0.14, count)
-    strains[: count // 4] = 0.0
-    inputs, target = encode_strained(model, extractor, training, strains), torch.tensor(strains, dtype=torch.float32)
-    center, spread = inputs.mean(0), inputs.std(0)
-    spread = spread.clamp_min(0.3 * spread[spread > 0].median())
-    scaled = (inputs - center) / spread
-    slope = torch.linalg.solve(
-        scaled.T @ scaled + 100.0 * torch.eye(scaled.shape[1]), scaled.T @ (target - target.mean())
-    )
-    old, model.config.error_head_strain = model.error_head, True
-    model.error_head = CrystalErrorHead(model.config).to(old.out_proj.weight.dtype)
-    model.error_head.load_state_dict(old.state_dict(), strict=False)
-    with torch.no_grad():
-        model.error_head.strain_proj.weight.copy_((slope / spread)[None])
-        model.error_head.strain_proj.bias.copy_((target.mean() - (slope / spread) @ center)[None])
-    validation = small[small.split == "val"]
-    validation = validation.sample(min(1500, len(validation)), random_state=0)
-    warned, errors = {}, {}
-    for strain in _STRAINS:
-        found = model.error_head.strain(
-            encode_strained(model, extractor, validation, np.full(len(validation), strain))
-        ).detach()
-        name = f"edges {math.expm1(strain):+.0%}"
-        warned[name] = float((found.abs() > _STRAINED).float().mean())
-        errors[name] = float((found - strain).square().mean().sqrt())
-    return {
-        "training crystals": count,
-        "validation rows": len(validation),
-        "warned": warned,
-        "root mean square error": errors,
-    }
-
-
 def test_parts(folder: Path) -> dict[str, Any]:
     """Test rows with a column per target, by name; the labels of MPTS-52 as they are and as the training has them."""
     parts, _ = parts_of(folder)
@@ -480,14 +412,7 @@ def main(args: argparse.Namespace) -> None:
     path = args.checkpoint / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     section = metrics.setdefault("uncertainty", {})
-    if args.strain:
-        if not model._reads_states or args.training_table is None:
-            raise SystemExit("--strain needs --training-table, and an error head that reads states: fit one first")
-        import pandas as pd
-
-        section["strain"] = fit_strain(model, extractor, pd.read_parquet(args.training_table), args.strained)
-        model.save_pretrained(args.checkpoint)
-    elif args.test:
+    if args.test:
         if model.error_head is None:
             raise SystemExit(f"{args.checkpoint} has no error head; fit one first, without --test")
         for name, rows in test_parts(args.data).items():
@@ -503,7 +428,7 @@ def main(args: argparse.Namespace) -> None:
         folds = np.array([int(hashlib.sha256(kind.encode()).hexdigest()[:8], 16) % 10 for kind in rows.kind])
         model.config.gap_target = args.gap_target if args.gap_target in targets else None
         model.config.error_head_size, model.config.error_head_states = args.hidden_size, True
-        model.config.error_head_outdated = model.config.error_head_strain = False
+        model.config.error_head_outdated = model.config.error_head_geometry = False
         torch.manual_seed(0)
         fit_head(model, pooled, predicted, labels, folds, args.epochs, rows.num_atoms.to_numpy() > _LARGE)
         model.save_pretrained(args.checkpoint)
@@ -521,8 +446,6 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True, help="folder with the tables of the Materials Project")
     parser.add_argument("--training-table", type=Path, help="what prepare_materials_project.py wrote for the training")
     parser.add_argument("--test", action="store_true", help="measure on the test parts, fit nothing")
-    parser.add_argument("--strain", action="store_true", help="fit only what tells edges too long or short")
-    parser.add_argument("--strained", type=int, default=8000, help="training crystals of --strain (default: 8000)")
     parser.add_argument("--gap-target", default="band_gap", help="target that is a band gap (default: band_gap)")
     parser.add_argument("--hidden-size", type=int, default=64, help="width of one of the heads (default: 64)")
     parser.add_argument("--epochs", type=int, default=16, help="passes over the held-out rows (default: 16)")

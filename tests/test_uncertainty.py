@@ -113,13 +113,15 @@ def test_wrong_arguments():
 
 @pytest.fixture
 def script(monkeypatch):
+    """Imports a script by name."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "scripts"))
-    return importlib.import_module("fit_error_heads")
+    return importlib.import_module
 
 
 @pytest.mark.parametrize("states", [False, True])
 def test_a_fitted_error_head_knows_the_scale_of_errors_and_metals(script, states):
     """States of which one number is the scale of the errors, and another says what a metal is."""
+    script = script("fit_error_heads")
     model = tiny_model(gap_target="band_gap", error_head_size=16, error_head_states=states)
     rng = np.random.default_rng(0)
     pooled = 3.0 + rng.normal(size=(6000, 166 if states else 16)).astype(np.float32)
@@ -144,21 +146,24 @@ def test_a_fitted_error_head_knows_the_scale_of_errors_and_metals(script, states
     assert gap["mae"] < gap["mae clipped"] <= gap["mae unclipped"]
 
 
-def test_fitted_strains_tell_other_edges(script):
-    """Of one kind of crystal even a random encoder sees its size."""
-    cells = [[a * (i == j) for i in range(3) for j in range(3)] for a in np.linspace(4.0, 4.04, 60)]
+def test_fitted_geometry_tells_crystals_that_are_not_at_rest(script):
+    """Of one kind of crystal even a random encoder sees its size, and where its atoms are."""
+    cells = [[a * (i == j) for i in range(3) for j in range(3)] for a in np.linspace(4.0, 4.04, 120)]
     rows = {
-        "material_id": [f"salt-{place}" for place in range(60)],
+        "material_id": [f"salt-{place}" for place in range(120)],
         "lattice": cells,
-        "frac_coords": [[0, 0, 0, 0.5, 0.5, 0.5]] * 60,
-        "atomic_numbers": [[55, 17]] * 60,
-        "split": ["train"] * 40 + ["val"] * 20,
+        "frac_coords": [[0, 0, 0, 0.5, 0.5, 0.5]] * 120,
+        "atomic_numbers": [[55, 17]] * 120,
+        "split": ["train"] * 80 + ["val"] * 40,
     }
+    table = pd.DataFrame(rows).map(lambda value: np.array(value) if isinstance(value, list) else value)
     model = tiny_model(gap_target="band_gap", error_head_size=16, error_head_states=True)
     before = model.error_head.state_dict()
-    found = script.fit_strain(model, CrystalFeatureExtractor(), pd.DataFrame(rows), 40)
-    assert found["root mean square error"]["edges +0%"] < 0.03 and found["validation rows"] == 20
-    assert found["warned"]["edges +10%"] > 0.8 > 0.2 > found["warned"]["edges +0%"]
+    found = script("fit_geometry").fit_geometry(model, CrystalFeatureExtractor(), table, 80)
+    warned = found["warned"]
+    assert warned["all edges +0%"]["error of the strain"] < 0.03 and found["validation rows"] == 40
+    assert warned["all edges +10%"]["edges"] > 0.8 > 0.2 > warned["all edges +0%"]["any"]
+    assert warned["one element's atoms"]["any"] > 0.5 and warned["one edge"]["any"] > warned["one edge"]["edges"]
     assert all(torch.equal(model.error_head.state_dict()[name], value) for name, value in before.items())
 
 

@@ -74,8 +74,8 @@ class CrystalformerConfig(PreTrainedConfig):
             the probability that the crystal is a metal. 0: no such head.
         error_head_states (`bool`): the error head reads which elements are there, and the means of the atoms' states
             before every block, beside the crystal's embedding.
-        error_head_strain (`bool`): the error head also says how much longer the edges of a crystal are than those of
-            training crystals of its kind.
+        error_head_geometry (`bool`): the error head also says how much longer the edges of a crystal are than those
+            of training crystals of its kind, and whether it looks unlike a crystal at rest.
         error_head_outdated (`bool`): training has changed the weights since the error head was fitted to them; it is
             kept, and gives nothing.
         error_scale_bounds (`list[list[float]]`, *optional*): smallest and largest logarithm of a scale of errors, per
@@ -86,6 +86,8 @@ class CrystalformerConfig(PreTrainedConfig):
         trained_pairs (`dict[str, str]`, *optional*): per element the heavier ones beside it in a training crystal.
         trained_disordered (`int`, *optional*): training crystals with partly occupied sites. Without it predictions of
             such crystals have a warning.
+        base_model (`str`, *optional*): repository of the published checkpoint whose weights these are, or were trained
+            from: for the card and its license.
         checkpoint_version (`int`): version of these settings; older ones are updated on loading, newer ones refused.
     """
 
@@ -125,13 +127,14 @@ class CrystalformerConfig(PreTrainedConfig):
     gap_target: str | None = None
     error_head_size: int = 0
     error_head_states: bool = False
-    error_head_strain: bool = False
+    error_head_geometry: bool = False
     error_head_outdated: bool = False
     error_scale_bounds: list[list[float]] | None = None
     loss_function: Literal["l1", "mse", "smooth_l1"] = "l1"
     trained_elements: dict[str, int] | None = None
     trained_pairs: dict[str, str] | None = None
     trained_disordered: int | None = None
+    base_model: str | None = None
     checkpoint_version: int = CHECKPOINT_VERSION
 
     @classmethod

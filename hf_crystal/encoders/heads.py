@@ -17,6 +17,7 @@ LOSSES = {
     "mse": nn.functional.mse_loss,
     "smooth_l1": nn.functional.smooth_l1_loss,
 }
+_DISTORTION_SIZE = 64  # units between the inputs and the logit of a distortion
 
 
 @dataclass
@@ -55,7 +56,9 @@ class CrystalPropertyOutput(ModelOutput):
         interval_widths (`torch.FloatTensor` of shape `(B, targets)`, *optional*): half widths of 90 % intervals.
         metal_probability (`torch.FloatTensor` of shape `(B,)`, *optional*): that the gap is 0; with `gap_target`.
         strain (`torch.FloatTensor` of shape `(B,)`, *optional*): about how much longer the edges are than those of
-            training crystals of this kind, as a logarithm; with `error_head_strain`.
+            training crystals of this kind, as a logarithm; with `error_head_geometry`.
+        distortion (`torch.FloatTensor` of shape `(B,)`, *optional*): logit, of crystals that do not look like one at
+            rest above 0; with `error_head_geometry`.
     """
 
     loss: torch.Tensor | None = None
@@ -67,6 +70,7 @@ class CrystalPropertyOutput(ModelOutput):
     interval_widths: torch.Tensor | None = None
     metal_probability: torch.Tensor | None = None
     strain: torch.Tensor | None = None
+    distortion: torch.Tensor | None = None
 
 
 class CrystalPropertyHead(nn.Module):
@@ -136,8 +140,10 @@ class CrystalErrorHead(nn.Module):
         self.dense = nn.Linear(width, config.error_head_size)
         self.out_proj = nn.Linear(config.error_head_size, num_targets)
         self.metal_proj = nn.Linear(config.error_head_size, 1)
-        if config.error_head_strain:
+        if config.error_head_geometry:
             self.strain_proj = nn.Linear(width, 1)
+            self.distortion_dense = nn.Linear(width, _DISTORTION_SIZE)
+            self.distortion_proj = nn.Linear(_DISTORTION_SIZE, 1)
         self.register_buffer("interval_factor", torch.ones(num_targets), persistent=True)
         self.bounds = config.error_scale_bounds
         if self.bounds is not None and [len(pair) for pair in self.bounds] != [2] * num_targets:
@@ -157,9 +163,14 @@ class CrystalErrorHead(nn.Module):
             scales = scales.clamp(smallest, largest)
         return scales, self.metal_proj(hidden).float()[:, 0]
 
-    def strain(self, inputs: torch.Tensor) -> torch.Tensor:
-        """What `error_inputs` gives to strains `(B,)`, with `error_head_strain`: a linear function is enough."""
-        return self.strain_proj(inputs.detach()).float()[:, 0]
+    def geometry(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What `error_inputs` gives to `strain` and `distortion` `(B,)`, with `error_head_geometry`.
+
+        A linear function is enough for the former.
+        """
+        inputs = inputs.detach()
+        distortion = self.distortion_proj(torch.relu(self.distortion_dense(inputs)))
+        return {"strain": self.strain_proj(inputs).float()[:, 0], "distortion": distortion.float()[:, 0]}
 
 
 def known_loss(name: str, predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -758,7 +758,7 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
     def drop_error_head(self) -> None:
         """Removes the error head: after any training of the encoder its errors are those of another model."""
         self.error_head, self.config.error_head_size, self.config.error_scale_bounds = None, 0, None
-        self.config.error_head_states = self.config.error_head_strain = self.config.error_head_outdated = False
+        self.config.error_head_states = self.config.error_head_geometry = self.config.error_head_outdated = False
 
     def _begin_training(self) -> None:
         """Marks the error head as outdated, and warns once of a head whose scaling was never set."""
@@ -857,8 +857,8 @@ class CrystalformerForPropertyPrediction(CrystalformerPreTrainedModel):
         if self.error_head is not None and self.config.has_errors:
             inputs = self.error_inputs(pooled)
             logarithms, metal = self.error_head(inputs)
-            if self.config.error_head_strain:
-                found["strain"] = self.error_head.strain(inputs)
+            if self.config.error_head_geometry:
+                found |= self.error_head.geometry(inputs)
             found["standard_errors"] = logarithms.exp() * self.head.target_std
             found["interval_widths"] = found["standard_errors"] * self.error_head.interval_factor
             if gap is not None:

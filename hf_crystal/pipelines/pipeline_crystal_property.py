@@ -42,7 +42,8 @@ _RESERVED_FIELDS = (
 # fields of each target with an error head, after its name
 _ERROR_FIELDS = ("standard_error", "low", "high")
 # outputs of the model, those of an error head optional
-_OUTPUTS = ("logits", "pooler_output", "standard_errors", "interval_widths", "metal_probability", "strain")
+_OUTPUTS = ("logits", "pooler_output", "standard_errors", "interval_widths", "metal_probability")
+_GEOMETRY = ("strain", "distortion")
 _STRAINED, _MOST_STRAINED = 0.06, 0.14  # strain that gets a warning, and that of the fit: docs/experiments.md
 _MIXED = (
     "disordered: sites are read as mixtures of their elements, which models of ordered crystals were not trained on"
@@ -157,14 +158,27 @@ def _mean_of(outputs: list[dict[str, Any]], item: dict[str, Any]) -> dict[str, A
         "formula": item["formula"],
         "ordering_formula": item["ordering_formula"],
         "disorder": "orderings",
-        **{
-            name: torch.stack([output[name] for output in good]).mean(0)
-            for name in _OUTPUTS
-            if name in good[0] and name != "strain"
-        },
+        **{name: torch.stack([output[name] for output in good]).mean(0) for name in _OUTPUTS if name in good[0]},
         "spread": values.std(0, correction=0),
         "warnings": list(doubts),
     }
+
+
+def _at_rest(strain: float, distortion: float) -> list[str]:
+    """A warning of a crystal that does not look like one at rest, in a list."""
+    if abs(strain) > _STRAINED:
+        share = f"about {abs(math.expm1(strain)):.0%}" if abs(strain) < _MOST_STRAINED else "a tenth or more"
+        way = "longer" if strain > 0 else "shorter"
+        return [
+            f"edges look {share} {way} than those of a crystal at rest, unless atoms or elements are in wrong places; "
+            "values are for the crystal as given"
+        ]
+    if distortion > 0:
+        return [
+            "does not look like a crystal at rest: displaced atoms, exchanged elements or wrong edges look like this, "
+            "and crystals far from the hull; values are for the crystal as given"
+        ]
+    return []
 
 
 class CrystalPropertyPipeline(Pipeline):
@@ -290,7 +304,7 @@ class CrystalPropertyPipeline(Pipeline):
 
     def _forward(self, input_tensors: Any) -> Any:  # type: ignore[override]
         outputs = self.model(**input_tensors)
-        return {name: outputs[name] for name in _OUTPUTS if outputs.get(name) is not None}
+        return {name: outputs[name] for name in (*_OUTPUTS, *_GEOMETRY) if outputs.get(name) is not None}
 
     def postprocess(self, model_outputs: dict[str, Any], return_embedding: bool = False) -> Any:  # type: ignore[override]
         """One crystal's outputs → its result."""
@@ -318,13 +332,7 @@ class CrystalPropertyPipeline(Pipeline):
             name.startswith("formation_energy") and result.get(f"{name}_low", 0) > 0 for name, _ in self._targets
         ):
             result["warnings"].append(_ELEMENT)
-        strain, told = float(model_outputs.get("strain", 0.0)), any("volume per atom" in w for w in result["warnings"])
-        if abs(strain) > _STRAINED and not told:
-            share = f"about {abs(math.expm1(strain)):.0%}" if abs(strain) < _MOST_STRAINED else "a tenth or more"
-            way = "longer" if strain > 0 else "shorter"
-            result["warnings"].append(
-                f"edges look {share} {way} than those of a crystal at rest: values are for the cell as given"
-            )
+        result["warnings"] += _at_rest(*(float(model_outputs.get(name, 0.0)) for name in _GEOMETRY))
         if return_embedding:
             result["embedding"] = model_outputs["pooler_output"].float().tolist()
         return result
@@ -418,14 +426,14 @@ class CrystalPropertyPipeline(Pipeline):
                 if unseen == "refuse" and foreign[row]:
                     outputs[index] = {"error": "; ".join(foreign[row])}
                     continue
+                mixed = "occupancies" in chunk[index]
+                # of mixtures and foreign elements the model does not know how they rest; doubts say it already
+                names = _OUTPUTS if mixed or foreign[row] or doubts[row] else (*_OUTPUTS, *_GEOMETRY)
                 outputs[index] = {
                     "atomic_numbers": chunk[index]["atomic_numbers"],
                     "warnings": [*chunk[index].get("warnings", ()), *foreign[row], *doubts[row]],
-                    **{name: predictions[name][row] for name in _OUTPUTS if name in predictions},
+                    **{name: predictions[name][row] for name in names if name in predictions},
                 }
-                mixed = "occupancies" in chunk[index]
-                if mixed or foreign[row]:  # of such crystals the model does not know how long edges should be
-                    outputs[index].pop("strain", None)
                 if mixed:
                     outputs[index] |= {"formula": mixture_formula(chunk[index]["occupancies"]), "disorder": "mix"}
         return outputs

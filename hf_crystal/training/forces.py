@@ -45,7 +45,7 @@ _NOT_OF_THE_ENCODER = {
     "gap_target",
     "error_head_size",
     "error_head_states",
-    "error_head_strain",
+    "error_head_geometry",
     "error_head_outdated",
     "error_scale_bounds",
     "model_type",
@@ -55,6 +55,7 @@ _NOT_OF_THE_ENCODER = {
     "trained_elements",
     "trained_pairs",
     "trained_disordered",
+    "base_model",
     "dtype",
 }
 _MIN_HUBER = 0.1  # eV/atom: residuals of calm crystals around the fit; larger ones weigh as an absolute error does

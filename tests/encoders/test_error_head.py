@@ -92,18 +92,23 @@ def test_other_settings_than_the_saved_ones_have_no_errors(tmp_path, caplog):
         assert f"Settings {[*change]} are not those saved" in caplog.text
 
 
-def test_strains_are_saved_and_go_with_the_error_head(tmp_path):
-    model = tiny_model(**WITH_ERROR_HEAD, error_head_states=True, error_head_strain=True)
-    found = outputs(model)
+def test_geometry_is_saved_and_goes_with_the_error_head(tmp_path):
+    model = tiny_model(**WITH_ERROR_HEAD, error_head_states=True, error_head_geometry=True)
+    found, names = outputs(model), ("strain", "distortion")
     model.save_pretrained(tmp_path)
-    assert found.strain.shape == (3,) and torch.equal(outputs(AUTO.from_pretrained(tmp_path)).strain, found.strain)
+    again = outputs(AUTO.from_pretrained(tmp_path))
+    for name in names:
+        assert found[name].shape == (3,)
+        torch.testing.assert_close(again[name], found[name])
     with torch.no_grad():
         model.error_head.strain_proj.bias += 1.0
+        model.error_head.distortion_proj.bias -= 2.0
     torch.testing.assert_close(outputs(model).strain, found.strain + 1.0)
+    torch.testing.assert_close(outputs(model).distortion, found.distortion - 2.0)
     model.train()(**BATCH, labels=torch.zeros(3, 2))
-    assert outputs(model.eval()).strain is None  # of the weights before
+    assert all(outputs(model.eval()).get(name) is None for name in names)  # of the weights before
     model.drop_error_head()
-    assert not model.config.error_head_strain
+    assert not model.config.error_head_geometry
 
 
 def test_states_are_weighted_by_occupancy():

@@ -49,23 +49,26 @@ def test_one_crystal_gives_one_dictionary_with_value_and_unit_per_target(pipe):
     assert (result["formation_energy_unit"], result["band_gap_unit"]) == ("eV/atom", "eV")
 
 
-def test_a_cell_of_wrong_size_is_doubted_and_one_at_rest_is_not():
+def test_a_crystal_at_rest_is_not_doubted_and_others_are():
     pipe = pipeline(TASK)
     at_rest = Structure.from_file(EXAMPLES / "TiO2_rutile.cif")
-    longer, shorter, unknown = at_rest.copy(), at_rest.copy(), at_rest.copy()
+    longer, shorter, unknown, exchanged, displaced = (at_rest.copy() for _ in range(5))
+    exchanged.replace_species({"Ti": "O", "O": "Ti"})
+    displaced.translate_sites([2, 3], [0.1, 0.0, 0.1])  # two of four oxygen atoms, by 0.5 Å
     longer.scale_lattice(1.1**3 * at_rest.volume)
     shorter.scale_lattice(0.9**3 * at_rest.volume)
     unknown.replace_species({"Ti": "Rn"})  # in no training crystal: no word about its size
     mixed = longer.copy()
     mixed.replace_species({"Ti": {"Ti": 0.5, "Zr": 0.5}})
-    crystals = [at_rest, longer, shorter, unknown, mixed]
+    crystals = [at_rest, longer, shorter, exchanged, displaced, unknown, mixed]
     with pytest.warns(UserWarning, match="Rn: not in the training data"):
         results = pipe(crystals)
-    found = [[text for text in result["warnings"] if "edges" in text] for result in results]
-    assert [len(texts) for texts in found] == [0, 1, 1, 0, 0]
+    found = [[text for text in result["warnings"] if "at rest" in text] for result in results]
+    assert [len(texts) for texts in found] == [0, 1, 1, 1, 1, 0, 0]
     (ordered,) = pipe([mixed], disorder="orderings", num_orderings=1)
-    assert not any("edges" in text for text in ordered["warnings"])
+    assert not any("at rest" in text for text in ordered["warnings"])
     assert "longer" in found[1][0] and "shorter" in found[2][0]
+    assert "does not look like" in found[4][0]
 
 
 def test_results_have_errors_intervals_and_metals_where_the_model_has_a_head():
