@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .card_figures import figure_rows, generation_rows, load_metrics, results_table, target_rows
-from .checkpoints import OWNER, checkpoint_folder, embedded_checkpoints
+from .checkpoints import OWNER
 from .crystals.elements import cell_formula
 from .crystals.record import atomic_number_of
 from .typing import Generator, PropertyModel
@@ -161,27 +161,33 @@ def _front_matter(
 
 def _of_base_model(model: Any, metrics: Mapping[str, Any] | None) -> dict[str, str]:
     """Repository and license of the checkpoint that a training started from, as its record or the model names it."""
-    recipe = (metrics or {}).get("recipe") or {}
-    name = str((recipe.get("model") or {}).get("pretrained") or "").removeprefix(OWNER)
-    if not recipe:  # of an embedded checkpoint in memory, trained further or not
-        loaded = str(getattr(model, "name_or_path", ""))
-        name = next((each for each in embedded_checkpoints() if str(checkpoint_folder(each)) == loaded), "")
-    if (shipped := shipped_hub_config(name) if name and "/" not in name else None) is not None:
-        base = read_hub_config(shipped)
-        return {"base_model": base["repo"], "license": base["license"]}
-    return {"base_model": name} if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else {}  # a folder is recorded by its name
+    recipe = ((metrics or {}).get("recipe") or {}).get("model") or {}
+    named = str(recipe.get("pretrained") or "")
+    if recipe and not named:  # from scratch
+        return {}
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", named) and not named.startswith(OWNER):
+        return {"base_model": named}
+    inherited = getattr(model.config, "base_model", None) or ""  # a folder is recorded by its name
+    for name in (named.removeprefix(OWNER), inherited.removeprefix(OWNER)):
+        if (shipped := shipped_hub_config(name) if name else None) is not None:
+            base = read_hub_config(shipped)
+            return {"base_model": base["repo"], "license": base["license"]}
+    return {}
 
 
-def _elements_seen(config: Any) -> str:
-    """The elements of the training crystals, by atomic number."""
+def _elements_seen(config: Any, recorded: bool) -> str:
+    """The elements of the training crystals, by atomic number; without a record those that the weights came with."""
     symbols = sorted(getattr(config, "trained_elements", None) or {}, key=atomic_number_of)
-    return f"{len(symbols)}: {' '.join(symbols)}" if symbols else "not recorded"
+    base = getattr(config, "base_model", None)
+    inherited = f" (in the training of `{base}`; later ones are not recorded)" if base and not recorded else ""
+    return f"{len(symbols)}: {' '.join(symbols)}{inherited}" if symbols else "not recorded"
 
 
 def _is_generator(model: Any) -> bool:
     return hasattr(model, "generate_crystals")
 
 
+DESCRIPTION_NAME = "hub_config.json"  # of a folder that tells its own
 DEFAULT_HUB_CONFIG: dict[str, Any] = {
     "template": "",  # the one for this kind of model
     "title": "Crystal model",
@@ -304,7 +310,7 @@ def render_model_card(
         **_example_values(description["example"]),
         **values,
         "num_parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        "elements_seen": _elements_seen(model.config),
+        "elements_seen": _elements_seen(model.config, metrics is not None),
         "results": results_table(metrics),
         "training": training_table(metrics),
     }

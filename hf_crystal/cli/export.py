@@ -18,7 +18,10 @@ def export(
     ] = None,
     hub_config: Annotated[
         Path | None,
-        typer.Option(help="JSON with title, summary, data set for the card; an embedded checkpoint has its own."),
+        typer.Option(
+            help="JSON for the card: title, summary, dataset, license, limits, tags, repo; by default hub_config.json "
+            "of the model."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,7 +143,7 @@ def _fine_tune(**arguments: Any) -> None:
     quiet_transformers()
     import datasets
 
-    from ..cards import render_model_card
+    from ..cards import DESCRIPTION_NAME, render_model_card
     from ..loading import load_property_model
     from ..training.fine_tuning import FineTuning
 
@@ -161,6 +162,7 @@ def _fine_tune(**arguments: Any) -> None:
     }
     card = render_model_card(model, metrics=record, hub_config=about)
     (tuning.model_folder / "README.md").write_text(card, encoding="utf-8")
+    (tuning.model_folder / DESCRIPTION_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     found = record["test"]["targets"][0]
     low, high = found["mae_interval"]
     forest = f"formula only {found['composition_mae']:.4g}, " if "composition_mae" in found else ""

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers.utils import logging
 
 from .._partial import partial_path, remove_path
-from ..cards import load_metrics, render_model_card, shipped_hub_config
+from ..cards import DESCRIPTION_NAME, load_metrics, read_hub_config, render_model_card, shipped_hub_config
 from ..loading import load_generator, load_property_model, resolve_model
 from ..typing import Generator, ModelName, PropertyModel
 from . import generators, properties
@@ -39,7 +40,8 @@ def export_pretrained(
     every code file needed, the pipeline, a model card, the license and the recipe, so it loads with
     `trust_remote_code=True` where only torch, transformers, safetensors and numpy are installed. A generator's folder
     is a stock Llama's, which needs no remote code, and its tokenizer and grammar travel as code. Both are tried in a
-    separate process without this package, with outputs compared bit for bit, before the folder is moved to `out`.
+    separate process without this package before the folder is moved to `out`: weights are compared with those given,
+    and outputs with those of the folder loaded here, bit for bit.
 
     Args:
         model: model with a property head, crystal generator, or the name of one: a folder or an embedded checkpoint.
@@ -49,7 +51,8 @@ def export_pretrained(
         metrics: evaluation figures for the card, or the path of their JSON file; by default `metrics.json` of the
             model's folder.
         hub_config: title, summary, data set and so on for the card (see `hf_crystal.cards.DEFAULT_HUB_CONFIG`), or
-            the path of a JSON file; by default that of an embedded checkpoint named by `model`.
+            the path of a JSON file; by default that of an embedded checkpoint named by `model`, or the
+            `hub_config.json` of the model's folder.
         overwrite: replace an earlier export.
 
     Returns:
@@ -70,6 +73,8 @@ def export_pretrained(
     source = Path(resolve_model(model)) if isinstance(model, (str, os.PathLike)) else None
     if hub_config is None and isinstance(model, str) and str(source) != model:
         hub_config = shipped_hub_config(model)
+    if hub_config is None and source is not None and (source / DESCRIPTION_NAME).is_file():
+        hub_config = source / DESCRIPTION_NAME
     if source is not None and not source.is_dir():
         raise ValueError(f"model folder not found: {source}")
     given: Any = source or model
@@ -95,11 +100,13 @@ def export_pretrained(
             "NOTICE": license_text("NOTICE"),
             "metrics.json": None if figures is None else json.dumps(figures, indent=2) + "\n",
             "recipe.yaml": recipe_text(figures),
+            DESCRIPTION_NAME: None if hub_config is None else json.dumps(read_hub_config(hub_config), indent=2) + "\n",
         }
         for name, text in texts.items():
             if text is not None:
                 (folder / name).write_text(text, encoding="utf-8")
-        kind.check_folder(folder, loaded, companion)
+        # weights that were trained lie at other addresses than those of a file, and sums may be rounded otherwise
+        kind.check_folder(folder, _written(kind, folder, loaded), companion)
         if out.exists():
             shutil.rmtree(out)
         os.replace(folder, out)
@@ -107,3 +114,17 @@ def export_pretrained(
         remove_path(scratch)
     logger.info(f"exported to {out}; it loads without hf_crystal and gives bit-equal outputs")
     return out
+
+
+def _written(kind: Any, folder: Path, model: Any) -> Any:
+    """The model of an exported folder, whose weights are those of the model that was exported.
+
+    Raises:
+        RuntimeError: they are not.
+    """
+    found = load_generator(folder)[0] if kind is generators else load_property_model(folder)[0]
+    theirs = found.state_dict()
+    for name, weight in model.state_dict().items():
+        if name not in theirs or not torch.equal(theirs[name], weight.to(theirs[name])):
+            raise RuntimeError(f"{name} of the exported folder is not that of the model in memory")
+    return found

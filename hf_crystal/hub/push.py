@@ -22,7 +22,7 @@ _NEEDED = ("config.json", "model.safetensors", "README.md", "LICENSE")
 # what an exported folder is made of; whatever else lies in it (keys, states of a training) is nobody's business
 _PART_OF_AN_EXPORT = re.compile(
     r"LICENSE|NOTICE|README\.md|recipe\.yaml|metrics\.json|\w+\.py|model(-\d+-of-\d+)?\.safetensors"
-    r"|(model\.safetensors\.index|config|generation_config|preprocessor_config)\.json"
+    r"|(model\.safetensors\.index|config|generation_config|preprocessor_config|hub_config)\.json"
     rf"|({re.escape(STOCK_TOKENIZER)}/)?(tokenizer|tokenizer_config|special_tokens_map)\.json"
 )
 _CREATED_BY_THE_HUB = {".gitattributes"}

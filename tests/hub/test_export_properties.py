@@ -12,7 +12,13 @@ from safetensors.torch import load_file
 from tiny_models import IRON, NACL, SRTIO3, WITH_ERROR_HEAD, tiny_model
 from transformers import pipeline
 
-from hf_crystal import CrystalFeatureExtractor, CrystalPropertyPipeline, export_pretrained, render_model_card
+from hf_crystal import (
+    AutoModelForCrystalPropertyPrediction,
+    CrystalFeatureExtractor,
+    CrystalPropertyPipeline,
+    export_pretrained,
+    render_model_card,
+)
 from hf_crystal.cards import fill_slots, read_hub_config
 from hf_crystal.hub import files, properties
 from hf_crystal.loading import load_property_model
@@ -117,7 +123,8 @@ def test_with_the_package_the_folder_needs_no_consent_and_uses_the_package(expor
 
 def test_exported_folder_can_be_exported_again(exported, tmp_path):
     again = export_pretrained(exported, tmp_path / "again")
-    assert (again / "config.json").read_text() == (exported / "config.json").read_text()
+    for name in ("config.json", "hub_config.json", "README.md"):
+        assert (again / name).read_text() == (exported / name).read_text()
     assert (again / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
 
 
@@ -149,6 +156,20 @@ def test_card_of_an_embedded_model_in_memory_has_its_license():
     assert "license: cc-by-4.0" in card and "base_model: hf_crystal/crystalformer-elastic" in card
 
 
+def test_a_model_trained_by_any_trainer_is_exported_with_its_base_and_license(tmp_path):
+    model = AutoModelForCrystalPropertyPrediction.from_pretrained(
+        "crystalformer-mp", target_names=["Tc"], target_units=["K"], ignore_mismatched_sizes=True
+    )
+    model.set_target_scaling(
+        589.0, 500.0
+    )  # whose last digits depend on the addresses of weights
+    model.save_pretrained(tmp_path / "saved")
+    for place, source in enumerate((model, tmp_path / "saved")):
+        card = (export_pretrained(source, tmp_path / str(place)) / "README.md").read_text()
+        assert "license: cc-by-4.0" in card and "base_model: hf_crystal/crystalformer-mp" in card
+        assert "(in the training of `hf_crystal/crystalformer-mp`; later ones are not recorded)" in card
+
+
 def test_a_folder_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     write = properties.write_folder
 
@@ -158,7 +179,7 @@ def test_a_folder_that_computes_something_else_is_not_written(tmp_path, monkeypa
         os.replace(folder / "other" / "model.safetensors", folder / "model.safetensors")
 
     monkeypatch.setattr(properties, "write_folder", write_other_weights)
-    with pytest.raises(RuntimeError, match=r"logits of the exported folder differs by .* from the model in memory"):
+    with pytest.raises(RuntimeError, match=r"\w+ of the exported folder is not that of the model in memory"):
         export_pretrained(tiny_model(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
