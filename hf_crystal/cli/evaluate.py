@@ -30,7 +30,10 @@ def evaluate_property(
     split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",
     column: Annotated[
         list[str] | None,
-        typer.Option(help="Label column of each target, in the model's order; by default those of its training."),
+        typer.Option(
+            help="Label column of each target, in the model's order, or target=column of some; by default those of "
+            "the training."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Crystals per forward pass.")] = 64,
     output: Annotated[Literal["table", "json"], typer.Option(help="How the figures are written.")] = "table",
@@ -140,7 +143,7 @@ def evaluate_generation(
     time_limit: Annotated[float | None, typer.Option(help="Seconds for one pair of crystals.")] = None,
     output: Annotated[Literal["table", "json"], typer.Option(help="How the figures are written.")] = "table",
 ) -> None:
-    """Measure a generator: match rate, METRe, validity, uniqueness, novelty, space groups, conditions; as JSON."""
+    """Measure a generator: match rate, METRe, validity, uniqueness, novelty, space groups, conditions."""
     quiet_transformers()
     from ..data import load_crystal_dataset
     from ..evaluation.conditions import GenerationSettings, judge_of_pipeline

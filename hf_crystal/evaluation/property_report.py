@@ -77,8 +77,9 @@ def evaluate_property_folder(
     Args:
         folder: Folder (or repository) with model and feature extractor.
         rows: Data set of crystals with the label columns.
-        columns: Label column of each target. By default those of the training, where its record lies in or beside
-            the folder and the rows have them, otherwise `config.target_names`.
+        columns: Label column of each target, or `target=column` of those that are to be measured. By default those of
+            the training, where its record lies in or beside the folder and the rows have them, otherwise
+            `config.target_names`.
         batch_size: Crystals per forward pass.
         num_bootstrap: See `regression_metrics`.
         progress: See `predict_rows`.
@@ -91,28 +92,34 @@ def evaluate_property_folder(
 
     model, feature_extractor = load_property_model(folder)
     config = model.config
+    targets = list(config.target_names)
+    pairs = [name.partition("=")[::2] for name in columns or ()]
     if columns is None:
         recorded = _recorded_columns(folder)
-        known = len(recorded) == len(config.target_names) and set(recorded) <= set(rows.column_names)
-        columns = recorded if known else list(config.target_names)
-    if len(columns) != len(config.target_names):
+        known = len(recorded) == len(targets) and set(recorded) <= set(rows.column_names)
+        columns = recorded if known else targets
+    elif set(dict(pairs)) <= set(targets) and all(column for _, column in pairs):
+        targets, columns = [target for target, _ in pairs], [column for _, column in pairs]
+    by_name = f"or those of some by name (--column {targets[0]}=my_column)"
+    if len(columns) != len(targets):
         raise ValueError(
-            f"{len(columns)} label columns ({', '.join(columns)}): the model has the targets "
-            f"{', '.join(config.target_names)}; give one column for each (--column)"
+            f"{len(columns)} label columns ({', '.join(columns)}): the model has the targets {', '.join(targets)}; "
+            f"give one column for each (--column), {by_name}"
         )
     missing = [name for name in columns if name not in rows.column_names]
     if missing:
         raise ValueError(
             f"no label column {', '.join(missing)}: give the one of each target of the model, "
-            f"{', '.join(config.target_names)}, in this order (--column); the data has {', '.join(rows.column_names)}"
+            f"{', '.join(targets)}, in this order (--column), {by_name}; the data has {', '.join(rows.column_names)}"
         )
     collator = CrystalCollator(feature_extractor, label_names=columns)
     predictions, labels = predict_rows(model, rows, collator, batch_size=batch_size, progress=progress)
+    places = [config.target_names.index(target) for target in targets]
     return regression_metrics(
-        predictions,
+        predictions[:, places],
         labels,
-        target_names=config.target_names,
-        target_units=config.target_units,
-        baseline_mean=model.head.target_mean.double().cpu().numpy(),
+        target_names=targets,
+        target_units=[config.target_units[place] for place in places],
+        baseline_mean=model.head.target_mean.double().cpu().numpy()[places],
         num_bootstrap=num_bootstrap,
     )

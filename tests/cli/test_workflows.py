@@ -90,7 +90,7 @@ def test_train_evaluate_predict_export(tmp_path, call, capfd):
     assert "\nformation_energy: test MAE " in out
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     model = tmp_path / "run" / "model"
-    for column in (["--column", "energy"], []):  # by default those of the training
+    for column in (["--column", "energy"], ["--column", "formation_energy=energy"], []):  # by default of the training
         measured = json.loads(call("evaluate", "property", "--model", model, *data, *column, "--output", "json"))
         assert measured["targets"][0]["mae"] == pytest.approx(record["test"]["targets"][0]["mae"], abs=1e-5)
     for columns, message in (
