@@ -3,8 +3,9 @@ r"""S.U.N. and M.S.U.N. of unprompted crystals by an interatomic potential, as d
     pip install --no-deps --target chgnet_site chgnet==0.4.2 nvidia-ml-py3     # leaves the installed stack as it is
     PYTHONPATH=chgnet_site python scripts/evaluate_sun.py runs/sun --count 500
 
-Draws 4 COUNT crystals of the embedded generator without a prompt, and judges the first COUNT of them, and the COUNT
-that `hf_crystal.candidates.likely_stable` picks of all before anything is relaxed. Known is what is in the embedded
+Draws 4 COUNT crystals of the embedded generator without a prompt, and judges the first COUNT of them, the COUNT that
+`hf_crystal.candidates.likely_stable` picks of all before anything is relaxed, and of those that SMACT accepts. Known
+is what is in the embedded
 index of the Materials Project (132,734 crystals now), more than the generator was trained on. What is novel is relaxed
 with the potential (atoms and cell, at most `--max-steps`), and so are the known phases of its hull; one that does not
 converge has no distance. Known crystals and repeats can be no part of S.U.N. and are not relaxed.
@@ -13,8 +14,11 @@ Every relaxation is a line of OUTPUT_DIR/relaxed.jsonl; the same command resumes
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+KINDS = ("one of 4", "one of 4, SMACT", "as drawn")
 
 
 def relaxed_lines(results: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -85,12 +89,22 @@ def main(args: argparse.Namespace) -> None:
 
     import hf_crystal  # noqa: F401  registers the pipeline
     from hf_crystal.candidates import DRAWS, likely_stable
+    from hf_crystal.mat2seq.validity import smact_accepts
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     generate = pipeline("crystal-generation")
     results = generate(num_return_sequences=DRAWS * args.count, seed=args.seed, candidates="model", rank=False)
     results = [{**result, "place": place} for place, result in enumerate(results)]
-    chosen = {f"one of {DRAWS}": likely_stable(results, args.count, known=False), "as drawn": results[: args.count]}
+    neutral = [
+        result
+        for result in results
+        if smact_accepts(tuple(sorted(Counter(result["structure"].atomic_numbers).items())))
+    ]
+    chosen = {
+        KINDS[0]: likely_stable(results, args.count, known=False),
+        KINDS[1]: likely_stable(neutral, args.count, known=False),
+        KINDS[2]: results[: args.count],
+    }
     name = f"{args.calculator}, atoms and cell relaxed, at most {args.max_steps} steps, hull of phases relaxed alike"
     found = {kind: figures(chosen[kind], relaxed_lines(chosen[kind], args), name) for kind in args.kinds or chosen}
     (args.output_dir / "result.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -101,7 +115,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path, help="folder of relaxations and result; resumed where there is one")
     parser.add_argument("--count", type=int, default=500, help="crystals judged of each kind (default: 500)")
-    parser.add_argument("--kinds", nargs="*", choices=("as drawn", "one of 4"), help="what to judge (default: both)")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, help="what to judge (default: all)")
     parser.add_argument("--calculator", default="chgnet", help="see hf_crystal.ase.load_calculator (default: chgnet)")
     parser.add_argument("--max-steps", type=int, default=200, help="steps of a relaxation at most (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
