@@ -80,10 +80,13 @@ def predict(
         if not number:
             raise ValueError(f"no crystals in {', '.join(sources[:3])}" + " and more files" * (len(sources) > 3))
         total = len(range(shard_index, number, num_shards))
+        from ..loading import model_digest
+
         pipe = _pipeline(model, device)
         finish = _finish(pipe.model, known_phases)
         crystals = itertools.islice(read_crystals(sources), shard_index, None, num_shards)
-        rows = track(predict_rows(pipe, model, crystals, finish, **options), total, "crystal")
+        of_model = {"model": model, "model_digest": model_digest(model)}
+        rows = track(predict_rows(pipe, of_model, crystals, finish, **options), total, "crystal")
         with open_writer(chosen, output_file, *columns_of(pipe.model, known_phases is not None, disorder)) as writer:
             tally.write(rows, writer)
     else:
@@ -168,21 +171,15 @@ def _report(tally: Tally, *, complete: bool = True) -> None:
         complete: there was nothing before this call.
     """
     if tally.doubtful:
-        print(
-            f"hf-crystal: {tally.doubtful} of {tally.read} crystals have warnings, the first: "
-            f"{_shortened(tally.first_doubt)}",
-            file=sys.stderr,
-        )
+        _print_list(f"{tally.doubtful} of {tally.read} crystals have warnings", tally.doubts.lines)
     if not tally.failed:
         return
     if complete and tally.failed == tally.read:
-        more = f" (and {tally.read - 1} more)" if tally.read > 1 else ""
-        raise ValueError(f"no crystal could be read: {tally.first}{more}")
-    print(
-        f"hf-crystal: {tally.failed} of {tally.read} crystals could not be read, the first: {_shortened(tally.first)}",
-        file=sys.stderr,
-    )
+        raise ValueError(f"no crystal could be read: {'; '.join(tally.reasons.lines)}")
+    _print_list(f"{tally.failed} of {tally.read} crystals could not be read", tally.reasons.lines)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 200 else text[:199] + "…"
+def _print_list(head: str, lines: list[str]) -> None:
+    """Of a single line as one."""
+    separator = " " if len(lines) == 1 else "\n  "
+    print(f"hf-crystal: {head}:{separator}{separator.join(lines)}", file=sys.stderr)

@@ -3,7 +3,7 @@
 The crystals of all sources are counted from 0; shard s of n has those whose number leaves remainder s. Its folder
 
     DIR/shard-00003-of-00008/
-        _settings.json          what was asked for; another run with other settings is refused
+        _settings.json          what was asked for; another run with other settings is refused; locked while one writes
         part-000000.parquet     results of its first `rows_per_file` crystals, in order
         part-000001.parquet     ...
         _failed-000001.jsonl    which crystals of that file could not be read, and why; only where there are any
@@ -14,11 +14,12 @@ number alone: whatever is killed when, no crystal is lost and none comes twice. 
 Spark) take `DIR` as one table and pass over the names that start with `_`.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -59,12 +60,12 @@ def columns_of(
     values += ["metal_probability", "is_metal"] if errors and model.config.gap_index is not None else []
     if stability:
         values += [*distances, "decomposes_to"]
-    return ["source", "formula", "num_atoms", *values, "disorder", "model", "warnings", "error"], types
+    return ["source", "formula", "num_atoms", *values, "disorder", "model", "model_digest", "warnings", "error"], types
 
 
 def predict_rows(
     pipe: "CrystalPropertyPipeline",
-    model: str,
+    model: Mapping[str, str],
     crystals: Iterable[tuple[str, Any]],
     finish: Finish = None,
     **options: Any,
@@ -73,13 +74,13 @@ def predict_rows(
 
     Args:
         pipe: a `CrystalPropertyPipeline`.
-        model: what it was loaded by.
+        model: what it was loaded by, and its digest: `model` and `model_digest`.
         crystals: names and crystals.
         finish: adds fields to each result.
         **options: `batch_size`, `max_batch_atoms`, `num_workers`, `unseen` and `disorder` of the pipeline.
 
     Yields:
-        `source` (the name), what the pipeline gives, and `model`.
+        `source` (the name), what the pipeline gives, and the fields of `model`.
     """
     names: deque[str] = deque()
 
@@ -90,7 +91,36 @@ def predict_rows(
             yield crystal
 
     for result in pipe(remember(), **options):
-        yield {"source": names.popleft(), **(finish(result) if finish else result), "model": model}
+        yield {"source": names.popleft(), **(finish(result) if finish else result), **model}
+
+
+class Words:
+    """Texts about crystals: how often each came, and of which crystal first."""
+
+    _SHOWN = 5
+    _KEPT = 1000  # with numbers in them all are different
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[str, int]] = {}
+        self._rest = 0
+
+    def add(self, source: str, text: str) -> None:
+        """Count one."""
+        if text in self._found or len(self._found) < self._KEPT:
+            first, count = self._found.get(text, (source, 0))
+            self._found[text] = first, count + 1
+        else:
+            self._rest += 1
+
+    @property
+    def lines(self) -> list[str]:
+        """The most frequent ones."""
+        ranked = sorted(self._found.items(), key=lambda item: -item[1][1])
+        lines = []
+        for text, (first, count) in ranked[: self._SHOWN]:
+            lines.append(f"{first}{f' and {count - 1} more' * (count > 1)}: {text}")
+        rest = self._rest + sum(count for _, (_, count) in ranked[self._SHOWN :])
+        return [*lines, *[f"{rest} with other reasons"] * bool(rest)]
 
 
 class Tally:
@@ -100,18 +130,16 @@ class Tally:
         on_error: what becomes of an unreadable crystal: a row with its reason, no row, or the end.
         read (`int`): crystals seen.
         failed (`int`): crystals that could not be read.
-        first (`str`): name and reason of the first of them.
         doubtful (`int`): crystals whose result has warnings.
-        first_doubt (`str`): name and warnings of the first of them.
+        reasons, doubts (`Words`): why, each with the first crystal.
     """
 
     def __init__(self, on_error: OnError):
         self.on_error = on_error
         self.read = 0
         self.failed = 0
-        self.first = ""
         self.doubtful = 0
-        self.first_doubt = ""
+        self.reasons, self.doubts = Words(), Words()
 
     def write(self, rows: Iterable[dict[str, Any]], writer: Writer) -> None:
         """Write rows until they end.
@@ -123,14 +151,14 @@ class Tally:
             self.read += 1
             if "error" in row:
                 self.failed += 1
-                self.first = self.first or f"{row['source']}: {row['error']}"
+                self.reasons.add(row["source"], row["error"])
                 if self.on_error == "raise":
-                    raise ValueError(self.first)
+                    raise ValueError(f"{row['source']}: {row['error']}")
                 if self.on_error == "skip":
                     continue
             if row.get("warnings"):
                 self.doubtful += 1
-                self.first_doubt = self.first_doubt or f"{row['source']}: {'; '.join(row['warnings'])}"
+                self.doubts.add(row["source"], "; ".join(row["warnings"]))
             writer.write(row)
 
 
@@ -245,14 +273,33 @@ class Shard:
         Raises:
             ValueError: the sources hold fewer crystals than were counted at the start.
         """
+        with self._alone():
+            self._predict(pipe, tally, finish, **options)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes of this machine from the folder; a lock ends with its process."""
+        with (self.folder / "_settings.json").open("r+") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self.folder} is being written by another process: wait, or stop it") from None
+            except (ImportError, OSError):  # Windows, or a file system without locks
+                pass
+            yield
+
+    def _predict(self, pipe: "CrystalPropertyPipeline", tally: Tally, finish: Finish, **options: Any) -> None:
         total, number = self.count(), 0
-        while self.part(number).is_file():
+        while _is_whole(self.part(number)):
             number += 1
         done = min(number * self.rows_per_file, total)
         first = self.shard_index + done * self.num_shards
         crystals = islice(read_crystals(self.sources), first, None, self.num_shards)
         failed: list[str] = []  # of one file
-        model = json.loads((self.folder / "_settings.json").read_text(encoding="utf-8"))["model"]
+        settings = json.loads((self.folder / "_settings.json").read_text(encoding="utf-8"))
+        model = {"model": settings["model"], "model_digest": settings.get("files of the model")}
 
         def watched() -> Iterator[dict[str, Any]]:
             for row in predict_rows(pipe, model, crystals, finish, **options):
@@ -278,6 +325,24 @@ class Shard:
         _write_json(self.folder / "_SUCCESS", {"crystals": total, "files": number, "failed": lost})
         without = f", {lost} without values: see _failed-*.jsonl" if lost else ""
         announce_written(f"{self.folder} ({total} crystals, {number} file{'s' * (number != 1)}{without})")
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of results is there and has an end."""
+    if not file.is_file():
+        return False
+    if file.suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            pyarrow.parquet.read_metadata(file)
+        except (pyarrow.ArrowInvalid, OSError):
+            return False
+        return True
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - 1, 0))
+        return stream.read(1) in (b"", b"\n")
 
 
 def _digest(sources: Sequence[str]) -> str:

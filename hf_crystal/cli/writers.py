@@ -74,7 +74,7 @@ class _Table:
         # the standard error of a value is beside it, in one cell
         self.errors = {name: f"{name}_standard_error" for name in columns if f"{name}_standard_error" in columns}
         merged = {f"{name}_{field}" for name in self.errors for field in ("standard_error", "low", "high")}
-        self.columns = [name for name in columns if name not in {*merged, "is_metal", "model"}]
+        self.columns = [name for name in columns if name not in {*merged, "is_metal", "model", "model_digest"}]
         self.rows: list[list[str]] = []
 
     def write(self, row: dict[str, Any]) -> None:

@@ -132,7 +132,7 @@ def test_predict_reads_globs_folders_and_parquet(command, model, table):
     assert [row[:3] for row in rows[1:]] == [
         ["mp-0", "NaCl", "2"], ["mp-1", "", ""], ["mp-2", "SrTiO3", "5"], ["mp-3", "Fe", "2"]
     ]  # fmt: skip
-    assert err.startswith("hf-crystal: 1 of 4 crystals could not be read, the first: mp-1: overlapping atoms")
+    assert err.startswith("hf-crystal: 1 of 4 crystals could not be read: mp-1: overlapping atoms")
 
 
 def test_predict_reads_standard_input(model):
@@ -168,7 +168,7 @@ def test_on_error(command, model, table):
     code, out, _ = command(*words, "--on-error", "skip")
     assert (code, [row["source"] for row in json.loads(out)]) == (0, ["mp-0", "mp-2", "mp-3"])
     code, out, _ = command(*words, "--on-error", "report")
-    assert list(json.loads(out)[1]) == ["source", "error", "model"]
+    assert list(json.loads(out)[1]) == ["source", "error", "model", "model_digest"]
     code, _, err = command(*words, "--on-error", "raise")
     assert code == 1
     assert err.startswith("hf-crystal: error: mp-1: overlapping atoms")

@@ -16,6 +16,8 @@ from tiny_models import IRON, NACL, OVERLAPPING, SRTIO3, save_tiny_model
 from transformers.utils import logging
 
 from hf_crystal.cli.main import run
+from hf_crystal.cli.screening import Words
+from hf_crystal.loading import model_digest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CRYSTALS = (NACL, OVERLAPPING, SRTIO3, IRON)
@@ -85,6 +87,7 @@ def test_shards_of_files_are_the_whole(predict, model, table, tmp_path, expected
     shards = [rows_of(out / f"shard-{index:05d}-of-00003") for index in range(3)]
     assert_same_rows([shards[index % 3][index // 3] for index in range(NUM_ROWS)], expected)
     assert {row["model"] for row in expected} == {str(model)}
+    assert {row["model_digest"] for row in expected} == {model_digest(str(model))}
     # 17 crystals in files of 7, and nothing else in the folder
     names = sorted(path.name for path in (out / "shard-00000-of-00003").iterdir())
     failed = [name for name in names if re.fullmatch(r"_failed-00000[0-2].jsonl", name)]
@@ -141,6 +144,40 @@ def test_missing_files_are_made_again(predict, model, table, tmp_path, expected)
     (out / "shard-00000-of-00001" / "part-000002.parquet").unlink()
     assert predict(*words)[0] == 0
     assert_same_rows(rows_of(out), expected)
+
+
+@pytest.mark.parametrize("output", ["parquet", "csv", "json", "jsonl"])
+def test_a_file_without_its_end_is_made_again(predict, model, table, tmp_path, output):
+    words = (table, "--model", model, "--output-dir", tmp_path, "--rows-per-file", 20, "--output", output)
+    assert predict(*words)[0] == 0
+    (folder,) = tmp_path.iterdir()
+    files = [folder / f"part-{number:06d}.{output}" for number in range(2)]
+    texts = [file.read_bytes() for file in files]
+    (folder / "_SUCCESS").unlink()
+    files[1].write_bytes(texts[1][:-50])
+    kept = files[0].stat().st_mtime_ns
+    assert predict(*words)[0] == 0
+    assert files[0].stat().st_mtime_ns == kept and files[1].stat().st_size == len(texts[1])
+
+
+def test_two_processes_do_not_write_one_shard(predict, model, table, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    words = (table, "--model", model, "--output-dir", tmp_path)
+    assert predict(*words)[0] == 0
+    (folder,) = tmp_path.iterdir()
+    (folder / "_SUCCESS").unlink()
+    with (folder / "_settings.json").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        code, err = predict(*words)
+    assert code == 1 and f"{folder} is being written by another process" in err
+    assert predict(*words)[0] == 0
+
+
+def test_reasons_are_named_once_the_most_frequent_first():
+    words = Words()
+    for source, text in zip("abcdefghij", ["near", "far", "far", *"123456", "far"], strict=True):
+        words.add(source, text)
+    assert words.lines == ["b and 2 more: far", "a: near", "d: 1", "e: 2", "f: 3", "3 with other reasons"]
 
 
 @pytest.mark.parametrize("output", ["csv", "json", "jsonl"])
@@ -268,7 +305,7 @@ def test_a_reader_that_leaves_is_no_error(model, table):
     err = process.stderr.read()
     process.stderr.close()
     assert process.wait() == 0
-    assert "could not be read, the first: mp-001" in err
+    assert "could not be read: mp-001" in err
     assert len(err.splitlines()) == 1
 
 

@@ -93,7 +93,7 @@ def test_every_file_of_results_has_the_warnings(tmp_path, form):
     call = ["predict", str(crystals), "--model", str(tmp_path / "model"), "--output-file", str(out)]
     run = CliRunner().invoke(app, call)
     assert run.exit_code == 0, run.output
-    assert "1 of 2 crystals have warnings, the first: " in run.stderr
+    assert "1 of 2 crystals have warnings: " in run.stderr
     if form == "csv":
         rows = list(csv.DictReader(out.read_text().splitlines()))
     elif form == "parquet":
