@@ -1,6 +1,7 @@
 from . import evaluation as evaluation
 from .checkpoints import embedded_checkpoint as embedded_checkpoint
 from .crystals.reading import CrystalInputError as CrystalInputError
+from .crystals.reading import record_to_structure as record_to_structure
 from .data import CrystalCollator as CrystalCollator
 from .data import load as load
 from .data import load_crystal_dataset as load_crystal_dataset

@@ -117,7 +117,7 @@ def model_digest(name: ModelName) -> str:
         return str(PreTrainedConfig.get_config_dict(location)[0].get("_commit_hash"))
     digest = hashlib.sha256()
     for file in sorted(Path(location).iterdir()):
-        if file.suffix in (".json", ".safetensors", ".bin") and file.name != "metrics.json":
+        if file.suffix in (".json", ".safetensors", ".bin") and file.name not in ("metrics.json", "hub_config.json"):
             with file.open("rb") as stream:
                 digest.update(f"{file.name}|{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]

@@ -178,6 +178,11 @@ class ReferenceHull:
         shares = {_formula(p): round(float(x), 6) for p, x in zip(names, found.x, strict=True) if x > 1e-6}
         return float(found.fun), dict(sorted(shares.items(), key=lambda item: -item[1]))
 
+    def has(self, composition: str | Mapping[Any, Any]) -> bool:
+        """Whether there is a phase of a formula."""
+        phase = _reduced(_counts(composition))
+        return phase in self._systems.get(frozenset(z for z, _ in phase), {})
+
     def stability(self, composition: str | Mapping[Any, Any], energy: float | None = None) -> Stability:
         """Hull at a composition, and where an energy lies against it.
 

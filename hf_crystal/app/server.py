@@ -416,6 +416,7 @@ class _Measures:
         self._seconds = Histogram("request_seconds", words, ["endpoint"], buckets=bounds, **named)
         self.in_progress = Gauge("requests_in_progress", "Requests being answered, or waiting for it.", **named)
         self._crystals = Counter("crystals", "Crystals by task and outcome.", ["task", "outcome"], **named)
+        self._doubtful = Counter("crystals_with_warnings", "Crystals whose result has warnings.", ["task"], **named)
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
         """Count one request."""
@@ -426,6 +427,7 @@ class _Measures:
         """Count crystals with and without a result."""
         failed = sum("error" in result for result in results)
         self._crystals.labels(task, "failed").inc(failed)
+        self._doubtful.labels(task).inc(sum(bool(result.get("warnings")) for result in results))
         self._crystals.labels(task, "done").inc(len(results) - failed)
 
 

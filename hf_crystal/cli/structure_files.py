@@ -25,6 +25,8 @@ _ADDED = {  # by grouping, relaxation, stability
     "decomposes_to": "string",
 }
 _FAR = 0.2  # eV/atom: hardly a crystal predicted so far is near the hull (docs/experiments.md)
+_MOST_WARNINGS = 8  # lines; of crystals of odd volumes each has its own
+_BELOW = -0.05  # eV/atom: mostly the hull lacks a phase (docs/how_to/stability.md)
 _MORE_COLUMNS = ["initial_energy", "energy_of", "sequence", "warnings", "cif"]  # of every form but the table
 _TYPES = {**_ADDED, "num_atoms": "int64", "initial_energy": "double", **dict.fromkeys(_NUMBERS, "double")}
 
@@ -38,26 +40,22 @@ def write_crystals(
         ValueError: the folder holds other crystals, the list cannot be written there, or none of the crystals could be
             relaxed, as the list then says.
     """
-    for warning in dict.fromkeys(warning for result in results for warning in result["warnings"]):
-        print(f"hf-crystal: warning: {warning}", file=sys.stderr)
+    _print_warnings(results)
     if "energy" not in results[0]:  # relaxed ones are compared by their hull
         results = _with_known(results)
-    known = [result for result in results if result["source"].startswith("known")]
-    if known and "energy" not in results[0]:
-        order = "known crystals are in the order of their PBE energies: where these are close, nature's may be another"
-        guessed = [result["source"] for result in known if result["known_e_above_hull"] is None]
-        if guessed:
-            which = f"{guessed[0]}{f' and {len(guessed) - 1} more' * (len(guessed) > 1)}"
-            order += f"; {which} without a calculated distance from the hull mostly by a predicted energy"
-        print(f"hf-crystal: {order}", file=sys.stderr)
+        _print_order([result for result in results if result["source"].startswith("known")])
     if about := results[0].get("energy_of"):
         caveat = "" if "energy" in results[0] else ": a hint, no ranking of stability"
         print(f"hf-crystal: e_above_hull is of {about}{caveat}", file=sys.stderr)
-        far = [result for result in results if (result["e_above_hull"] or 0.0) > _FAR]
-        if far:
-            first = f"the first {far[0]['source']} of {far[0]['space_group']}"
-            above = f"more than {_FAR:g} eV/atom above the hull, {first}"
-            print(f"hf-crystal: {len(far)} of {len(results)}: {above}", file=sys.stderr)
+        heights = [(result, result["e_above_hull"] or 0.0) for result in results]
+        lacking = ": mostly the hull of 2018 lacks a phase, or the prediction is wrong"
+        for some, where in (
+            ([result for result, height in heights if height > _FAR], f"more than {_FAR:g} eV/atom above the hull"),
+            ([result for result, height in heights if height < _BELOW], f"more than {-_BELOW:g} below it{lacking}"),
+        ):
+            if some:
+                first = f"the first {some[0]['source']} of {some[0]['space_group']}"
+                print(f"hf-crystal: {len(some)} of {len(results)}, {first}: {where}", file=sys.stderr)
     files = [None] * len(results) if folder is None else write_structures(folder, results, form)
     more = [name for name in _MORE_COLUMNS if name in results[0]] if output != "table" else []
     is_empty = output == "table" and all(result["known_e_above_hull"] is None for result in results)
@@ -73,6 +71,32 @@ def write_crystals(
     if all(result.get("energy", 0.0) is None for result in results):
         reason = next(text for text in results[0]["warnings"] if text.startswith("not relaxed"))
         raise ValueError(f"none of {len(results)} crystals could be relaxed: {reason}")
+
+
+def _print_warnings(results: list[dict[str, Any]]) -> None:
+    """Each warning once, with the crystals that have it where not all do."""
+    doubtful: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        for warning in result["warnings"]:
+            doubtful.setdefault(warning, []).append(result)
+    for warning, some in list(doubtful.items())[:_MOST_WARNINGS]:
+        more = f" and {len(some) - 1} more" * (len(some) > 1)
+        whose = "" if len(some) == len(results) else f"{some[0]['source']} of {some[0]['space_group']}{more}: "
+        print(f"hf-crystal: warning: {whose}{warning}", file=sys.stderr)
+    if len(doubtful) > _MOST_WARNINGS:
+        print(f"hf-crystal: {len(doubtful) - _MOST_WARNINGS} more warnings: see --output json", file=sys.stderr)
+
+
+def _print_order(known: list[dict[str, Any]]) -> None:
+    """What known crystals are sorted by."""
+    if not known:
+        return
+    order = "known crystals are in the order of their PBE energies: where these are close, nature's may be another"
+    guessed = [result["source"] for result in known if result["known_e_above_hull"] is None]
+    if guessed:
+        which = f"{guessed[0]}{f' and {len(guessed) - 1} more' * (len(guessed) > 1)}"
+        order += f"; {which} without a calculated distance from the hull mostly by a predicted energy"
+    print(f"hf-crystal: {order}", file=sys.stderr)
 
 
 def _with_known(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -61,7 +61,9 @@ def train_property(
         ),
     ] = None,
     target: Annotated[str | None, typer.Option(help="Property to learn, a column of the table.")] = None,
-    unit: Annotated[str | None, typer.Option(help="Unit of the labels and of the predictions.")] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="Unit of labels and predictions, 1 for none; needed with --target.")
+    ] = None,
     column: Annotated[
         str | None, typer.Option(help="Column of the labels, where it is not named as --target.")
     ] = None,

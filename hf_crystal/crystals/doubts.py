@@ -330,8 +330,8 @@ def update_checkpoint(values: Mapping[str, Any], updates: Sequence[Update], what
         raise ValueError(f"checkpoint_version={version!r} of {what}: accepted are the integers 1 to {newest}.")
     if version > newest:
         raise ValueError(
-            f"checkpoint_version={version} of {what} is newer than this code, which reads 1 to {newest}: "
-            "pip install --upgrade hf_crystal."
+            f"checkpoint_version={version} of {what} is newer than this code, which reads 1 to {newest}: install the "
+            "version of hf_crystal that wrote it, or a later one."
         )
     updated = dict(values)
     for update in updates[version - 1 :]:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from ..crystals.elements import cell_formula
+from ..crystals.doubts import geometry_warnings
+from ..crystals.elements import cell_formula, parse_composition
 
 __all__ = ["CrystalGenerationPipeline", "result_of"]
 
@@ -240,7 +241,13 @@ class CrystalGenerationPipeline(Pipeline):
                 if on_error == "raise":
                     raise
                 items = [SimpleNamespace(error=error)]
-            found.append([self._with_likelihood(item) for item in items])
+            notes = () if all(item.error is not None for item in items) else _unlisted(prompt["composition"])
+            found.append(
+                [
+                    dataclasses.replace(item, warnings=(*item.warnings, *notes)) if item.error is None else item
+                    for item in map(self._with_likelihood, items)
+                ]
+            )
             if items and options.get("progress") is not None:
                 options["progress"](len(items))
         return found
@@ -301,6 +308,22 @@ def _of_package(name: str, needs: str) -> Any:
         raise ValueError(f"{needs}: the package hf_crystal, which has the known crystals, is missing") from error
 
 
+def _unlisted(composition: str | Mapping[str, Any]) -> tuple[str, ...]:
+    """A note where there is a phase of a formula that is none of the known crystals."""
+    counts = parse_composition(composition)
+    needs = "a formula needs"
+    if _of_package("prototypes.proposals", needs)._default_index().knows(counts):
+        return ()
+    stability = _of_package("stability", needs)
+    hull = stability.load_reference()
+    if not hull.has(counts):
+        return ()
+    return (
+        f"the hull ({hull.name}) has a phase of this formula that is none of the known crystals here: mostly one of "
+        "more than 96 atoms in the primitive cell or 24 Wyckoff positions",
+    )
+
+
 def _is_formula(prompt: Mapping[str, Any], candidates: str) -> bool:
     """Whether known prototypes can fulfill a prompt."""
     composition = prompt.get("composition")
@@ -327,5 +350,12 @@ def result_of(item: Any) -> dict[str, Any]:
         "probability": item.probability,
         "known_e_above_hull": item.known_e_above_hull,
         "source": item.source,
-        "warnings": list(item.warnings),
+        "warnings": [*item.warnings, *_doubts(item)],
     }
+
+
+def _doubts(item: Any) -> list[str]:
+    """What is implausible about the geometry of a decoded crystal, as predictions say it."""
+    record = item.canonical.to_record()
+    arrays = (record.atomic_numbers, record.frac_coords @ record.cell, record.cell)
+    return geometry_warnings(*(array[None] for array in arrays))[0]

@@ -334,8 +334,14 @@ class PrototypeIndex:
         Args:
             unit: Atomic numbers with their counts; crystals may have any multiple.
         """
-        own = self._own(self.compositions(unit), self._allowed(None, frozenset()))
-        return [self._item(row, self.known(row), "known", share) for row, share in own]
+        return [self._item(row, self.known(row), "known", share) for row, share in self._known_rows(unit)]
+
+    def knows(self, unit: dict[int, int]) -> bool:
+        """Whether there is a known crystal of a formula."""
+        return bool(self._known_rows(unit))
+
+    def _known_rows(self, unit: dict[int, int]) -> list[tuple[int, float]]:
+        return self._own(self.compositions(unit), self._allowed(None, frozenset()))
 
     def is_known(self, item: DecodedCrystal) -> bool:
         """Whether pymatgen's `StructureMatcher` takes a crystal for one of the index (any volume)."""

@@ -160,9 +160,7 @@ def test_a_model_trained_by_any_trainer_is_exported_with_its_base_and_license(tm
     model = AutoModelForCrystalPropertyPrediction.from_pretrained(
         "crystalformer-mp", target_names=["Tc"], target_units=["K"], ignore_mismatched_sizes=True
     )
-    model.set_target_scaling(
-        589.0, 500.0
-    )  # whose last digits depend on the addresses of weights
+    model.set_target_scaling(589.0, 500.0)  # whose last digits depend on the addresses of weights
     model.save_pretrained(tmp_path / "saved")
     for place, source in enumerate((model, tmp_path / "saved")):
         card = (export_pretrained(source, tmp_path / str(place)) / "README.md").read_text()

@@ -21,6 +21,7 @@ from hf_crystal.crystals.reading import as_record
 from hf_crystal.loading import load_generation_pipeline, load_property_pipeline
 from hf_crystal.mat2seq.modeling_mat2seq import mat2seq_config
 from hf_crystal.mat2seq.space_groups import space_group_number
+from hf_crystal.pipelines.pipeline_crystal_generation import result_of
 
 TASK = "crystal-generation"
 
@@ -41,7 +42,7 @@ def test_results_are_the_composition_and_decode_again(pipe):
         fields = ["structure", "cif", "formula", "space_group", "sequence", "log_likelihood"]
         assert list(result) == [*fields, "score", "probability", "known_e_above_hull", "source", "warnings"]
         assert result["structure"].composition == Composition("SrTiO3")
-        assert result["warnings"] == []
+        assert all("volume per atom" in text for text in result["warnings"])  # of a model without training
         read = Structure.from_str(result["cif"], fmt="cif", primitive=True)
         assert canonicalize(read).to_text() == canonicalize(result["structure"]).to_text()
         assert f"_symmetry_space_group_name_H-M   {result['space_group']}\n" in result["cif"].replace("'", "")
@@ -267,3 +268,20 @@ def test_embedded_generator_is_the_default_and_its_card_is_of_it():
     card, metrics = (folder / "README.md").read_text(), json.loads((folder / "metrics.json").read_text())
     assert f"{metrics['num_parameters']:,}" in card
     assert sum(p.numel() for p in embedded.model.parameters()) == metrics["num_parameters"]
+
+
+def test_a_formula_whose_crystal_is_not_in_the_index_has_a_note():
+    pipe = load_generation_pipeline()
+    formulas = ("EuSi2(NO)2", "TiO2", "Sr2CuSbS4")
+    unlisted, listed, new = (pipe(formula, candidates="prototypes")[0] for formula in formulas)
+    assert unlisted["source"].startswith("prototype")
+    assert any("a phase of this formula that is none of the known crystals" in text for text in unlisted["warnings"])
+    assert listed["warnings"] == [] and not any("a phase of this formula" in text for text in new["warnings"])
+
+
+def test_a_decoded_crystal_of_absurd_size_has_the_warning_of_predictions():
+    tokenizer = Mat2SeqTokenizer()
+    huge = {"lattice": [[16, 0, 0], [0, 16, 0], [0, 0, 16]], "frac_coords": [[0, 0, 0]], "species": ["Fe"]}
+    (item,) = tokenizer.batch_decode_structures([tokenizer.encode(huge)])
+    (warning,) = result_of(item)["warnings"]
+    assert warning.startswith("volume per atom is")
