@@ -31,6 +31,7 @@ __all__ = [
     "energy_target",
     "load_reference",
     "predict_stability",
+    "predicted_energies",
     "read_energies",
 ]
 
@@ -391,6 +392,16 @@ def predict_stability(results: Iterable[Mapping[str, Any]]) -> list[dict[str, An
             }
         found.append(result)
     return found
+
+
+def predicted_energies(structures: list[Any]) -> list[float | None]:
+    """Formation energies by the default property model, eV/atom; None of what it cannot read, or does not know.
+
+    Args:
+        structures: Crystals as pipelines read them.
+    """
+    pipe, target = _default_predictor()
+    return [result.get(target) for result in pipe(structures, unseen="refuse")] if structures else []
 
 
 def _hull() -> ReferenceHull:

@@ -23,10 +23,17 @@ from hf_crystal.evaluation.results import reduced_formula
 from hf_crystal.mat2seq.prompts import parse_composition
 from hf_crystal.prototypes import PrototypeIndex, embedded_index, propose
 from hf_crystal.prototypes.families import contents, read_contents
+from hf_crystal.stability import predicted_energies
 
 
 def benchmark(
-    index: PrototypeIndex, table: str, split: str, limit: int | None, num: int, without_formulas: bool
+    index: PrototypeIndex,
+    table: str,
+    split: str,
+    limit: int | None,
+    num: int,
+    without_formulas: bool,
+    judged: bool,
 ) -> dict[str, Any]:
     """Match rate of the first and of any candidate; figures of the first under both protocols.
 
@@ -37,6 +44,7 @@ def benchmark(
         limit: Random rows; None for all.
         num: Candidates of each composition.
         without_formulas: Leave out known crystals of the formulas of the split.
+        judged: Predicted energies count, too.
     """
     rows = pd.read_parquet(table, columns=["split", "lattice", "frac_coords", "atomic_numbers"])
     rows = rows[rows.split == split]
@@ -54,7 +62,7 @@ def benchmark(
     for row in truth:
         numbers, counts = np.unique(row["atomic_numbers"], return_counts=True)
         composition = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-        found.append(index.candidates(composition, num, exclude=exclude))
+        found.append(index.candidates(composition, num, exclude=exclude, judge=predicted_energies if judged else None))
     seconds = (time.process_time() - start) / len(truth)
     result = match_rate(found, truth, n=num, settings=DIFFCSP_MATCHER)
     for n in sorted({1, min(5, num), num}):
@@ -100,9 +108,10 @@ def textbook(index: PrototypeIndex | None, path: str, novel: bool, num: int = 5)
     for formula, accepted in entries.items():
         wanted = {tuple(pair) for pair in accepted}
         if novel:
-            items = known.candidates(formula, num, formula=True, exclude=own_names(known, formula))
+            own = own_names(known, formula)
+            items = known.candidates(formula, num, formula=True, exclude=own, judge=predicted_energies)
         else:
-            items = propose(formula, num, index=index)
+            items = propose(formula, num, index=index, judge=predicted_energies)
         found = [(item.canonical.space_group, len(item.structure)) for item in items]
         rank = next((k + 1 for k, pair in enumerate(found) if pair in wanted), None)
         first, within = first + (rank == 1), within + (rank is not None)
@@ -120,6 +129,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=12, help="candidates per composition")
     parser.add_argument("--index", help="file, or name of an embedded index; mp20_train by default, for textbooks mp")
     parser.add_argument("--without-formulas", action="store_true", help="leave out crystals of the formulas asked for")
+    parser.add_argument("--judge", action="store_true", help="predicted energies count, too; with textbooks always")
     parser.add_argument("--output", type=Path, help="write the figures of the first candidates here, as JSON")
     parser.add_argument("--textbook", help="YAML: formula → accepted [space group, atoms in the primitive cell]")
     parser.add_argument("--novel", action="store_true", help="of the textbook, leave out crystals of the formula")
@@ -130,9 +140,8 @@ def main() -> None:
     if given.textbook:
         textbook(index, given.textbook, given.novel)
     if given.table:
-        figures = benchmark(
-            index or embedded_index(), given.table, given.split, given.limit, given.num, given.without_formulas
-        )
+        options = (given.split, given.limit, given.num, given.without_formulas, given.judge)
+        figures = benchmark(index or embedded_index(), given.table, *options)
         if given.output:
             given.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

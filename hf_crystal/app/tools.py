@@ -207,7 +207,7 @@ class Tools:
             self.predict(records, model)
         self.read([crystal], description_of)
         if self.service.generator:
-            self.generate(GenerateRequest(composition="NaCl"))
+            self.generate(GenerateRequest(composition="Cs2NaNdI6"))  # not known: a model judges prototypes
         if self._reference is not None or not set(embedded_checkpoints()).isdisjoint(self.models.values()):
             self._hull  # noqa: B018  reads the table
 

@@ -233,10 +233,13 @@ class CrystalGenerationPipeline(Pipeline):
                     dataclasses.replace(item, log_likelihood=None) for item in draw([prompt | units], num_return=n)[0]
                 ]
 
+            judge = _of_package("stability", needs).predicted_energies
             bounds = {name: options[name] for name in ("max_atoms", "min_distance", "unseen") if name in options}
             generate = fill if candidates == "auto" else None
             try:
-                items = propose(**prompt, n=num_return_sequences, known=known, generate=generate, **bounds)
+                items = propose(
+                    **prompt, n=num_return_sequences, known=known, generate=generate, judge=judge, **bounds
+                )
             except ValueError as error:
                 if on_error == "raise":
                     raise

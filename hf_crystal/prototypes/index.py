@@ -30,6 +30,8 @@ __all__ = ["DEFAULT_INDEX", "PrototypeIndex", "embedded_index"]
 
 logger = logging.get_logger(__name__)
 
+Judge = Callable[[list[Any]], Sequence[float | None]]  # energies of structures, eV/atom
+
 DEFAULT_INDEX = "mp20_train"  # what the default generator was trained on, and nothing else
 _METADATA = b"hf_crystal.prototypes"
 _HEIGHTS = ("above_hull", "predicted_above_hull")
@@ -37,6 +39,8 @@ _LOOKED_AT = 256  # nearest known crystals whose votes are counted
 _SAME_EDGES, _SAME_ANGLES, _SAME_PLACES = 0.08, 5.0, 0.04  # relative, degrees, fractions: one shape
 _PER_EV = 15.0  # weight of an energy of 1 eV/atom, as a distance
 _SPREAD = 0.02  # eV/atom: how far above the lowest crystal of a formula others are that share its vote
+_JUDGED = 8  # candidates that a judge sees at least: the first one is the same whatever is wanted
+_LARGEST_RISE = 0.3  # eV/atom: beyond, predicted energies tell no more
 _SPARE = 4  # candidates more than asked for, among which equal ones are found
 _DOUBTED, _FAR = 0.2, 0.5  # eV/atom above the hull: a known crystal gets a warning; comes after prototypes
 _CLOSE, _CLOSER = 0.5, 0.8  # distance over the sum of radii; how much closer than in the known crystal
@@ -63,6 +67,8 @@ class PrototypeIndex:
         predicted_above_hull: The same as a model predicts it, where it was not calculated.
         log_odds: Of a prototype: constant, per share of the votes, per cost of the nearest known crystal
             (`scripts/fit_probability.py`); None where nobody has counted, then candidates have no `probability`.
+        judged_log_odds: The same, and per eV/atom of predicted energy above the lowest prototype: for candidates that
+            a model has judged, which are then in their order.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class PrototypeIndex:
         above_hull: np.ndarray | None = None,
         predicted_above_hull: np.ndarray | None = None,
         log_odds: Sequence[float] | None = None,
+        judged_log_odds: Sequence[float] | None = None,
     ):
         self.names = list(names)
         self.sequences = list(sequences)
@@ -86,7 +93,7 @@ class PrototypeIndex:
         self.above_hull = np.full(len(self.names), np.nan) if above_hull is None else above_hull
         guessed = np.full(len(self.names), np.nan) if predicted_above_hull is None else predicted_above_hull
         self.predicted_above_hull = guessed
-        self.log_odds = log_odds
+        self.log_odds, self.judged_log_odds = log_odds, judged_log_odds
         self._layout = SequenceLayout(self.settings)
         self._members = families(self.sequences)
         self._families: dict[Counts, Family] = {}
@@ -186,6 +193,7 @@ class PrototypeIndex:
             "volumes": self.volumes.tolist(),
             "settings": self.settings.to_dict(),
             "log_odds": self.log_odds,
+            "judged_log_odds": self.judged_log_odds,
         }
         columns: dict[str, Any] = {"material_id": self.names, "sequence": self.sequences}
         heights = {name: np.clip(getattr(self, name), 0, 30) for name in _HEIGHTS}
@@ -218,8 +226,9 @@ class PrototypeIndex:
             table.column(name).to_numpy() / 1000 if name in table.column_names else None
             for name in ("rise", *_HEIGHTS)
         )
-        settings, odds = CanonicalSettings(**learned["settings"]), learned.get("log_odds")
-        return cls(names, sequences, distances, volumes, settings, rises, calculated, predicted, odds)
+        odds = (learned.get(name) for name in ("log_odds", "judged_log_odds"))
+        settings = CanonicalSettings(**learned["settings"])
+        return cls(names, sequences, distances, volumes, settings, rises, calculated, predicted, *odds)
 
     def compositions(self, unit: dict[int, int], max_atoms: int | None = None) -> list[dict[int, int]]:
         """The multiples of a formula unit whose anonymous contents occur in the index."""
@@ -243,6 +252,7 @@ class PrototypeIndex:
         space_groups: Collection[int] | None = None,
         exclude: Collection[str] = (),
         keeps: Callable[[DecodedCrystal], bool] | None = None,
+        judge: Judge | None = None,
     ) -> list[DecodedCrystal]:
         """Crystals of a composition, as known crystals of the same anonymous contents suggest.
 
@@ -264,6 +274,8 @@ class PrototypeIndex:
             space_groups: Numbers of the space groups that are accepted.
             exclude: Names of known crystals that are not used.
             keeps: Which candidates are accepted.
+            judge: Energies of prototypes, eV/atom, as a model predicts them: of some more than are wanted those come
+                first that votes and energy together make likely. An index without `judged_log_odds` does not ask.
 
         Returns:
             Candidates, all different, most votes first; `source` is "prototype NAME", or "known NAME"
@@ -295,7 +307,11 @@ class PrototypeIndex:
             add_known(near)
         if len(found) >= n:
             return found
-        first = len(found)
+        first, odds = len(found), self.log_odds
+        if judge is not None and self.judged_log_odds is not None:
+            odds, wide = self.judged_log_odds, max(n, _JUDGED)
+        else:
+            judge, wide = None, n
         nearest, ranked = self._ranked(wanted, allowed, formula=formula)
         for row, elements, score in ranked:
             item = self._substituted(row, elements, score)
@@ -311,22 +327,39 @@ class PrototypeIndex:
                 found.append(item)
             else:
                 found[same] = dataclasses.replace(found[same], score=found[same].score + score)  # type: ignore[operator]
-            if len(found) == n + _SPARE:
+            if len(found) == wide + _SPARE:
                 break
-        found[first:] = sorted(found[first:], key=lambda item: item.score or 0.0, reverse=True)
-        del found[n:]
-        if formula and not own and space_groups is None and max_atoms is None:  # so it was counted
-            found = [dataclasses.replace(item, probability=self._probability(item.score, nearest)) for item in found]
+        voted = sorted(found[first:], key=lambda item: item.score or 0.0, reverse=True)[: wide - first]
+        found[first:] = self._judged(voted, odds, nearest, judge)[: n - first]
+        if odds is None or not formula or own or space_groups is not None or max_atoms is not None:  # not counted so
+            found = [dataclasses.replace(item, probability=None) for item in found]
         if known and len(found) < n:
             add_known(far)
         return found
 
-    def _probability(self, share: float | None, nearest: float) -> float | None:
-        """That a prototype is the crystal of its formula: by its votes, and the cost of the nearest known crystal."""
-        if self.log_odds is None or share is None:
-            return None
-        constant, per_share, per_cost = self.log_odds
-        return 1 / (1 + math.exp(-(constant + per_share * share + per_cost * nearest)))
+    def _judged(
+        self, items: list[DecodedCrystal], odds: Sequence[float] | None, nearest: float, judge: Judge | None
+    ) -> list[DecodedCrystal]:
+        """Prototypes by the probability to be the crystal of their formula, the likeliest first.
+
+        Args:
+            items: By votes.
+            odds: `log_odds`, with a judge `judged_log_odds`.
+            nearest: Cost of the nearest known crystal.
+            judge: See `candidates`.
+        """
+        if odds is None or not items:
+            return items
+        constant, per_share, per_cost, *per_rise = odds
+        logits = np.array([constant + per_share * (item.score or 0.0) + per_cost * nearest for item in items])
+        if judge is not None:
+            energies = np.array(judge([item.structure for item in items]), dtype=float)
+            if np.isnan(energies).all():  # of elements that it does not know
+                return self._judged(items, self.log_odds, nearest, None)
+            rises = energies - np.nanmin(energies)
+            logits += per_rise[0] * np.nan_to_num(rises, nan=_LARGEST_RISE).clip(max=_LARGEST_RISE)
+        order = np.argsort(-logits, kind="stable")
+        return [dataclasses.replace(items[k], probability=float(1 / (1 + np.exp(-logits[k])))) for k in order]
 
     def known_of(self, unit: dict[int, int]) -> list[DecodedCrystal]:
         """Known crystals of a formula, lowest energy first.

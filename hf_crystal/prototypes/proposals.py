@@ -10,7 +10,7 @@ from hf_crystal.mat2seq.space_groups import space_group_number, space_group_symb
 from hf_crystal.mat2seq.tokenization_mat2seq import DecodedCrystal
 from hf_crystal.mat2seq.validity import atoms_are_apart, atoms_collide, check_min_distance
 
-from .index import PrototypeIndex, embedded_index, equal_of
+from .index import Judge, PrototypeIndex, embedded_index, equal_of
 
 __all__ = ["propose"]
 
@@ -32,6 +32,7 @@ def propose(
     min_distance: float | None = None,
     unseen: Literal["warn", "refuse"] = "warn",
     generate: Callable[[int], Sequence[DecodedCrystal]] | None = None,
+    judge: Judge | None = None,
     index: PrototypeIndex | None = None,
 ) -> list[DecodedCrystal]:
     """Crystals of a formula, the likeliest first: known ones, then prototypes, then those of a model.
@@ -53,6 +54,8 @@ def propose(
             crystal, or an error.
         generate: Draws so many crystals from a model, for the places that prototypes do not fill, and of several for
             the last one: no index holds every crystal.
+        judge: Predicts energies of prototypes, which then count in their order, such as
+            `hf_crystal.stability.predicted_energies`.
         index: Known crystals; by default the embedded ones of the Materials Project.
 
     Returns:
@@ -83,6 +86,7 @@ def propose(
         max_atoms=max_atoms,
         space_groups=groups,
         keeps=accepted,
+        judge=judge,
     )
     if groups is not None and known and not any(item.source.startswith("known") for item in found):
         others = dict.fromkeys(

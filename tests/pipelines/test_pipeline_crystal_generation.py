@@ -116,7 +116,7 @@ def test_distance_from_the_hull_is_that_of_predict_and_orders_nothing(default_pi
     assert any("Po: not in the training data of crystalformer-mp" in warning for warning in polonium["warnings"])
     monkeypatch.setitem(sys.modules, "hf_crystal.stability", None)  # as where the file was exported
     with pytest.raises(ValueError, match="stability is True; accepted is False: the package hf_crystal"):
-        default_pipe("TiO2", stability=True)
+        default_pipe("TiO2", stability=True, candidates="model")
 
 
 def test_candidates_that_cannot_be_are_refused(pipe, monkeypatch):

@@ -192,6 +192,23 @@ def test_embedded_index_of_the_materials_project_has_what_users_ask_for():
     assert not {"mp-1096496", "mp-1097495"} & set(embedded_index("mp").names)  # failed relaxations, 13 times too large
 
 
+def test_a_judge_puts_prototypes_of_low_energy_first(index):
+    voted = propose("Sr2CuSbS4", 4)
+    lowest = voted[2].structure
+
+    def judge(structures):
+        return [None if k == 1 else 0.25 * (each != lowest) for k, each in enumerate(structures)]
+
+    judged = propose("Sr2CuSbS4", 4, judge=judge)
+    assert judged[0].structure == lowest and judged[0].probability > voted[2].probability
+    assert [item.probability for item in judged] == sorted((item.probability for item in judged), reverse=True)
+    assert propose("Sr2CuSbS4", 1, judge=judge)[0].structure == lowest  # whatever is wanted
+    (unknown,) = propose("Sr2CuSbS4", 1, judge=lambda structures: [None] * len(structures))
+    assert (unknown.source, unknown.probability) == (voted[0].source, voted[0].probability)
+    plain = index.candidates("NaI", 1, formula=True)
+    assert index.candidates("NaI", 1, formula=True, judge=judge)[0].sequence == plain[0].sequence  # nobody has counted
+
+
 def test_prototypes_of_an_unknown_formula_say_how_likely_they_are(index):
     likely, unlikely = (propose(formula, 2) for formula in ("Cs2NaNdI6", "NaZn2Sb3O5"))
     assert likely[0].probability > 0.8 > 0.4 > unlikely[0].probability > unlikely[1].probability > 0
