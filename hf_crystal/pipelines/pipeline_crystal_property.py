@@ -29,6 +29,9 @@ __all__ = ["CrystalPropertyPipeline"]
 
 # fields of a result besides the targets
 _RESERVED_FIELDS = (
+    "source",
+    "model",
+    "model_digest",
     "formula",
     "num_atoms",
     "embedding",
@@ -159,7 +162,12 @@ def _mean_of(outputs: list[dict[str, Any]], item: dict[str, Any]) -> dict[str, A
         "formula": item["formula"],
         "ordering_formula": item["ordering_formula"],
         "disorder": "orderings",
-        **{name: torch.stack([output[name] for output in good]).mean(0) for name in _OUTPUTS if name in good[0]},
+        # ordered atoms sit where they would relax from, so that only the edges are judged
+        **{
+            name: torch.stack([output[name] for output in good]).mean(0)
+            for name in (*_OUTPUTS, "strain")
+            if all(name in output for output in good)
+        },
         "spread": values.std(0, correction=0),
         "warnings": list(doubts),
     }
@@ -333,7 +341,9 @@ class CrystalPropertyPipeline(Pipeline):
             name.startswith("formation_energy") and result.get(f"{name}_low", 0) > 0 for name, _ in self._targets
         ):
             result["warnings"].append(_ELEMENT)
-        result["warnings"] += _at_rest(*(float(model_outputs.get(name, 0.0)) for name in _GEOMETRY))
+        strain, distortion = (float(model_outputs.get(name, 0.0)) for name in _GEOMETRY)
+        # few training crystals are elements, and perfect diamond would not look at rest
+        result["warnings"] += _at_rest(strain, distortion if len(set(numbers)) > 1 else 0.0)
         if return_embedding:
             result["embedding"] = model_outputs["pooler_output"].float().tolist()
         return result
