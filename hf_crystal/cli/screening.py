@@ -15,9 +15,12 @@ Spark) take `DIR` as one table and pass over the names that start with `_`.
 """
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,33 +97,37 @@ def predict_rows(
         yield {"source": names.popleft(), **(finish(result) if finish else result), **model}
 
 
+_NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
+
+
 class Words:
     """Texts about crystals: how often each came, and of which crystal first."""
 
-    _SHOWN = 5
-    _KEPT = 1000  # with numbers in them all are different
+    _SHOWN = 8
+    _KEPT = 1000
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[str, int]] = {}
         self._rest = 0
 
     def add(self, source: str, text: str) -> None:
-        """Count one."""
-        if text in self._found or len(self._found) < self._KEPT:
-            first, count = self._found.get(text, (source, 0))
-            self._found[text] = first, count + 1
+        """Count one; texts that differ in numbers only are one."""
+        key = _NUMBER.sub("0", text)
+        if key in self._found or len(self._found) < self._KEPT:
+            first, count = self._found.get(key, (f"{source}{{}}: {text}", 0))
+            self._found[key] = first, count + 1
         else:
             self._rest += 1
 
     @property
     def lines(self) -> list[str]:
         """The most frequent ones."""
-        ranked = sorted(self._found.items(), key=lambda item: -item[1][1])
-        lines = []
-        for text, (first, count) in ranked[: self._SHOWN]:
-            lines.append(f"{first}{f' and {count - 1} more' * (count > 1)}: {text}")
-        rest = self._rest + sum(count for _, (_, count) in ranked[self._SHOWN :])
-        return [*lines, *[f"{rest} with other reasons"] * bool(rest)]
+        ranked = sorted(self._found.values(), key=lambda found: -found[1])
+        lines = [
+            first.replace("{}", f" and {count - 1} more" * (count > 1), 1) for first, count in ranked[: self._SHOWN]
+        ]
+        rest = self._rest + sum(count for _, count in ranked[self._SHOWN :])
+        return [*lines, *[f"{rest} others"] * bool(rest)]
 
 
 class Tally:
@@ -252,6 +259,8 @@ class Shard:
             for name in ("files of the model", "version of hf_crystal"):  # older folders lack them
                 earlier.setdefault(name, settings[name])
             changed = [name for name in settings if earlier.get(name) != settings[name]]
+            if (name := "version of hf_crystal") in changed:
+                changed[changed.index(name)] = f"{name} ({earlier[name]}, this is {settings[name]})"
             if changed:
                 raise ValueError(
                     f"{self.folder} was begun with other {' and '.join(changed)}: repeat that call, give another "
@@ -290,9 +299,16 @@ class Shard:
                 pass
             yield
 
+    def _is_whole(self, number: int, total: int) -> bool:
+        """Whether a file is there with all its rows; of those that may lack some, whether it can be read."""
+        rows = _rows_in(self.part(number))
+        wanted = min(self.rows_per_file, total - number * self.rows_per_file)
+        may_lack = json.loads((self.folder / "_settings.json").read_text(encoding="utf-8"))["on_error"] == "skip"
+        return rows is not None and (rows == wanted or (may_lack and rows < wanted))
+
     def _predict(self, pipe: "CrystalPropertyPipeline", tally: Tally, finish: Finish, **options: Any) -> None:
         total, number = self.count(), 0
-        while _is_whole(self.part(number)):
+        while self._is_whole(number, total):
             number += 1
         done = min(number * self.rows_per_file, total)
         first = self.shard_index + done * self.num_shards
@@ -327,22 +343,25 @@ class Shard:
         announce_written(f"{self.folder} ({total} crystals, {number} file{'s' * (number != 1)}{without})")
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether a file of results is there and has an end."""
+def _rows_in(file: Path) -> int | None:
+    """Rows of a file of results; None where there is none, or it has no end."""
     if not file.is_file():
-        return False
-    if file.suffix == ".parquet":
-        import pyarrow.parquet
+        return None
+    try:
+        if file.suffix == ".parquet":
+            import pyarrow.parquet
 
-        try:
-            pyarrow.parquet.read_metadata(file)
-        except (pyarrow.ArrowInvalid, OSError):
-            return False
-        return True
-    with file.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(size - 1, 0))
-        return stream.read(1) in (b"", b"\n")
+            return int(pyarrow.parquet.read_metadata(file).num_rows)
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":
+            return len(json.loads(text))
+        if text and not text.endswith("\n"):
+            return None
+        if file.suffix == ".csv":
+            return sum(1 for _ in csv.reader(io.StringIO(text), strict=True)) - 1
+        return text.count("\n")
+    except (ValueError, csv.Error, OSError):  # pyarrow's errors are both
+        return None
 
 
 def _digest(sources: Sequence[str]) -> str:

@@ -146,15 +146,16 @@ def test_missing_files_are_made_again(predict, model, table, tmp_path, expected)
     assert_same_rows(rows_of(out), expected)
 
 
+@pytest.mark.parametrize("cut", [0, -50, None])  # empty, in the middle of a row, a row less
 @pytest.mark.parametrize("output", ["parquet", "csv", "json", "jsonl"])
-def test_a_file_without_its_end_is_made_again(predict, model, table, tmp_path, output):
+def test_a_file_without_its_end_is_made_again(predict, model, table, tmp_path, output, cut):
     words = (table, "--model", model, "--output-dir", tmp_path, "--rows-per-file", 20, "--output", output)
     assert predict(*words)[0] == 0
     (folder,) = tmp_path.iterdir()
     files = [folder / f"part-{number:06d}.{output}" for number in range(2)]
     texts = [file.read_bytes() for file in files]
     (folder / "_SUCCESS").unlink()
-    files[1].write_bytes(texts[1][:-50])
+    files[1].write_bytes(texts[1][: texts[1].rindex(b"\n", 0, -3) + 1] if cut is None else texts[1][:cut])
     kept = files[0].stat().st_mtime_ns
     assert predict(*words)[0] == 0
     assert files[0].stat().st_mtime_ns == kept and files[1].stat().st_size == len(texts[1])
@@ -175,9 +176,14 @@ def test_two_processes_do_not_write_one_shard(predict, model, table, tmp_path):
 
 def test_reasons_are_named_once_the_most_frequent_first():
     words = Words()
-    for source, text in zip("abcdefghij", ["near", "far", "far", *"123456", "far"], strict=True):
+    for source, text in zip("abc", ["near", "far: 1.5 Å", "far: 2 Å"], strict=True):
         words.add(source, text)
-    assert words.lines == ["b and 2 more: far", "a: near", "d: 1", "e: 2", "f: 3", "3 with other reasons"]
+    for number in range(3000):
+        words.add("many", f"{chr(0x4E00 + number)}")
+    for _ in range(5):
+        words.add("last", "near")
+    assert words.lines[:2] == ["a and 5 more: near", "b and 1 more: far: 1.5 Å"]
+    assert len(words.lines) == 9 and words.lines[-1] == "2994 others"
 
 
 @pytest.mark.parametrize("output", ["csv", "json", "jsonl"])
