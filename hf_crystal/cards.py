@@ -171,7 +171,10 @@ def _of_base_model(model: Any, metrics: Mapping[str, Any] | None) -> dict[str, s
     for name in (named.removeprefix(OWNER), inherited.removeprefix(OWNER)):
         if (shipped := shipped_hub_config(name) if name else None) is not None:
             base = read_hub_config(shipped)
-            return {"base_model": base["repo"], "license": base["license"]}
+            from_ = (
+                f"Its weights began as those of `{base['repo']}` ({base['license']}), trained on: {base['dataset']}."
+            )
+            return {"base_model": base["repo"], "license": base["license"], "origin": from_}
     return {}
 
 
@@ -181,6 +184,13 @@ def _elements_seen(config: Any, recorded: bool) -> str:
     base = getattr(config, "base_model", None)
     inherited = f" (in the training of `{base}`; later ones are not recorded)" if base and not recorded else ""
     return f"{len(symbols)}: {' '.join(symbols)}{inherited}" if symbols else "not recorded"
+
+
+def _size_of(model: Any) -> str:
+    """Number of parameters, those of an error head apart: it is fitted after training."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    errors = sum(size for name, size in sizes.items() if name.startswith("error_head."))
+    return f"{sum(sizes.values()) - errors:,}" + f", and {errors:,} of the error head" * bool(errors)
 
 
 def _is_generator(model: Any) -> bool:
@@ -203,20 +213,17 @@ DEFAULT_HUB_CONFIG: dict[str, Any] = {
 }
 
 
-def read_hub_config(source: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
-    """Description of a repository: the defaults, overridden by a dictionary or a JSON file.
+def given_fields(source: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    """Fields of a description of a repository: a dictionary or a JSON file.
 
     Args:
-        source: fields to override (see `DEFAULT_HUB_CONFIG`), or the path of a JSON file holding them.
-
-    Returns:
-        All fields.
+        source: fields (see `DEFAULT_HUB_CONFIG`), or the path of a JSON file holding them.
 
     Raises:
         ValueError: unreadable file or unknown field.
     """
     if source is None:
-        return dict(DEFAULT_HUB_CONFIG)
+        return {}
     if not isinstance(source, Mapping):
         try:
             source = json.loads(Path(source).read_text(encoding="utf-8"))
@@ -227,7 +234,12 @@ def read_hub_config(source: Mapping[str, Any] | str | Path | None) -> dict[str, 
     unknown = sorted(set(source) - set(DEFAULT_HUB_CONFIG))
     if unknown:
         raise ValueError(f"hub_config has unknown fields {unknown}; accepted are {sorted(DEFAULT_HUB_CONFIG)}")
-    return {**DEFAULT_HUB_CONFIG, **source}
+    return dict(source)
+
+
+def read_hub_config(source: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    """All fields of a description: the defaults, overridden by `given_fields`."""
+    return {**DEFAULT_HUB_CONFIG, **given_fields(source)}
 
 
 def _property_values(model: Any) -> tuple[str, list[str], dict[str, str]]:
@@ -289,12 +301,12 @@ def render_model_card(
     Raises:
         ValueError: a slot of the template cannot be filled, or the metrics lack a figure.
     """
-    description = read_hub_config(hub_config)
+    given = given_fields(hub_config)
+    description = {**DEFAULT_HUB_CONFIG, **given}
     base = _of_base_model(model, metrics)
     if base.get("base_model") == description["repo"]:  # a training that was continued
         base = {}
-    if hub_config is not None and description["license"] != DEFAULT_HUB_CONFIG["license"]:
-        base.pop("license", None)
+    base = {name: value for name, value in base.items() if name not in given}
     description |= base
     template, tags, values = _generator_values(model, metrics) if _is_generator(model) else _property_values(model)
     template = description["template"] or template
@@ -309,7 +321,7 @@ def render_model_card(
         **described,
         **_example_values(description["example"]),
         **values,
-        "num_parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "num_parameters": _size_of(model),
         "elements_seen": _elements_seen(model.config, metrics is not None),
         "results": results_table(metrics),
         "training": training_table(metrics),

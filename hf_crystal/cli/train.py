@@ -156,10 +156,11 @@ def _fine_tune(**arguments: Any) -> None:
         record = tuning.run(lambda line: print(f"hf-crystal: {line}", file=sys.stderr))
     model, _ = load_property_model(tuning.model_folder)
     rows = f"{record['test']['targets'][0]['n']} crystals of {Path(tuning.data).name}"
+    base = Path(tuning.pretrained).name  # of a folder no more: the text travels
     about = {
         "title": f"{tuning.target} of crystals",
-        "summary": f"`{tuning.pretrained}`, fine-tuned on {rows} by `hf-crystal train property`.",
-        "dataset": f"{rows}, after what `{tuning.pretrained}` was trained on",
+        "summary": f"`{base}`, fine-tuned on {rows} by `hf-crystal train property`.",
+        "dataset": f"{rows}, after what `{base}` was trained on",
         "limits": "Errors hold for crystals like those of the table, whose elements are the ones named above.",
     }
     card = render_model_card(model, metrics=record, hub_config=about)

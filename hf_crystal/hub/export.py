@@ -11,7 +11,7 @@ import torch
 from transformers.utils import logging
 
 from .._partial import partial_path, remove_path
-from ..cards import DESCRIPTION_NAME, load_metrics, read_hub_config, render_model_card, shipped_hub_config
+from ..cards import DESCRIPTION_NAME, given_fields, load_metrics, render_model_card, shipped_hub_config
 from ..loading import load_generator, load_property_model, resolve_model
 from ..typing import Generator, ModelName, PropertyModel
 from . import generators, properties
@@ -71,10 +71,10 @@ def export_pretrained(
         )
         raise ValueError(f"{out} exists already; {hint}")
     source = Path(resolve_model(model)) if isinstance(model, (str, os.PathLike)) else None
-    if hub_config is None and isinstance(model, str) and str(source) != model:
-        hub_config = shipped_hub_config(model)
     if hub_config is None and source is not None and (source / DESCRIPTION_NAME).is_file():
         hub_config = source / DESCRIPTION_NAME
+    if hub_config is None and isinstance(model, str) and resolve_model(model) != model:
+        hub_config = shipped_hub_config(model)
     if source is not None and not source.is_dir():
         raise ValueError(f"model folder not found: {source}")
     given: Any = source or model
@@ -100,7 +100,7 @@ def export_pretrained(
             "NOTICE": license_text("NOTICE"),
             "metrics.json": None if figures is None else json.dumps(figures, indent=2) + "\n",
             "recipe.yaml": recipe_text(figures),
-            DESCRIPTION_NAME: None if hub_config is None else json.dumps(read_hub_config(hub_config), indent=2) + "\n",
+            DESCRIPTION_NAME: None if hub_config is None else json.dumps(given_fields(hub_config), indent=2) + "\n",
         }
         for name, text in texts.items():
             if text is not None:

@@ -162,6 +162,11 @@ def test_a_model_trained_by_any_trainer_is_exported_with_its_base_and_license(tm
     )
     model.set_target_scaling(589.0, 500.0)  # whose last digits depend on the addresses of weights
     model.save_pretrained(tmp_path / "saved")
+    for license_, kept in (({}, "cc-by-4.0"), ({"license": "apache-2.0"}, "apache-2.0")):
+        words = {"title": "Critical temperatures", **license_}
+        folder = export_pretrained(tmp_path / "saved", tmp_path / "own", hub_config=words, overwrite=True)
+        assert f"license: {kept}" in (folder / "README.md").read_text()
+        assert json.loads((folder / "hub_config.json").read_text()) == words
     for place, source in enumerate((model, tmp_path / "saved")):
         card = (export_pretrained(source, tmp_path / str(place)) / "README.md").read_text()
         assert "license: cc-by-4.0" in card and "base_model: hf_crystal/crystalformer-mp" in card
