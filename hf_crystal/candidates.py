@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RelaxedHull", "equal_known", "group_candidates", "likely_stable", "relax_candidates", "shortlist"]
 
+_AS_GIVEN = "as given"  # ends warnings of predictions about the cell and the places of atoms
 DRAWS = 4  # crystals of many compositions that are drawn for each that is kept (docs/experiments.md)
 _FINE = CanonicalSettings.preset("fine")  # lengths to 0.001 Å: relaxed crystals come from no sequence
 
@@ -289,7 +290,8 @@ def relax_candidates(
             if not relaxed.error and not relaxed.converged:
                 doubts.append(f"the relaxation has not converged after {relaxed.num_steps} steps")
             values = {name: getattr(relaxed, name) for name in kept}
-            result = {**result, **changes, **values, "warnings": [*result["warnings"], *doubts]}
+            earlier = ["before relaxation: " * text.endswith(_AS_GIVEN) + text for text in result["warnings"]]
+            result = {**result, **changes, **values, "warnings": [*earlier, *doubts]}
             result.pop("e_above_hull_standard_error", None)  # of the model, for the crystal before
         found.append(dict(result))
         if progress is not None:

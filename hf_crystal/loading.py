@@ -143,6 +143,11 @@ def _reading_model(location: str) -> Iterator[None]:
             f"{location}: its weights are a pickle of more than numbers, which may run code; accepted: safetensors or "
             "numbers alone"
         ) from error
+    except OSError as error:
+        if os.path.isdir(location):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"{location}: no such folder, and no repository of the Hub that answers ({first})") from error
     except _DAMAGED as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(f"{location}: the model's files cannot be read ({type(error).__name__}: {first})") from error

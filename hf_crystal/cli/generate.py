@@ -129,6 +129,11 @@ def _one_composition(word: str | None, option: str | None) -> str | None:
     return word if option is None else option
 
 
+def _words_of(limits: dict[str, Any]) -> str:
+    """Options as they were given."""
+    return ", ".join(f"--{name}" + f" {value}" * (value is not True) for name, value in limits.items() if value)
+
+
 def _check_results(
     results: list[dict[str, Any]], composition: str | None, limits: dict[str, Any], candidates: str | None
 ) -> None:
@@ -136,8 +141,7 @@ def _check_results(
     from ..candidates import nothing_found
 
     if not results:
-        given = [f"--{name}" + f" {value}" * (value is not True) for name, value in limits.items() if value]
-        raise ValueError(nothing_found(composition, candidates, ", ".join(given)))
+        raise ValueError(nothing_found(composition, candidates, _words_of(limits)))
     if "error" in results[0]:
         raise ValueError(results[0]["error"])
 
@@ -231,14 +235,14 @@ def generate(
             min_distance=min_distance,
             progress=tell,
         )
-    limits = {"max-atoms": max_atoms, "min-distance": min_distance, "smact": smact, "unseen": changed.get("unseen")}
+    limits: dict[str, Any] = {"max-atoms": max_atoms, "min-distance": min_distance, "smact": smact, "novel": novel}
+    limits |= {"space-group": " or ".join(space_group or ()), "unseen": changed.get("unseen")}
     alone = any(value for name, value in asked.items() if name != "space_group")
     _check_results(results, composition, limits, candidates or ("model" if alone else None))
     if len(results) < num:
-        print(
-            f"hf-crystal: {len(results)} of {num} crystals: no more were found that differ and do not collide",
-            file=sys.stderr,
-        )
+        passing = f" and pass {_words_of(limits)}" * any(limits.values())
+        reason = f"no more were found that differ{passing} and do not collide"
+        print(f"hf-crystal: {len(results)} of {num} crystals: {reason}", file=sys.stderr)
     if potential is not None:
         results = relax_with(potential, results, stability, keep_symmetry=keep_symmetry, max_steps=max_steps)
     write_crystals(results, chosen, output_file, output_dir, form)

@@ -81,7 +81,8 @@ def _print_warnings(results: list[dict[str, Any]]) -> None:
             doubtful.setdefault(warning, []).append(result)
     for warning, some in list(doubtful.items())[:_MOST_WARNINGS]:
         more = f" and {len(some) - 1} more" * (len(some) > 1)
-        whose = "" if len(some) == len(results) else f"{some[0]['source']} of {some[0]['space_group']}{more}: "
+        is_named = len(some) == len(results) or warning.startswith(some[0]["source"])
+        whose = "" if is_named else f"{some[0]['source']} of {some[0]['space_group']}{more}: "
         print(f"hf-crystal: warning: {whose}{warning}", file=sys.stderr)
     if len(doubtful) > _MOST_WARNINGS:
         print(f"hf-crystal: {len(doubtful) - _MOST_WARNINGS} more warnings: see --output json", file=sys.stderr)

@@ -3,7 +3,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -148,6 +148,17 @@ def _load_path(path: Path, options: dict[str, Any], arguments: dict[str, Any]) -
     return tables_from_source(partial(iter_rows, path, column), [path], options, **arguments)
 
 
+def _check_labels(splits: Mapping[str, Any], label_names: Iterable[str]) -> None:
+    """Raise `ValueError` where a label column is missing, or holds no numbers."""
+    for rows in splits.values():
+        for name in label_names:
+            if name not in rows.column_names:
+                raise ValueError(f"label column {name!r} is not in the data; it has {', '.join(rows.column_names)}")
+            dtype = str(getattr(rows.features[name], "dtype", "nested"))
+            if not dtype.startswith(("float", "int", "uint", "bool", "double")):
+                raise ValueError(f"label column {name!r} holds {dtype}; accepted: numbers")
+
+
 def load_crystal_dataset(
     name_or_path: str | os.PathLike,
     *,
@@ -215,7 +226,10 @@ def load_crystal_dataset(
     }
     path = Path(name_or_path)
     if path.exists():
-        return _load_path(path, options, arguments)
+        found = _load_path(path, options, arguments)
+        if not streaming and label_names:
+            _check_labels(found, label_names)
+        return found
     name = str(name_or_path)
     known_suffix = re.search(r"\.(parquet|csv|tsv|jsonl?|cif|gz|zip)$", name, re.IGNORECASE)
     if not _HUB_NAME.match(name) or known_suffix or path.is_absolute():

@@ -24,7 +24,15 @@ CHECKPOINT_VERSION = len(UPDATES) + 1
 _OF_THE_FUNCTION = (
     *("domain", "decay", "routing", "radial_cutoff", "radial_width_scale", "real_scale"),
     *("reciprocal_scale", "real_lower_bound", "reciprocal_lower_bound", "width_slope", "match_release", "pooling"),
-    *("frame_method", "angular_width_scale", "radial_gain", "angular_gain", "image_selection", "cell_range"),
+    *(
+        "frame_method",
+        "frame_tie_tolerance",
+        "angular_width_scale",
+        "radial_gain",
+        "angular_gain",
+        "image_selection",
+        "cell_range",
+    ),
 )
 
 

@@ -94,7 +94,7 @@ def evaluate_property_folder(
     config = model.config
     targets = list(config.target_names)
     pairs = [name.partition("=")[::2] for name in columns or ()]
-    if columns is None:
+    if not columns:
         recorded = _recorded_columns(folder)
         known = len(recorded) == len(targets) and set(recorded) <= set(rows.column_names)
         columns = recorded if known else targets

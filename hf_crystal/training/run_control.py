@@ -85,6 +85,7 @@ def open_run(output_dir: str | Path, recipe: Mapping[str, Any], *, resume: bool)
         _keep_recipe(checkpoints, recipe)
     else:
         _check_recipe(checkpoints / BEGUN_WITH_NAME, recipe)
+        logger.warning(f"resuming {output_dir} after step {last.name.removeprefix('checkpoint-')}")
     return checkpoints, last
 
 

@@ -172,6 +172,7 @@ def test_resumed_in_the_middle_of_an_epoch_it_is_the_same_run(recipe, tokens, tm
 
 def test_without_instructions_for_bfloat16_a_run_computes_in_float32(recipe, tokens, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     values = recipe.to_dict()
     curves = []
     for place, bf16 in enumerate((False, True)):
