@@ -72,8 +72,7 @@ def likely_stable(
     """Of crystals of many compositions the distinct ones of the lowest predicted distance from the hull, lowest first.
 
     The distance is that of the crystal as generated, by the default property model. It tells compositions and
-    structures that cannot be from those that may; relaxing what is kept tells the rest (`shortlist`). Crystals whose
-    prediction has a warning, most of all that they do not look at rest, come last (docs/experiments.md).
+    structures that cannot be from those that may; relaxing what is kept tells the rest (`shortlist`).
 
     Args:
         results: Results of the pipeline "crystal-generation", `DRAWS` for each that is wanted, for instance.
@@ -93,7 +92,7 @@ def likely_stable(
     if not known:
         groups = [group for group in groups if equal_known(group, index) is None]
     judged = [result for result in predict_stability(groups) if result["e_above_hull"] is not None]
-    return sorted(judged, key=lambda result: (bool(result["warnings"]), result["e_above_hull"]))[:num]
+    return sorted(judged, key=lambda result: result["e_above_hull"])[:num]
 
 
 def equal_known(crystal: Any, index: "PrototypeIndex | None" = None) -> str | None:

@@ -8,7 +8,6 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from pymatgen.core import Lattice, Structure
 
-import hf_crystal.candidates
 from hf_crystal import ReferenceHull, canonicalize
 from hf_crystal.ase import relax
 from hf_crystal.candidates import (
@@ -178,18 +177,6 @@ def test_of_many_compositions_the_likely_stable_ones_are_kept():
         likely_stable(given, 0)
     with pytest.raises(ValueError, match="results holds a list"):
         likely_stable([given[:1], given[1:2]], 1)
-
-
-def test_crystals_whose_prediction_has_a_warning_come_last(monkeypatch):
-    heights = {"Na1Cl1": (0.0, ["edges look longer"]), "K1Cl1": (0.05, []), "Rb1Cl1": (0.02, [])}
-
-    def judged(results):
-        named = [(item, heights[item["formula"]]) for item in results]
-        return [{**item, "e_above_hull": height, "warnings": texts} for item, (height, texts) in named]
-
-    monkeypatch.setattr(hf_crystal.candidates, "predict_stability", judged)
-    given = [result(salt(*pair)) for pair in (("Na", "Cl", 5.64), ("K", "Cl", 6.3), ("Rb", "Cl", 6.6))]
-    assert [item["formula"] for item in likely_stable(given, 3)] == ["Rb1Cl1", "K1Cl1", "Na1Cl1"]
 
 
 def test_command_without_a_formula_keeps_the_likely_stable_ones(capsys, tmp_path):
