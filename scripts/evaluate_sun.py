@@ -6,7 +6,7 @@ r"""S.U.N. and M.S.U.N. of unprompted crystals by an interatomic potential, as d
 Draws 4 COUNT crystals of the embedded generator without a prompt, and judges the first COUNT of them, the COUNT that
 `hf_crystal.candidates.likely_stable` picks of all before anything is relaxed, and of those that SMACT accepts. Known
 is what is in the embedded
-index of the Materials Project (132,734 crystals now), more than the generator was trained on. What is novel is relaxed
+index of the Materials Project (132,734 crystals), more than the generator was trained on. What is novel is relaxed
 with the potential (atoms and cell, at most `--max-steps`), and so are the known phases of its hull; one that does not
 converge has no distance. Known crystals and repeats can be no part of S.U.N. and are not relaxed.
 Every relaxation is a line of OUTPUT_DIR/relaxed.jsonl; the same command resumes. Writes OUTPUT_DIR/result.json.

@@ -86,7 +86,8 @@ def check_keys(where: str, given: Mapping[str, Any], accepted: Iterable[str], li
         if key not in accepted:
             close = difflib.get_close_matches(str(key), accepted, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"{where}: unknown key {key!r}{hint}; accepted: {', '.join(dict.fromkeys(listed or accepted))}")
+            shown = ", ".join(dict.fromkeys(listed or accepted))
+            raise ValueError(f"{where}: unknown key {key!r}{hint}; accepted: {shown}")
 
 
 def _floats(section: Any, given: Mapping[str, Any]) -> dict[str, Any]:
