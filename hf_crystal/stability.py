@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checkpoints import DEFAULT_MODEL
-from .crystals.elements import CHEMICAL_SYMBOLS, SUBSCRIPTS, parse_composition, reduced_formula
+from .crystals.elements import CHEMICAL_SYMBOLS, SUBSCRIPTS, cell_formula, parse_composition, reduced_formula
 from .crystals.formats import shortened
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "Stability",
     "add_stability",
     "energy_target",
+    "has_phase",
     "load_reference",
     "predict_stability",
     "predicted_energies",
@@ -179,11 +180,6 @@ class ReferenceHull:
         shares = {_formula(p): round(float(x), 6) for p, x in zip(names, found.x, strict=True) if x > 1e-6}
         return float(found.fun), dict(sorted(shares.items(), key=lambda item: -item[1]))
 
-    def has(self, composition: str | Mapping[Any, Any]) -> bool:
-        """Whether there is a phase of a formula."""
-        phase = _reduced(_counts(composition))
-        return phase in self._systems.get(frozenset(z for z, _ in phase), {})
-
     def stability(self, composition: str | Mapping[Any, Any], energy: float | None = None) -> Stability:
         """Hull at a composition, and where an energy lies against it.
 
@@ -243,6 +239,20 @@ def _embedded_reference(name: str) -> ReferenceHull:
 
     table = pd.read_parquet(REFERENCES / f"{name}.parquet")
     return ReferenceHull(map(_parts, table["formula"]), table["formation_energy"], name=name)
+
+
+def has_phase(composition: str | Mapping[Any, Any]) -> bool:
+    """Whether the default reference has a phase of a formula; far cheaper than loading it."""
+    phase = _reduced(_counts(composition))
+    return cell_formula([z for z, count in phase for _ in range(count)]) in _default_formulas()  # as the file has it
+
+
+@functools.lru_cache(maxsize=1)
+def _default_formulas() -> frozenset[str]:
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(REFERENCES / f"{DEFAULT_REFERENCE}.parquet")
+    return frozenset(file.read(columns=["formula"]).column(0).to_pylist())
 
 
 def read_energies(path: Path, energy_column: str) -> list[dict[str, Any]]:

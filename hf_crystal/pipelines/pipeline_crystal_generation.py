@@ -318,12 +318,11 @@ def _unlisted(composition: str | Mapping[str, Any]) -> tuple[str, ...]:
     if _of_package("prototypes.proposals", needs)._default_index().knows(counts):
         return ()
     stability = _of_package("stability", needs)
-    hull = stability.load_reference()
-    if not hull.has(counts):
+    if not stability.has_phase(counts):
         return ()
     return (
-        f"the hull ({hull.name}) has a phase of this formula that is none of the known crystals here: mostly one of "
-        "more than 96 atoms in the primitive cell or 24 Wyckoff positions",
+        f"the hull ({stability.DEFAULT_REFERENCE}) has a phase of this formula that is none of the known crystals, "
+        "mostly one of more than 96 atoms in the primitive cell or 24 Wyckoff positions",
     )
 
 
