@@ -136,7 +136,7 @@ class GeneratedCrystal(BaseModel):
 
 
 class Generated(BaseModel):
-    """Generated crystals: known ones by energy, known prototypes by their votes, those of the model by likelihood."""
+    """Generated crystals: known ones by energy, known prototypes by votes and energy, the model's by likelihood."""
 
     crystals: list[GeneratedCrystal]
 

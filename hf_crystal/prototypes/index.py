@@ -278,7 +278,7 @@ class PrototypeIndex:
                 first that votes and energy together make likely. An index without `judged_log_odds` does not ask.
 
         Returns:
-            Candidates, all different, most votes first; `source` is "prototype NAME", or "known NAME"
+            Candidates, all different, the likeliest first; `source` is "prototype NAME", or "known NAME"
             for a known crystal of the composition itself; `score` the share of the votes, of a known crystal of a
             formula its share by energy among those; `probability` of prototypes for a formula without known crystals
             that this is its crystal. A known crystal of more than 0.2 eV/atom above the hull has a warning.
