@@ -245,4 +245,4 @@ def generate(
         print(f"hf-crystal: {len(results)} of {num} crystals: {reason}", file=sys.stderr)
     if potential is not None:
         results = relax_with(potential, results, stability, keep_symmetry=keep_symmetry, max_steps=max_steps)
-    write_crystals(results, chosen, output_file, output_dir, form)
+    write_crystals(results, chosen, output_file, output_dir, form, novel=novel)

@@ -115,7 +115,7 @@ def propose(
                 "hf-crystal: CHGNet is off by about 0.04 eV/atom: closer candidates are not told apart",
                 file=sys.stderr,
             )
-    write_crystals(results, chosen, output_file, output_dir, form)
+    write_crystals(results, chosen, output_file, output_dir, form, novel=novel)
 
 
 def _left_out(drawn: list[dict[str, Any]], novel: bool) -> str:

@@ -107,26 +107,26 @@ class Words:
     _KEPT = 1000
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[str, int]] = {}
+        self._found: dict[str, tuple[str, str, int]] = {}  # crystal, text, count
         self._rest = 0
 
     def add(self, source: str, text: str) -> None:
         """Count one; texts that differ in numbers only are one."""
         key = _NUMBER.sub("0", text)
         if key in self._found or len(self._found) < self._KEPT:
-            first, count = self._found.get(key, (f"{source}{{}}: {text}", 0))
-            self._found[key] = first, count + 1
+            source, text, count = self._found.get(key, (source, text, 0))
+            self._found[key] = source, text, count + 1
         else:
             self._rest += 1
 
     @property
     def lines(self) -> list[str]:
         """The most frequent ones."""
-        ranked = sorted(self._found.values(), key=lambda found: -found[1])
-        lines = [
-            first.replace("{}", f" and {count - 1} more" * (count > 1), 1) for first, count in ranked[: self._SHOWN]
-        ]
-        rest = self._rest + sum(count for _, count in ranked[self._SHOWN :])
+        ranked = sorted(self._found.values(), key=lambda found: -found[2])
+        lines = []
+        for source, text, count in ranked[: self._SHOWN]:
+            lines.append(f"{source}{f' and {count - 1} more' * (count > 1)}: {text}")
+        rest = self._rest + sum(count for *_, count in ranked[self._SHOWN :])
         return [*lines, *[f"{rest} others"] * bool(rest)]
 
 
@@ -299,22 +299,21 @@ class Shard:
                 pass
             yield
 
-    def _is_whole(self, number: int, total: int) -> bool:
+    def _is_whole(self, number: int, total: int, on_error: OnError) -> bool:
         """Whether a file is there with all its rows; of those that may lack some, whether it can be read."""
         rows = _rows_in(self.part(number))
         wanted = min(self.rows_per_file, total - number * self.rows_per_file)
-        may_lack = json.loads((self.folder / "_settings.json").read_text(encoding="utf-8"))["on_error"] == "skip"
-        return rows is not None and (rows == wanted or (may_lack and rows < wanted))
+        return rows is not None and (rows == wanted or (on_error == "skip" and rows < wanted))
 
     def _predict(self, pipe: "CrystalPropertyPipeline", tally: Tally, finish: Finish, **options: Any) -> None:
+        settings = json.loads((self.folder / "_settings.json").read_text(encoding="utf-8"))
         total, number = self.count(), 0
-        while self._is_whole(number, total):
+        while self._is_whole(number, total, settings["on_error"]):
             number += 1
         done = min(number * self.rows_per_file, total)
         first = self.shard_index + done * self.num_shards
         crystals = islice(read_crystals(self.sources), first, None, self.num_shards)
         failed: list[str] = []  # of one file
-        settings = json.loads((self.folder / "_settings.json").read_text(encoding="utf-8"))
         model = {"model": settings["model"], "model_digest": settings.get("files of the model")}
 
         def watched() -> Iterator[dict[str, Any]]:

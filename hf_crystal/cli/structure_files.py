@@ -32,9 +32,17 @@ _TYPES = {**_ADDED, "num_atoms": "int64", "initial_energy": "double", **dict.fro
 
 
 def write_crystals(
-    results: list[dict[str, Any]], output: Format, output_file: Path | None, folder: Path | None, form: StructureFormat
+    results: list[dict[str, Any]],
+    output: Format,
+    output_file: Path | None,
+    folder: Path | None,
+    form: StructureFormat,
+    *,
+    novel: bool,
 ) -> None:
     """Write the list and, into a folder, one file each; warnings go to standard error.
+
+    Crystals of the language model are compared with known ones unless `novel`: then known ones were left out before.
 
     Raises:
         ValueError: the folder holds other crystals, the list cannot be written there, or none of the crystals could be
@@ -42,7 +50,7 @@ def write_crystals(
     """
     _print_warnings(results)
     if "energy" not in results[0]:  # relaxed ones are compared by their hull
-        results = _with_known(results)
+        results = results if novel else _with_known(results)
         _print_order([result for result in results if result["source"].startswith("known")])
     if about := results[0].get("energy_of"):
         caveat = "" if "energy" in results[0] else ": a hint, no ranking of stability"
