@@ -29,6 +29,7 @@ __all__ = [
     "compare_twins",
     "first_key",
     "fractional_of",
+    "keys_of",
     "numbers_of",
     "periodic_axes",
     "points_of",
@@ -49,6 +50,12 @@ SYMBOL_KEYS = ("elements", "species", "symbols")
 def first_key(data: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
     """The first of the keys under which there is a value."""
     return next((key for key in keys if data.get(key) is not None), None)
+
+
+def keys_of(data: Mapping[str, Any]) -> str:
+    """In words, which keys a record has, and which of them are empty."""
+    empty = sorted(str(key) for key, value in data.items() if value is None)
+    return f"keys received: {shortened(sorted(map(str, data)))}" + f", empty: {', '.join(empty)}" * bool(empty)
 
 
 def cell_of(value: Any, field: str) -> np.ndarray:
@@ -99,7 +106,7 @@ def numbers_of(data: Mapping[str, Any]) -> np.ndarray:
         return number_array(data[key], key, np.int64).reshape(-1)
     key = first_key(data, SYMBOL_KEYS)
     if key is None:
-        raise CrystalInputError(f"no atomic_numbers; keys received: {shortened(sorted(map(str, data)))}")
+        raise CrystalInputError(f"no atomic_numbers; {keys_of(data)}")
     if not isinstance(data[key], list | tuple | np.ndarray) or getattr(data[key], "ndim", 1) != 1:
         raise CrystalInputError(f"{key} is {shortened(data[key])}; a list of symbols is expected")
     return np.array([atomic_number_of(symbol) for symbol in data[key]], dtype=np.int64)

@@ -27,6 +27,7 @@ from .documents import (
     compare_twins,
     first_key,
     fractional_of,
+    keys_of,
     numbers_of,
     periodic_axes,
     points_of,
@@ -144,9 +145,7 @@ def _record_from_dict(data: Mapping[str, Any], depth: int = 0) -> CrystalRecord:
         nested = first_key(data, _NESTED_KEYS)
         if nested is not None:
             return _parse_nested(data[nested], depth)
-        raise CrystalInputError(
-            f"no cell; keys received: {shortened(sorted(map(str, data)))}; accepted: {ACCEPTED_FORMS}"
-        )
+        raise CrystalInputError(f"no cell; {keys_of(data)}; accepted: {ACCEPTED_FORMS}")
     check_units(data)
     cell = cell_of(data[cell_key], cell_key)
     # beside numbers, as tables hold the main elements, only `species` is looked at
@@ -161,7 +160,7 @@ def _record_from_dict(data: Mapping[str, Any], depth: int = 0) -> CrystalRecord:
     if key is None and data.get("coords") is not None:  # JARVIS
         key, cartesian = "coords", truth(data.get("cartesian", False))
     if key is None:
-        raise CrystalInputError(f"no frac_coords and no positions; keys received: {shortened(sorted(map(str, data)))}")
+        raise CrystalInputError(f"no frac_coords and no positions; {keys_of(data)}")
     points = points_of(data[key], key)
     if len(points) != len(numbers):
         raise CrystalInputError(f"{key} holds {len(points)} atoms but {len(numbers)} atomic numbers were given")
@@ -250,7 +249,10 @@ def _read_file(path: Path) -> str:
         raise CrystalInputError(f"not a file name: {shortened(str(path))}")
     try:
         if not path.exists():
-            raise CrystalInputError(f"no such file: {path}", name=path.name)
+            reason = f"no such file: {path}"
+            if _format_of_name(path) is None:  # of a table's column, for instance
+                reason += ", and this is no text of a known format"
+            raise CrystalInputError(reason, name=path.name)
         if path.is_dir():
             raise CrystalInputError(f"{path} is a folder, which hf_crystal.load reads", name=path.name)
         if not (path.is_file() or path.is_fifo()):  # `<(zcat …)` of a shell is a pipe; devices never end
