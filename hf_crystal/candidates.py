@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["RelaxedHull", "equal_known", "group_candidates", "likely_stable", "relax_candidates", "shortlist"]
 
 _AS_GIVEN = "as given"  # ends warnings of predictions about the cell and the places of atoms
+_LARGE_CHANGE = 0.3  # of the volume, relaxed
 DRAWS = 4  # crystals of many compositions that are drawn for each that is kept (docs/experiments.md)
 _FINE = CanonicalSettings.preset("fine")  # lengths to 0.001 Å: relaxed crystals come from no sequence
 
@@ -288,6 +289,8 @@ def relax_candidates(
             doubts = [f"not relaxed: {relaxed.error}"] if relaxed.error else []
             if not relaxed.error and not relaxed.converged:
                 doubts.append(f"the relaxation has not converged after {relaxed.num_steps} steps")
+            if relaxed.volume_change is not None and abs(relaxed.volume_change) > _LARGE_CHANGE:
+                doubts.append(f"the relaxation changed the volume by {relaxed.volume_change:+.0%}: another crystal")
             values = {name: getattr(relaxed, name) for name in kept}
             earlier = ["before relaxation: " * text.endswith(_AS_GIVEN) + text for text in result["warnings"]]
             result = {**result, **changes, **values, "warnings": [*earlier, *doubts]}

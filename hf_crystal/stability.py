@@ -442,7 +442,10 @@ def _counts(composition: str | Mapping[Any, Any]) -> dict[int, int]:
         except ValueError as error:
             raise ValueError(f"composition is {composition!r}; accepted: a formula such as 'Li0.5CoO2'") from error
         whole = math.lcm(*(amount.denominator for amount in amounts.values()))
-        composition = {symbol: int(amount * whole) for symbol, amount in amounts.items()}
+        total = sum(amounts.values())
+        if whole * total > _MOST_ATOMS:  # occupancies of four decimals: three will do for a hull
+            whole = max(1, min(1000, int(_MOST_ATOMS / total)))
+        composition = {symbol: max(1, round(amount * whole)) for symbol, amount in amounts.items()}
     counts = parse_composition(composition)
     if sum(counts.values()) > _MOST_ATOMS:
         raise ValueError(f"composition has {sum(counts.values()):.3g} atoms; accepted: up to {_MOST_ATOMS:,}")

@@ -91,6 +91,10 @@ def test_what_cannot_be_relaxed_stays_with_its_reason():
     assert failed == {"error": "none"}
     assert (kept["structure"], kept["energy"], kept["cif"]) == (given[2]["structure"], None, given[2]["cif"])
     assert kept["warnings"][0].startswith("not relaxed: NotImplementedError: No EMT-potential for ")
+    (shrunk,) = relax_candidates([result(alloy(4.5))], EMT())
+    assert shrunk["warnings"] == [
+        f"the relaxation changed the volume by {shrunk['volume_change']:+.0%}: another crystal"
+    ]
 
 
 def test_distance_is_between_energies_of_one_potential():

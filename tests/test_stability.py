@@ -62,6 +62,8 @@ def test_embedded_reference_knows_the_textbook():
     assert len(hull) > 80_000
     assert hull.stability("MgO").competing_phases.keys() == {"MgO2", "Mg"}  # phases above the hull compete, too
     assert hull.stability("Li0.5CoO2") == hull.stability("LiCo2O4")
+    mixed = hull.stability("Li3.4608Ge1.5402P0.4988S6.0004")  # 100 million atoms as whole numbers
+    assert mixed.hull_energy == pytest.approx(hull.stability("Li3.461Ge1.54P0.499S6").hull_energy, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,8 @@ def test_predict_adds_the_distance_from_the_hull(tmp_path, capsys):
     assert pd.read_csv(part).equals(rows)
     assert run(["predict", *files, *folder]) == 1
     assert "begun with other stability" in capsys.readouterr().err
+    assert run(["predict", files[0], "--model", "crystalformer-mp20", "--stability"]) == 0
+    assert "crystals near the hull only" in capsys.readouterr().err
     # energies of a model that is not ours are of an unknown kind
     assert run(["predict", *files, "--model", "some/model", "--stability"]) == 2
     assert "--reference" in capsys.readouterr().err

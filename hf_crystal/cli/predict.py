@@ -82,7 +82,7 @@ def predict(
         total = len(range(shard_index, number, num_shards))
         from ..loading import model_digest
 
-        pipe = _pipeline(model, device)
+        pipe = _pipeline(model, device, stability)
         finish = _finish(pipe.model, known_phases)
         crystals = itertools.islice(read_crystals(sources), shard_index, None, num_shards)
         of_model = {"model": model, "model_digest": model_digest(model)}
@@ -99,7 +99,7 @@ def predict(
             shard.check_values()
             return
         resumed = shard.part(0).is_file()
-        pipe = _pipeline(model, device)
+        pipe = _pipeline(model, device, stability)
         shard.predict(pipe, tally, _finish(pipe.model, known_phases), **options)
         if resumed:
             print(f"hf-crystal: {tally.read} crystals were left for this call; its warnings follow", file=sys.stderr)
@@ -109,7 +109,7 @@ def predict(
     _report(tally)
 
 
-def _pipeline(model: str, device: str | None) -> Any:
+def _pipeline(model: str, device: str | None, stability: bool) -> Any:
     quiet_transformers()
     from ..loading import load_property_pipeline, measured_errors
 
@@ -120,6 +120,12 @@ def _pipeline(model: str, device: str | None) -> Any:
         errors = ", ".join(f"{target} {error:.3g} {units.get(target, '')}".strip() for target, error in tested)
         if errors:
             print(f"hf-crystal: mean absolute error when the model was tested: {errors}", file=sys.stderr)
+            if stability:
+                print(
+                    f"hf-crystal: {model} may have learned crystals near the hull only, and put others too near to "
+                    f"it; {DEFAULT_MODEL} learned both (docs/how_to/stability.md)",
+                    file=sys.stderr,
+                )
     return pipe
 
 

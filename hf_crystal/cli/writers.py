@@ -17,7 +17,8 @@ from .._partial import partial_path
 _NARROWEST_CELL = 8
 _WIDEST_CELL = 80  # of a table to look at; the other formats hold everything
 # of columns that have none beside them
-_UNITS = {"e_above_hull": "eV/atom", "known_e_above_hull": "eV/atom", "volume": "Å³"}
+_PER_ATOM = ("e_above_hull", "known_e_above_hull", "energy", "initial_energy")
+_UNITS = dict.fromkeys(_PER_ATOM, "eV/atom") | {"volume": "Å³"}
 FileFormat = Literal["csv", "json", "jsonl", "parquet"]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
 

@@ -98,7 +98,7 @@ def open_unpacked(stream: IO[bytes]) -> IO[bytes]:
         archive = zipfile.ZipFile(stream)
         members = [name for name in archive.namelist() if not name.endswith("/") and not _of_macos(name)]
         if len(members) != 1:
-            raise ValueError(f"holds {len(members)} files {members[:5]}; an archive of one file is expected")
+            raise ValueError(f"a zip archive of {len(members)} files: unpack it and give the folder")
         return archive.open(members[0])
     unpack: Any = next((opener for magic, opener in _UNPACKERS if start.startswith(magic)), None)
     return stream if unpack is None else unpack(stream)

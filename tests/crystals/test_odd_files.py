@@ -106,7 +106,7 @@ def test_archives(tmp_path):
         return tmp_path / name
 
     assert load(packed("of_macos.cif.zip", ["a.cif", "__MACOSX/._a.cif", ".DS_Store"])).formula == "NaCl"
-    with pytest.raises(CrystalInputError, match="holds 2 files"):
+    with pytest.raises(CrystalInputError, match="a zip archive of 2 files: unpack it"):
         load(packed("two.zip", ["a.cif", "b.cif"]))
     twice, tarred = tmp_path / "twice.cif.gz", tmp_path / "a.cif.tar.gz"
     twice.write_bytes(gzip.compress(gzip.compress(NACL_CIF.encode())))
