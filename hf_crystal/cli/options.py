@@ -17,7 +17,8 @@ Smact = Annotated[
     bool,
     typer.Option(
         "--smact",
-        help="Leave out what SMACT (pip install smact) finds not charge-neutral; with a formula, ask the model alone.",
+        help="Leave out what SMACT (pip install smact) finds not charge-neutral. With a formula generate takes the "
+        "model alone, and propose refuses it.",
     ),
 ]
 Novel = Annotated[bool, typer.Option("--novel", help="Leave out what StructureMatcher takes for a known crystal.")]
