@@ -18,6 +18,7 @@ EXAMPLE = (
     "--column mb_band_gap_pbe"
 )
 
+_ALL = "all rows"
 GENERATION_EXAMPLE = (
     "Example: hf-crystal evaluate generation --model mat2seq-mp20 --data mp_20.parquet --count 200 --output-dir output"
 )
@@ -26,8 +27,12 @@ GENERATION_EXAMPLE = (
 def evaluate_property(
     data: Annotated[str, typer.Option(help="Table of crystals with labels, any form load_crystal_dataset reads.")],
     model: PropertyModelName = DEFAULT_MODEL,
-    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
-    split_column: Annotated[str, typer.Option(help="Column with the split of each row.")] = "split",
+    split: Annotated[
+        str | None, typer.Option(help="Split to evaluate; by default test, of data without splits all rows.")
+    ] = None,
+    split_column: Annotated[
+        str | None, typer.Option(help="Column with the split of each row; by default split.")
+    ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,12 +50,12 @@ def evaluate_property(
     if output_file is not None and not output_file.parent.is_dir():
         raise typer.BadParameter(f"folder {output_file.parent} does not exist", param_hint="--output-file")
     quiet_transformers()
-    from ..data import load_crystal_dataset
     from ..evaluation.property_report import evaluate_property_folder
     from ..loading import check_property_model
 
     location = check_property_model(model)
-    splits = load_crystal_dataset(data, split_column=split_column)
+    splits = _splits(data, split_column, split)
+    split = split or (_ALL if _ALL in splits else "test")
     if split not in splits:
         raise ValueError(f"{data} has no split {split!r}; available: {', '.join(splits)}")
     with counter(len(splits[split]), "crystal") as tell:
@@ -77,6 +82,19 @@ def evaluate_property(
                 else ""
             )
         )
+
+
+def _splits(data: str, split_column: str | None, split: str | None) -> dict[str, Any]:
+    """Rows by split; those of a table without splits, where none is asked for, as one part."""
+    from ..data import load_crystal_dataset
+
+    try:
+        return load_crystal_dataset(data, split_column=split_column or "split")
+    except ValueError as error:
+        if split or split_column or not str(error).startswith("split_column"):
+            raise
+    splits = load_crystal_dataset(data)
+    return {_ALL: splits["train"]} if set(splits) == {"train"} else splits
 
 
 def _shares(tree: Any, name: str = "") -> list[tuple[str, str, list[float]]]:

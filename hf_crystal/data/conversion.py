@@ -20,7 +20,14 @@ from .columns import TEXT_COLUMNS, crystal_features, name_of
 from .sources import STRUCTURE_COLUMN
 from .tables import CrystalDatasetDict, build_tables, cache_root, fingerprint
 
-__all__ = ["MISSING", "ROWS_TO_INFER_TYPES", "Row", "RowSource", "convert_rows", "tables_from_source"]
+__all__ = [
+    "ROWS_TO_INFER_TYPES",
+    "Row",
+    "RowSource",
+    "convert_rows",
+    "is_missing",
+    "tables_from_source",
+]
 
 logger = logging.get_logger(__name__)
 
@@ -29,7 +36,12 @@ RowSource = Callable[[], Iterator[Row]]
 Disorder = Literal["refuse", "mix"]
 
 ROWS_TO_INFER_TYPES = 1000
-MISSING = {"", "na", "n/a", "nan", "none", "null"}  # JARVIS writes "na"
+_MISSING = {"", "na", "n/a", "nan", "none", "null"}  # JARVIS writes "na"
+
+
+def is_missing(text: str) -> bool:
+    """Whether a value, as text, is none; 0 and False are values."""
+    return text.strip().lower() in _MISSING
 
 
 def _number(value: Any) -> float | None:
@@ -38,7 +50,7 @@ def _number(value: Any) -> float | None:
     Raises:
         ValueError, TypeError: something that is neither.
     """
-    if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
+    if value is None or (isinstance(value, str) and is_missing(value)):
         return None
     return float(value)
 
@@ -117,10 +129,10 @@ def convert_rows(
         CrystalInputError: with `on_error="raise"`, the first fault.
     """
     for index, row in enumerate(source()):
-        split = "train" if split_column is None else str(row.get(split_column) or "")
+        split = "train" if split_column is None else str(row.get(split_column))
         name = name_of(row)
         try:
-            if split.strip().lower() in MISSING:
+            if is_missing(split):
                 raise CrystalInputError(f"no split: column {split_column} is empty")
             yield split, _plain_row(row, types, required, disorder)
         except CrystalInputError as error:
@@ -184,8 +196,8 @@ def _stream_source(
     """One stream per split; rows left out are logged, as there is no file to list them in."""
     names = ["train"]
     if split_column is not None:
-        found = Counter(str(row.get(split_column) or "") for row in source())  # reads no crystal
-        names = sorted(name for name in found if name.strip().lower() not in MISSING)
+        found = Counter(str(row.get(split_column)) for row in source())  # reads no crystal
+        names = sorted(name for name in found if not is_missing(name))
 
     stream = _SourceStream(source, types, split_column, required, on_error, disorder)
     return IterableDatasetDict(

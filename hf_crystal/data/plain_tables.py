@@ -16,7 +16,7 @@ from hf_crystal.crystals.record import CRYSTAL_COLUMNS, SPECIES_COLUMN
 from hf_crystal.encoders.feature_extraction_crystal import CrystalFeatureExtractor
 
 from .columns import name_of
-from .conversion import MISSING, Disorder, Row
+from .conversion import Disorder, Row, is_missing
 from .tables import CrystalDatasetDict
 
 __all__ = ["finish_tables", "stream_tables"]
@@ -84,8 +84,8 @@ def _split_by_column(rows: Dataset, split_column: str, skipped: list[dict[str, A
     """Indices of the rows of each split; rows without a split go to `skipped`."""
     if split_column not in rows.column_names:
         raise ValueError(f"split_column {split_column!r} is not in the table; it has {', '.join(rows.column_names)}")
-    values = np.array([str(value or "") for value in rows[split_column]])
-    left_out = np.array([value.strip().lower() in MISSING for value in values], dtype=bool)
+    values = np.array([str(value) for value in rows[split_column]])
+    left_out = np.array([is_missing(value) for value in values], dtype=bool)
     if left_out.all():
         raise ValueError(f"split_column {split_column!r} is empty in every row")
     if left_out.any():
@@ -167,5 +167,5 @@ def _split_names(files: list[Path], split_column: str) -> list[str]:
         if split_column not in schema.names:
             raise ValueError(f"split_column {split_column!r} is not in {path.name}; it has {', '.join(schema.names)}")
         column = pq.read_table(path, columns=[split_column]).column(0)
-        names.update(dict.fromkeys(str(value) for value in column.unique().to_pylist() if value))
+        names.update(dict.fromkeys(name for name in map(str, column.unique().to_pylist()) if not is_missing(name)))
     return list(names)

@@ -387,3 +387,7 @@ def test_evaluate_measures_a_model(command, model, table, tmp_path):
         ("formation_energy", 3),
         ("band_gap", 3),
     ]
+    unsplit = ["evaluate", "property", "--model", model, "--data", table, "--column", "formation_energy=energy"]
+    code, out, err = command(*unsplit)
+    assert (code, out.rpartition("; ")[2]) == (0, "3 crystals\n"), err
+    assert command(*unsplit, "--split", "test")[0] == 1

@@ -10,6 +10,7 @@ import zipfile
 
 import datasets
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -378,6 +379,18 @@ def test_shared_tables_load_with_their_splits(data_dir, tmp_path, load, table, s
     batch = CrystalCollator(label_names=[label])([rows[place] for place in range(20)])
     assert batch["labels"].shape == (20, 1)
     assert batch["attention_mask"].sum(dim=1).tolist() == rows["num_atoms"][:20]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_zero_and_false_are_splits(tmp_path, load, ending):
+    crystal = {"lattice": [3.0, 0, 0, 0, 3, 0, 0, 0, 3], "frac_coords": [0.0, 0, 0], "atomic_numbers": [11]}
+    rows = pandas.DataFrame([{**crystal, "fold": n % 3, "flag": n % 2 == 1} for n in range(6)])
+    file = tmp_path / f"folds.{ending}"
+    rows.to_parquet(file) if ending == "parquet" else rows.to_json(file, orient="records", lines=True)
+    for column, splits in (("fold", {"0", "1", "2"}), ("flag", {"False", "True"})):
+        loaded = load(file, split_column=column)
+        assert (set(loaded), loaded.num_skipped) == (splits, 0)
+        assert set(load(file, split_column=column, streaming=True)) == splits
 
 
 def test_bad_rows_of_a_plain_table_are_left_out(tmp_path, load):
