@@ -139,7 +139,8 @@ def nothing_found(
     if not composition:
         return text
     if candidates != "model" and not _default_index().compositions(parse_composition(composition)):
-        return f"{text}: no known crystal has these counts of atoms"
+        text += ": no known crystal has these counts of atoms"
+        return text if candidates == "prototypes" else f"{text}, and the language model wrote none"
     return f"{text}: no known prototype fits" if candidates == "prototypes" else text
 
 

@@ -6,7 +6,7 @@ Nothing of a request is kept: no access log, no files, no text in metrics.
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -171,7 +171,7 @@ class _Endpoints:
         """Values of the model, each with its unit, standard error and interval; the default model is the first."""
         self.tools.finish(request.model, False)
         options = request.model_dump(include={"model", "stability", "unseen"})
-        with anyio.fail_after(self.time_limit):
+        with self.measures.unanswered("predict", 1), anyio.fail_after(self.time_limit):
             records = await self._read([request.crystal])
             (result,) = await self._predict(lambda: self.tools.predict(records, **options))
         self.measures.crystals("predict", [result])
@@ -184,14 +184,15 @@ class _Endpoints:
         self.tools.finish(request.model, False)
         options = request.model_dump(include={"model", "stability", "unseen"})
         results: list[dict[str, Any]] = []
-        try:
-            with anyio.fail_after(self.time_limit):
-                records = await self._read(request.crystals)
-                for piece in pieces(records, _PIECE_ATOMS, _PIECE_SIZE):
-                    results += await self._predict(functools.partial(self.tools.predict, piece, **options))
-        except TimeoutError:
-            if not results:
-                raise
+        with self.measures.unanswered("predict", len(request.crystals)):
+            try:
+                with anyio.fail_after(self.time_limit):
+                    records = await self._read(request.crystals)
+                    for piece in pieces(records, _PIECE_ATOMS, _PIECE_SIZE):
+                        results += await self._predict(functools.partial(self.tools.predict, piece, **options))
+            except TimeoutError:
+                if not results:
+                    raise
         reason = f"not predicted: those before it took more than {self.time_limit:g} s"
         results += [{"error": reason} for _ in request.crystals[len(results) :]]
         self.measures.crystals("predict", results)
@@ -211,7 +212,7 @@ class _Endpoints:
 
     async def describe(self, request: DescribeRequest) -> Description:
         """Equal crystals have equal sequences; sheets, molecules and disordered crystals have none."""
-        with anyio.fail_after(self.time_limit):
+        with self.measures.unanswered("describe", 1), anyio.fail_after(self.time_limit):
             (found,) = await self._read([request.crystal], description_of)
         if isinstance(found, str):
             self.measures.crystals("describe", [{"error": found}])
@@ -422,6 +423,15 @@ class _Measures:
         """Count one request."""
         self._requests.labels(endpoint, status).inc()
         self._seconds.labels(endpoint).observe(seconds)
+
+    @contextlib.contextmanager
+    def unanswered(self, task: str, num: int) -> Iterator[None]:
+        """Count so many crystals as failed where their request gets no turn in time, or the server has a fault."""
+        try:
+            yield
+        except Exception:
+            self._crystals.labels(task, "failed").inc(num)
+            raise
 
     def crystals(self, task: str, results: list[dict[str, Any]]) -> None:
         """Count crystals with and without a result."""

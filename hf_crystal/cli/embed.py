@@ -95,10 +95,8 @@ def embed(
 
     table = None if nearest is None else EmbeddingTable.load(nearest)
     if table is not None and table.model not in (None, model):
-        print(
-            f"hf-crystal: {nearest} was written with --model {table.model}, not {model}: distances between vectors of "
-            "two models mean nothing",
-            file=sys.stderr,
+        raise ValueError(
+            f"{nearest} was written with --model {table.model}, not {model}; accepted: vectors of one model"
         )
     quiet_transformers()
     from ..loading import load_property_model

@@ -1,5 +1,6 @@
 """`hf-crystal index`: known crystals as an index of prototypes."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,11 +30,13 @@ def index(
 
     sources = find_sources([table])
     energies, chosen = _columns(sources, split, energy_column)
-    with counter(count_crystals(sources) if chosen is None else len(chosen), "crystal") as count:
+    total = count_crystals(sources) if chosen is None else len(chosen)
+    with counter(total, "crystal") as count:
         known = ((name, crystal) for name, crystal in read_crystals(sources) if chosen is None or name in chosen)
         found = PrototypeIndex.build(known, energies=energies, progress=count)
     found.save(output)
-    print(f"{len(found)} crystals, {output.stat().st_size / 2**20:.2f} MB: {output}")
+    size = f"{output.stat().st_size / 2**20:.2f} MB"
+    print(f"hf-crystal: {len(found)} crystals, {total - len(found)} left out, {size}: {output}", file=sys.stderr)
 
 
 def _columns(
@@ -56,7 +59,7 @@ def _columns(
         raise ValueError(f"{sources[0]} lacks {missing or 'a column of names'}; it has {', '.join(have[:12])}")
     columns = pyarrow.parquet.read_table(sources[0], columns=[label, *wanted]).to_pydict()
     names = [str(name) for name in columns[label]]
-    chosen = {n for n, part in zip(names, columns["split"], strict=True) if part == split} if split else None
+    chosen = {n for n, part in zip(names, columns["split"], strict=True) if str(part) == split} if split else None
     if chosen is not None and not chosen:
         raise ValueError(f"split is {split!r}; {sources[0]} has {', '.join(sorted(set(map(str, columns['split']))))}")
     energies = zip(names, columns[energy_column], strict=True) if energy_column else ()

@@ -259,6 +259,9 @@ def test_who_waits_too_long_is_told_so(service, monkeypatch):
     late = next(answer for answer in answers if answer.status_code == 503)
     assert late.headers["Retry-After"]
     assert late.json()["detail"] == "no turn within 0.5 s; try again later"
+    failed = done.count(False) + sum(answer.status_code == 503 for answer in answers)
+    counted = f'hf_crystal_crystals_total{{outcome="failed",task="predict"}} {failed:.1f}'
+    assert counted in short.get("/metrics").text
 
 
 def test_predictions_do_not_wait_for_generations(client, service, monkeypatch):

@@ -67,13 +67,13 @@ def test_a_table_is_written_and_searched(command, model, tmp_path):
     assert lines[3][3:] == [expected.name, f"{expected.distance:.4f}"]
 
 
-def test_a_table_of_another_model_is_told(command, model, tmp_path):
+def test_a_table_of_another_model_is_refused(command, model, tmp_path):
     path, other = tmp_path / "table.parquet", tmp_path / "other"
     save_tiny_model(other)
     assert command(EXAMPLES, "--model", model, "--output-file", path)[:2] == (0, "")
     code, out, err = command(EXAMPLES / "NaCl.cif", "--nearest", path, "--model", other)
-    assert (code, out.splitlines()[2].split()[2]) == (0, "1")
-    assert err.startswith(f"hf-crystal: {path} was written with --model {model}, not {other}: ")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"hf-crystal: error: {path} was written with --model {model}, not {other}; ")
     loaded = EmbeddingTable.load(path)
     loaded.save(tmp_path / "again.parquet")
     assert EmbeddingTable.load(tmp_path / "again.parquet").model == loaded.model == model
