@@ -82,7 +82,7 @@ def build_assistant(tools: Tools | None = None) -> "MCPServer":
             raise ToolError(str(error)) from error
 
     def describe(crystal: CrystalText) -> dict[str, Any]:
-        """Formula, space group, size and canonical sequence of a crystal; equal crystals have equal sequences."""
+        """Formula, space group, size and canonical sequence of a crystal, the same for all descriptions of it."""
         (found,) = served.read([Crystal(text=crystal)], description_of)
         if isinstance(found, str):
             raise ToolError(found)

@@ -211,7 +211,7 @@ class _Endpoints:
         return Generated(crystals=crystals)
 
     async def describe(self, request: DescribeRequest) -> Description:
-        """Equal crystals have equal sequences; sheets, molecules and disordered crystals have none."""
+        """All descriptions of a crystal have one sequence; sheets, molecules and disordered crystals have none."""
         with self.measures.unanswered("describe", 1), anyio.fail_after(self.time_limit):
             (found,) = await self._read([request.crystal], description_of)
         if isinstance(found, str):

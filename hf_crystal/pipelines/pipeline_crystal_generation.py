@@ -73,7 +73,7 @@ class CrystalGenerationPipeline(Pipeline):
     - `structure`: pymatgen `Structure` of the primitive cell; `cif`: the same crystal as CIF text, its conventional
       cell with the space group and the symmetry operations;
     - `formula`: formula of the primitive cell (`Ti2O4`); `space_group`: symbol as the sequence has it;
-    - `sequence`: the sequence as text; equal crystals have equal sequences;
+    - `sequence`: the sequence as text, the same for all descriptions of a crystal;
     - `log_likelihood`: natural logarithm of the probability (temperature 1, without grammar) of what follows the
       composition; with `candidates="model"` of the generated part. None where a sequence is longer than the context;
     - `source`: "model"; "known mp-…": a known crystal; "prototype mp-…": that one with other elements. `score`: None,
