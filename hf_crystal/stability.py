@@ -41,6 +41,11 @@ DEFAULT_REFERENCE = "matbench_mp_e_form"
 ENERGY_COLUMNS = ("formation_energy", "energy")
 _LARGEST_FORMATION_ENERGY = 10.0  # eV/atom; fluorides have about -4.5
 _MOST_ATOMS = 100_000  # of a formula
+_BELOW = -0.05  # eV/atom: docs/how_to/stability.md
+_TOO_STABLE = (
+    f"more than {-_BELOW:g} eV/atom below the hull of known phases: mostly the hull lacks a phase, or the "
+    "prediction is wrong"
+)
 _MOST_ELEMENTS = 16  # each more doubles the chemical systems to look through
 _PART = re.compile(r"([A-Z][a-z]?)(\d*)")
 _Phase = tuple[tuple[int, int], ...]  # reduced: atomic numbers, ascending, with their counts
@@ -348,11 +353,11 @@ def energy_target(config: "PreTrainedConfig") -> str:
 def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> dict[str, Any]:
     """A result of the pipeline "crystal-property-prediction" with `e_above_hull` (eV/atom) and `decomposes_to`.
 
-    Where the energy has a standard error, that is the distance's, too: `e_above_hull_standard_error`, and the ends of
-    its interval, less the energy of the hull, are `e_above_hull_low` and `e_above_hull_high`. `decomposes_to` holds
-    the phases of the hull at the crystal's composition (that of its orderings, if the energy is theirs), with their
-    fractions of the atoms. Where the reference cannot
-    tell, such as for an element that it lacks, both are None and `warnings` has the reason.
+    A distance below -0.05 eV/atom is among the `warnings`. Where the energy has a standard error, that is the
+    distance's, too: `e_above_hull_standard_error`, and the ends of its interval, less the energy of the hull, are
+    `e_above_hull_low` and `e_above_hull_high`. `decomposes_to` holds the phases of the hull at the crystal's
+    composition (that of its orderings, if the energy is theirs), with their fractions of the atoms. Where the
+    reference cannot tell, such as for an element that it lacks, both are None and `warnings` has the reason.
     """
     if "error" in result:
         return result
@@ -367,7 +372,9 @@ def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> d
         ends = {end: result[f"{target}_{end}"] for end in ("low", "high")}
         errors |= {f"e_above_hull_{end}": found.e_above_hull + value - result[target] for end, value in ends.items()}
     decomposition = found.text_of(found.decomposition)
-    distance = {"e_above_hull": found.e_above_hull, "e_above_hull_unit": "eV/atom"}
+    distance: dict[str, Any] = {"e_above_hull": found.e_above_hull, "e_above_hull_unit": "eV/atom"}
+    if found.e_above_hull is not None and found.e_above_hull < _BELOW:
+        distance["warnings"] = [*result.get("warnings", ()), _TOO_STABLE]
     return {**result, **distance, **errors, "decomposes_to": decomposition}
 
 

@@ -209,6 +209,8 @@ def test_results_of_the_pipeline_get_two_fields():
     unknown = add_stability({"formula": "PoO2", "formation_energy_per_atom": -1.0, "warnings": ["odd"]}, target, hull)
     assert (unknown["e_above_hull"], unknown["decomposes_to"]) == (None, None)
     assert unknown["warnings"] == ["odd", "PoO2: no phase of matbench_mp_e_form has Po"]
+    low = add_stability({**result, "formation_energy_per_atom": -2.9, "warnings": ["odd"]}, target, hull)
+    assert low["warnings"][0] == "odd" and low["warnings"][1].startswith("more than 0.05 eV/atom below the hull")
     Config.target_units = ["eV", "eV"]
     with pytest.raises(ValueError, match="one target formation_energy"):
         energy_target(Config)

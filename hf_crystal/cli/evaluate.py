@@ -94,7 +94,14 @@ def _splits(data: str, split_column: str | None, split: str | None) -> dict[str,
         if split or split_column or not str(error).startswith("split_column"):
             raise
     splits = load_crystal_dataset(data)
-    return {_ALL: splits["train"]} if set(splits) == {"train"} else splits
+    if set(splits) != {"train"}:
+        return splits
+    print(
+        f"hf-crystal: {data} has no splits: all rows are measured. The errors of rows that the model was trained on are "
+        "no measure of others",
+        file=sys.stderr,
+    )
+    return {_ALL: splits["train"]}
 
 
 def _shares(tree: Any, name: str = "") -> list[tuple[str, str, list[float]]]:

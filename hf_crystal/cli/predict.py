@@ -132,12 +132,18 @@ def _pipeline(model: str, device: str | None, stability: bool) -> Any:
 def _reference(model: str, reference: str | None) -> str:
     """Name of the known phases that the model's energies can be compared with."""
     from ..checkpoints import embedded_checkpoints
-    from ..stability import DEFAULT_REFERENCE
+    from ..loading import check_property_model
+    from ..stability import DEFAULT_REFERENCE, energy_target
 
     if reference is None and model not in embedded_checkpoints():
+        if Path(model).is_dir():
+            from transformers import AutoConfig
+
+            energy_target(AutoConfig.from_pretrained(check_property_model(model)))  # raises where it has none
         raise typer.BadParameter(
-            f"formation energies of {model} may be of another kind than those of {DEFAULT_REFERENCE} (Materials "
-            f"Project 2018, PBE): name known phases of the same kind, or {DEFAULT_REFERENCE} where they are",
+            f"needed with --stability: formation energies of {model} may be of another kind than those of "
+            f"{DEFAULT_REFERENCE} (Materials Project 2018, PBE). Name known phases of the same kind, or "
+            f"{DEFAULT_REFERENCE} where they are",
             param_hint="--reference",
         )
     return reference or DEFAULT_REFERENCE

@@ -44,8 +44,7 @@ def push(
     quiet_transformers()
     from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
-    if every:
-        validate_repo_id(f"{source}/crystalformer-mp")  # before anything is exported
+    validate_repo_id(f"{source}/crystalformer-mp" if every else repository)  # before anything is exported
     from ..hub import planned_push, push_folder
 
     disable_progress_bars()
@@ -53,7 +52,8 @@ def push(
         for folder, name in _exported(source, Path(scratch)) if every else [(Path(source), str(repository))]:
             if dry_run:
                 for target, files in planned_push(folder, name).items():
-                    print(f"{target}: {len(files)} files, {sum(files.values()) / 1e6:.2f} MB")
+                    size = f"{len(files)} files, {sum(files.values()) / 1e6:.2f} MB"
+                    print(f"{target}: {size}, {'private' if private else 'public'} where the repository is new")
                     print(textwrap.fill(", ".join(files), 100, initial_indent="  ", subsequent_indent="  "))
                 continue
             pushed = push_folder(folder, name, private=private, overwrite=overwrite)

@@ -26,7 +26,6 @@ _ADDED = {  # by grouping, relaxation, stability
 }
 _FAR = 0.2  # eV/atom: hardly a crystal predicted so far is near the hull (docs/experiments.md)
 _MOST_WARNINGS = 8  # lines; of crystals of odd volumes each has its own
-_BELOW = -0.05  # eV/atom: mostly the hull lacks a phase (docs/how_to/stability.md)
 _MORE_COLUMNS = ["initial_energy", "energy_of", "sequence", "warnings", "cif"]  # of every form but the table
 _TYPES = {**_ADDED, "num_atoms": "int64", "initial_energy": "double", **dict.fromkeys(_NUMBERS, "double")}
 
@@ -55,15 +54,12 @@ def write_crystals(
     if about := results[0].get("energy_of"):
         caveat = "" if "energy" in results[0] else ": a hint, no ranking of stability"
         print(f"hf-crystal: e_above_hull is of {about}{caveat}", file=sys.stderr)
-        heights = [(result, result["e_above_hull"] or 0.0) for result in results]
-        lacking = ": mostly the hull of 2018 lacks a phase, or the prediction is wrong"
-        for some, where in (
-            ([result for result, height in heights if height > _FAR], f"more than {_FAR:g} eV/atom above the hull"),
-            ([result for result, height in heights if height < _BELOW], f"more than {-_BELOW:g} below it{lacking}"),
-        ):
-            if some:
-                first = f"the first {some[0]['source']} of {some[0]['space_group']}"
-                print(f"hf-crystal: {len(some)} of {len(results)}, {first}: {where}", file=sys.stderr)
+        if some := [result for result in results if (result["e_above_hull"] or 0.0) > _FAR]:
+            first = f"the first {some[0]['source']} of {some[0]['space_group']}"
+            print(
+                f"hf-crystal: {len(some)} of {len(results)}, {first}: more than {_FAR:g} eV/atom above the hull",
+                file=sys.stderr,
+            )
     files = [None] * len(results) if folder is None else write_structures(folder, results, form)
     more = [name for name in _MORE_COLUMNS if name in results[0]] if output != "table" else []
     is_empty = output == "table" and all(result["known_e_above_hull"] is None for result in results)

@@ -273,9 +273,7 @@ def ordered_records(record: CrystalRecord, n: int, *, max_atoms: int = 160, seed
     cell = record.cell * np.array(repeats)[:, None]
     kinds, kind = np.unique(np.round(record.occupancies, 6), axis=0, return_inverse=True)
     kind = np.tile(kind.reshape(-1), len(grid))
-    counts = np.array(
-        [_whole_numbers(kinds[k] * np.sum(kind == k), int(np.sum(kind == k))) for k in range(len(kinds))]
-    )
+    counts = _whole_numbers(kinds, np.bincount(kind, minlength=len(kinds)))
     if not counts.any():
         raise CrystalInputError(f"{record.formula}: all occupancies round to 0 in a cell of at most {max_atoms} atoms")
     near = _excluding(frac, cell, np.tile(record.atomic_numbers, len(grid)))
@@ -330,12 +328,23 @@ def _supercell(record: CrystalRecord, max_atoms: int) -> tuple[int, int, int]:
     return min(shapes, key=lambda shape: float((lengths * shape).max() / (lengths * shape).min()))
 
 
-def _whole_numbers(amounts: np.ndarray, sites: int) -> np.ndarray:
-    """Whole numbers nearest to the amounts, their sum as near as can be: largest remainders first."""
-    counts = np.floor(amounts + 1e-6).astype(int)
-    left = min(int(np.round(amounts.sum())), sites) - int(counts.sum())
-    order = np.argsort(counts - amounts, kind="stable")
-    counts[order[: max(left, 0)]] += 1
+def _whole_numbers(kinds: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Atoms of each element on the sites of each kind, `(K, E)`; what rounding leaves goes on to the next kind.
+
+    So the total of each element, too, is as near to the occupancies as can be, and charges cancel where they did.
+    """
+    counts, left = np.zeros(kinds.shape, dtype=int), np.zeros(kinds.shape[1])
+    for k, (kind, size) in enumerate(zip(kinds, sizes.tolist(), strict=True)):
+        exact = kind * size
+        wanted = np.where(kind > 0, np.clip(exact + left, 0, size), 0.0)
+        is_full = kind.sum() > 1 - 1e-6
+        total = size if is_full else min(int(np.round(wanted.sum())), size)
+        counts[k] = np.floor(wanted + 1e-6)
+        while counts[k].sum() > total:
+            counts[k, np.argmax(np.where(counts[k] > 0, counts[k] - wanted, -np.inf))] -= 1
+        while counts[k].sum() < total:  # largest remainders first
+            counts[k, np.argmax(np.where(kind > 0, wanted - counts[k], -np.inf))] += 1
+        left += exact - counts[k]
     return counts
 
 

@@ -50,7 +50,7 @@ _GEOMETRY = ("strain", "distortion")
 _STRAINED, _MOST_STRAINED = 0.06, 0.14  # strain that gets a warning, and that of the fit: docs/experiments.md
 _MIXED = (
     "disordered: sites are read as mixtures of their elements, which models of ordered crystals were not trained on; "
-    "disorder='orderings' (--disorder orderings) predicts ordered crystals in its place"
+    "energies are mostly too high; disorder='orderings' (--disorder orderings) predicts ordered crystals in its place"
 )
 # batches that are read ahead and sorted by size together
 _BATCHES_PER_CHUNK = 16

@@ -45,6 +45,14 @@ def test_of_a_split_site_one_half_is_taken():
         assert distances.min() > 2.5
 
 
+def test_the_total_of_each_element_is_rounded():
+    places = [[0.0] * 3, [0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [0.0, 0.5, 0.5]]
+    species = [{"Li": 0.40}, {"Li": 0.41}, {"Li": 0.42}, "Cl"]  # each alone is nearer to none
+    (only,) = {structure.formula for structure in orderings(
+        {"cell": 6.0 * np.eye(3), "frac_coords": places, "species": species}, 4, max_atoms=3)}  # fmt: skip
+    assert only == "Li1 Cl1"
+
+
 def test_the_largest_cell_bounds_what_is_rounded():
     rare = {**SALT, "species": [{"Na": 0.97, "K": 0.03}] * 4 + ["Cl"] * 4}
     assert len(orderings(rare, 1, max_atoms=8)[0]) == 8
