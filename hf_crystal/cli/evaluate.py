@@ -97,8 +97,8 @@ def _splits(data: str, split_column: str | None, split: str | None) -> dict[str,
     if set(splits) != {"train"}:
         return splits
     print(
-        f"hf-crystal: {data} has no splits: all rows are measured. The errors of rows that the model was trained on are "
-        "no measure of others",
+        f"hf-crystal: {data} has no splits: all rows are measured. The errors of rows that the model was trained on "
+        "are no measure of others",
         file=sys.stderr,
     )
     return {_ALL: splits["train"]}
