@@ -12,14 +12,22 @@ from ..crystals.reading import ACCEPTED_FORMS, as_record
 from ..crystals.record import CrystalInputError, CrystalRecord
 from ..evaluation.pools import JobPool
 
-__all__ = ["MAX_ATOMS", "MAX_BYTES", "CrystalReaders", "description_of", "keep_silent", "limit_memory"]
+__all__ = ["MAX_ATOMS", "MAX_BYTES", "CrystalReaders", "cost_of", "description_of", "keep_silent", "limit_memory"]
 
 MAX_ATOMS = 1000  # larger cells would keep a small server busy for minutes
 MAX_BYTES = 5_000_000
 _SECONDS = 5.0  # for one crystal; a good one takes milliseconds
 _SECONDS_OF_A_REQUEST = 20.0
 _ACCEPTED = "the content of a CIF, POSCAR, extended XYZ or JSON (pymatgen, JARVIS, OPTIMADE) file"  # no objects, paths
+_DENSE = 4.0  # Å³ per atom: hydrides under pressure have less, little else has
 _MEMORY = 1 << 30  # bytes, on top of what the process has before it reads
+
+
+def cost_of(record: CrystalRecord) -> float:
+    """Atoms of usual density that cost as much as a crystal: neighbors are as many as the crystal is dense."""
+    if not all(record.pbc):
+        return record.num_atoms
+    return record.num_atoms * max(1.0, _DENSE * record.num_atoms / record.volume)
 
 
 def _prepare() -> None:
@@ -75,6 +83,11 @@ def _read(job: tuple[str, str | Path, Callable[[CrystalRecord], Any] | None]) ->
     name, source, then = job
     try:
         record = as_record(source, name=name, max_atoms=MAX_ATOMS, nested=True, disorder="mix", partly_periodic=True)
+        if cost_of(record) > MAX_ATOMS:
+            return (
+                f"{record.num_atoms} atoms in {record.volume:.4g} Å³; accepted: up to {MAX_ATOMS} atoms, fewer where "
+                f"a cell has less than {_DENSE:g} Å³ per atom"
+            )
         return record if then is None else then(record)
     except CrystalInputError as error:
         return error.reason.replace(ACCEPTED_FORMS, _ACCEPTED)

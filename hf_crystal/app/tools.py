@@ -15,7 +15,7 @@ from ..checkpoints import embedded_checkpoints
 from ..crystals.record import CrystalRecord
 from ..loading import model_digest
 from ..stability import ReferenceHull, add_stability, energy_target, load_reference
-from .reading import MAX_ATOMS, MAX_BYTES, description_of
+from .reading import MAX_ATOMS, MAX_BYTES, cost_of, description_of
 from .service import MAX_COMPOSITION, MAX_FILES, MAX_GENERATED, Service
 
 __all__ = [
@@ -321,14 +321,15 @@ def _public_name(name: str) -> str:
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def pieces(records: Sequence[CrystalRecord | str], atoms: int, size: int) -> list[list[CrystalRecord | str]]:
-    """Records in order, in lists of up to `size` with up to `atoms` together; a larger crystal alone."""
+def pieces(records: Sequence[CrystalRecord | str], atoms: float, size: int) -> list[list[CrystalRecord | str]]:
+    """Records in order, in lists of up to `size` with up to `atoms` together (`cost_of`); a larger crystal alone."""
     found: list[list[CrystalRecord | str]] = []
     room = -math.inf
     for record in records:
-        room -= 0 if isinstance(record, str) else record.num_atoms
+        cost = 0.0 if isinstance(record, str) else cost_of(record)
+        room -= cost
         if room < 0 or len(found[-1]) == size:
             found.append([])
-            room = atoms - (0 if isinstance(record, str) else record.num_atoms)
+            room = atoms - cost
         found[-1].append(record)
     return found

@@ -59,7 +59,7 @@ def embed(
         Literal["crystal", "atom"], typer.Option(help="One vector per crystal, or one per atom.")
     ] = "crystal",
     nearest: Annotated[
-        Path | None, typer.Option(help="Table written by this command: list the crystals in it nearest to each.")
+        Path | None, typer.Option(help="Table that this command wrote as parquet: list its crystals nearest to each.")
     ] = None,
     num: Annotated[int, typer.Option(help="Neighbors per crystal, with --nearest.")] = 5,
     metric: Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .._partial import partial_path
 from .progress import counter
 from .sources import count_crystals, find_sources, read_crystals
 
@@ -28,13 +29,19 @@ def index(
     """
     from ..prototypes import PrototypeIndex
 
+    if output.suffix != ".parquet":
+        raise typer.BadParameter(f"{output} must end in .parquet", param_hint="OUTPUT")
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"folder {output.parent} does not exist", param_hint="OUTPUT")
     sources = find_sources([table])
     energies, chosen = _columns(sources, split, energy_column)
     total = count_crystals(sources) if chosen is None else len(chosen)
     with counter(total, "crystal") as count:
         known = ((name, crystal) for name, crystal in read_crystals(sources) if chosen is None or name in chosen)
         found = PrototypeIndex.build(known, energies=energies, progress=count)
-    found.save(output)
+    partial = partial_path(output)
+    found.save(partial)
+    partial.replace(output)
     size = f"{output.stat().st_size / 2**20:.2f} MB"
     print(f"hf-crystal: {len(found)} crystals, {total - len(found)} left out, {size}: {output}", file=sys.stderr)
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import anyio
 import httpx
+import numpy as np
 import psutil
 import pytest
 from pymatgen.core import Lattice, Structure
 from tiny_models import NACL, OVERLAPPING
 
-from hf_crystal.app.reading import MAX_BYTES
+from hf_crystal.app.reading import MAX_BYTES, cost_of
 from hf_crystal.app.service import MAX_GENERATED, Service, example_files
 from hf_crystal.app.tools import Tools
 from hf_crystal.crystals.reading import as_record
@@ -156,6 +157,17 @@ def test_what_is_too_large_or_no_json_is_refused(client):
         assert client.post("/predict", content=body, headers=headers).status_code in (400, 422)
     answer = client.post("/predict", content=b'{"crystal": ', headers=headers)
     assert answer.json() == {"detail": "body: no valid JSON, see its character 12"}
+
+
+def test_a_cell_that_is_dense_may_have_fewer_atoms(client):
+    places = [[x / 8, y / 8, z / 8] for x in range(8) for y in range(8) for z in range(8)]
+    crystal = {"frac_coords": places, "species": ["Na"] * 512}
+    answer = client.post("/describe", json={"crystal": {**crystal, "lattice": (8.0 * np.eye(3)).tolist()}})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        422,
+        "512 atoms in 512 Å³; accepted: up to 1000 atoms, fewer where a cell has less than 4 Å³ per atom",
+    )
+    assert cost_of(as_record({**crystal, "lattice": 24.0 * np.eye(3)})) == 512
 
 
 def test_an_entry_of_a_batch_that_is_no_crystal_costs_itself(client):
