@@ -19,7 +19,7 @@ from .crystals.elements import parse_composition
 from .crystals.reading import as_record, record_to_structure
 from .mat2seq.canonicalize import CanonicalSettings, canonicalize
 from .mat2seq.space_groups import space_group_symbols
-from .stability import ReferenceHull, Stability, load_reference, predict_stability
+from .stability import ReferenceHull, Stability, height_doubts, load_reference, predict_stability
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -227,6 +227,7 @@ class RelaxedHull:
                 try:
                     energy, phases = self.energy(result["formula"])
                     values = {"e_above_hull": result["energy"] - energy, "decomposes_to": Stability.text_of(phases)}
+                    doubts += height_doubts(values["e_above_hull"])
                 except ValueError as error:
                     doubts.append(f"distance from the hull is not known: {error}")
                 if not result["source"].startswith("known") and (equal := equal_known(result, self.index)):

@@ -30,6 +30,7 @@ __all__ = [
     "add_stability",
     "energy_target",
     "has_phase",
+    "height_doubts",
     "load_reference",
     "predict_stability",
     "predicted_energies",
@@ -350,6 +351,11 @@ def energy_target(config: "PreTrainedConfig") -> str:
     return found[0]
 
 
+def height_doubts(e_above_hull: float | None) -> list[str]:
+    """Warnings of a distance from the hull, eV/atom, that can hardly be true."""
+    return [_TOO_STABLE] if e_above_hull is not None and e_above_hull < _BELOW else []
+
+
 def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> dict[str, Any]:
     """A result of the pipeline "crystal-property-prediction" with `e_above_hull` (eV/atom) and `decomposes_to`.
 
@@ -373,8 +379,8 @@ def add_stability(result: dict[str, Any], target: str, hull: ReferenceHull) -> d
         errors |= {f"e_above_hull_{end}": found.e_above_hull + value - result[target] for end, value in ends.items()}
     decomposition = found.text_of(found.decomposition)
     distance: dict[str, Any] = {"e_above_hull": found.e_above_hull, "e_above_hull_unit": "eV/atom"}
-    if found.e_above_hull is not None and found.e_above_hull < _BELOW:
-        distance["warnings"] = [*result.get("warnings", ()), _TOO_STABLE]
+    if doubts := height_doubts(found.e_above_hull):
+        distance["warnings"] = [*result.get("warnings", ()), *doubts]
     return {**result, **distance, **errors, "decomposes_to": decomposition}
 
 
